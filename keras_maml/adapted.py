@@ -32,7 +32,7 @@ class TransductiveModel(keras.Model):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Calls the wrapped model, normalising with the statistics of ``x``."""
-        with layers.differentiable_forms(self.model, vectorized=False, write_statistics=False):
+        with layers.differentiable_forms(self.model, route="plain", write_statistics=False):
             return self.model(x, training=training)
 
     def build(self, input_shape: Any = None) -> None:

@@ -181,8 +181,9 @@ def _predict_tasks(
         steps = tf.broadcast_to(steps, [tasks])
 
     def one(weights: Tensors, element: Any, vectorized: bool) -> Any:
+        del vectorized
         state, steps, support, x_query = element
-        objective = learner.objective(vectorized=vectorized)
+        objective = learner.objective()
         _, weights, state = tf.while_loop(
             lambda step, *_: step < steps,
             lambda step, *values: (step + 1, *objective.inner_step(*values, support, step)),

@@ -38,7 +38,7 @@ def forward(
     x: Any,
     *,
     training: bool,
-    vectorized: bool = False,
+    route: layers.Route = "plain",
     batch_statistics: layers.BatchStatistics = "batch",
 ) -> Forward:
     """Calls a model with explicit weights and state; none of its variables changes.
@@ -49,7 +49,7 @@ def forward(
         state: One tensor per non-trainable variable: batch statistics, seeds of random layers.
         x: The inputs, ``[examples, ...]`` or a nest of such.
         training: Whether dropout and its like are active.
-        vectorized: See `layers.differentiable_forms`.
+        route: See `layers.differentiable_forms`.
         batch_statistics: See `layers.differentiable_forms`.
 
     Returns:
@@ -59,9 +59,7 @@ def forward(
         *zip(model.trainable_variables, weights, strict=True),
         *zip(model.non_trainable_variables, state, strict=True),
     ]
-    forms = layers.differentiable_forms(
-        model, vectorized=vectorized, batch_statistics=batch_statistics
-    )
+    forms = layers.differentiable_forms(model, route=route, batch_statistics=batch_statistics)
     with forms, keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
         predictions = model(x, training=training)
         # Not `model.losses`: it finds added losses by the id of a tensor, which a later trace

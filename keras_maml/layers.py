@@ -13,13 +13,10 @@ one: call `tf.nn.moments` or `keras.ops.moments` through their modules.
 `differentiable_forms` lends the layers of a model an equivalent form while a task's function is
 traced. The user's layers, their weights and their configuration stay as they are.
 
-A convolution becomes patches times a matrix: the patches are strided slices of the padded
-input, one per kernel tap, so that every derivative is again made of slices, pads and matrix
-products.
+The mathematics is in `keras_maml.convolution` and `keras_maml.normalization`.
 """
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -27,7 +24,14 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from keras_maml import convolution
+from keras_maml.linear import add_bias
+from keras_maml.normalization import moments, standardize
+
 BatchStatistics = Literal["batch", "stored"]
+
+# How a trace will run: vectorised over tasks, task by task but compiled by XLA, or neither.
+Route = Literal["vectorized", "compiled", "plain"]
 
 # Longer sequences keep their loop: unrolling them would make the program too large to compile.
 MAX_UNROLLED_STEPS = 128
@@ -37,7 +41,7 @@ MAX_UNROLLED_STEPS = 128
 def differentiable_forms(
     model: keras.Model,
     *,
-    vectorized: bool,
+    route: Route,
     batch_statistics: BatchStatistics = "batch",
     write_statistics: bool = True,
 ) -> Iterator[None]:
@@ -45,8 +49,8 @@ def differentiable_forms(
 
     Args:
         model: The model; nested models are included.
-        vectorized: Whether the trace will be vectorised over tasks. If not, convolutions keep
-            TensorFlow's own operations.
+        route: How the trace will run. Convolutions differ: patches times a matrix, XLA's
+            forward convolution, TensorFlow's own operations (see `keras_maml.convolution`).
         batch_statistics: What trainable `BatchNormalization` layers normalise with: ``"batch"``
             takes the batch at hand, ``"stored"`` the layer's moving statistics. Frozen layers
             always use what they have stored.
@@ -57,8 +61,7 @@ def differentiable_forms(
         stack.enter_context(_lend(tf.nn, "moments", moments))
         for layer in flatten_layers(model):
             forms = _form_of(layer, _FORMS)
-            if vectorized:
-                forms = forms | _form_of(layer, _VECTORIZED_FORMS)
+            forms = forms | _form_of(layer, _FORMS_OF_ROUTES[route])
             if isinstance(layer, keras.layers.BatchNormalization):
                 # Keras writes momentum * moving + (1 - momentum) * batch.
                 momentum = 0.0 if write_statistics else 1.0
@@ -116,146 +119,60 @@ def _bind(function: Callable, layer: keras.layers.Layer, *bound: Any) -> Callabl
 # --- normalisation ---------------------------------------------------------------------------
 
 
-def moments(
-    x: tf.Tensor,
-    axes: Sequence[int],
-    shift: None = None,
-    keepdims: bool = False,
-    name: str | None = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance along axes, with the signature of `tf.nn.moments`, exact to any order.
-
-    Args:
-        x: Floating tensor.
-        axes: The axes to reduce.
-        shift: Unused, as in `tf.nn.moments`.
-        keepdims: Whether the reduced axes stay, with length 1.
-        name: Unused.
-
-    Returns:
-        The mean and the (biased) variance, in the dtype of ``x``.
-    """
-    del shift, name
-    mean = tf.reduce_mean(x, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=True)
-    if not keepdims:
-        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
-    return mean, variance
-
-
 def _normalize(layer, batch_statistics, inputs, training=None, mask=None):
     del training  # whatever the phase: the way of normalising is the learner's choice
-    return type(layer).call(layer, inputs, training=batch_statistics == "batch", mask=mask)
+    on_batch = batch_statistics == "batch"
+    ours = type(layer).call is keras.layers.BatchNormalization.call and not layer.renorm
+    if mask is not None or not (on_batch and ours and layer.trainable):
+        return type(layer).call(layer, inputs, training=on_batch, mask=mask)
+    x = keras.ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+    axis = layer.axis % len(x.shape)
+    axes = [i for i in range(len(x.shape)) if i != axis]
+    if layer.momentum != 1.0:
+        mean, variance = moments(x, axes)
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(variance)
+    outputs, _ = standardize(x, axes, layer.epsilon)
+    by_channel = [-1 if i == axis else 1 for i in range(len(x.shape))]
+    if layer.scale:
+        outputs *= tf.reshape(tf.cast(layer.gamma, x.dtype), by_channel)
+    if layer.center:
+        beta = tf.cast(layer.beta, x.dtype)
+        last = axis == len(x.shape) - 1
+        outputs = add_bias(outputs, beta) if last else outputs + tf.reshape(beta, by_channel)
+    return tf.cast(outputs, layer.compute_dtype)
 
 
-# --- sums over kernel taps ---------------------------------------------------------------------
-
-
-def taps(
-    inputs: tf.Tensor,
-    window: Sequence[int],
-    strides: Sequence[int],
-    padding: str,
-    dilation: Sequence[int] | None = None,
-    pad_value: float = 0.0,
-) -> list[tf.Tensor]:
-    """Slices a channels-last tensor into what each tap of a sliding window sees.
-
-    Args:
-        inputs: ``[batch, *spatial, channels]`` with static spatial sizes.
-        window: The size of the window along each spatial axis.
-        strides: Its strides.
-        padding: ``"valid"`` or ``"same"`` (any case), as in TensorFlow.
-        dilation: The distance between taps; 1 if None.
-        pad_value: What ``"same"`` pads with.
-
-    Returns:
-        One tensor ``[batch, *output spatial, channels]`` per tap, in row-major order of taps.
-
-    Raises:
-        NotImplementedError: A spatial size is unknown.
-    """
-    sizes = inputs.shape[1:-1]
-    if None in sizes:
-        raise NotImplementedError("the spatial size of the input is unknown")
-    dilation = tuple(dilation or (1,) * len(window))
-    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-    if padding.lower() == "same":
-        outputs = [math.ceil(n / s) for n, s in zip(sizes, strides, strict=True)]
-        totals = [
-            max((o - 1) * s + r - n, 0)
-            for o, s, r, n in zip(outputs, strides, reach, sizes, strict=True)
-        ]
-        if any(totals):
-            pads = [(0, 0), *((t // 2, t - t // 2) for t in totals), (0, 0)]
-            inputs = tf.pad(inputs, pads, constant_values=tf.cast(pad_value, inputs.dtype))
-    else:
-        outputs = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
-    slices = []
-    for tap in itertools.product(*(range(k) for k in window)):
-        index = tuple(
-            slice(t * d, t * d + (o - 1) * s + 1, s)
-            for t, d, o, s in zip(tap, dilation, outputs, strides, strict=True)
-        )
-        slices.append(inputs[(slice(None), *index, slice(None))])
-    return slices
-
-
-def convolution(
-    inputs: tf.Tensor,
-    kernel: tf.Tensor,
-    strides: Sequence[int],
-    padding: str,
-    dilation: Sequence[int] | None = None,
-    groups: int = 1,
-) -> tf.Tensor:
-    """Convolves by patches times a matrix, in one, two, three or more dimensions.
-
-    Args:
-        inputs: ``[batch, *spatial, channels]``.
-        kernel: ``[*window, channels / groups, filters]``.
-        strides: The strides along the spatial axes.
-        padding: ``"valid"`` or ``"same"``.
-        dilation: The dilation rates; 1 if None.
-        groups: The number of channel groups.
-
-    Returns:
-        ``[batch, *output spatial, filters]``.
-    """
-    *window, depth, filters = kernel.shape
-    slices = taps(inputs, window, strides, padding, dilation)
-    shape = [-1 if size is None else size for size in slices[0].shape[:-1]]
-    products = []
-    for group in range(groups):
-        chosen = slices
-        if groups > 1:
-            chosen = [tap[..., group * depth : (group + 1) * depth] for tap in slices]
-        patches = chosen[0] if len(chosen) == 1 else tf.concat(chosen, -1)
-        width = filters // groups
-        matrix = tf.reshape(kernel, [-1, filters])[:, group * width : (group + 1) * width]
-        products.append(tf.reshape(patches, [-1, depth * len(chosen)]) @ matrix)
-    product = products[0] if groups == 1 else tf.concat(products, -1)
-    return tf.reshape(product, [*shape, filters])
-
-
-def _channels_last(layer: keras.layers.Layer, inputs: tf.Tensor, function: Callable) -> tf.Tensor:
-    if layer.data_format == "channels_last":
-        return function(inputs)
-    rank = len(inputs.shape)
-    outputs = function(tf.transpose(inputs, [0, *range(2, rank), 1]))
-    return tf.transpose(outputs, [0, rank - 1, *range(1, rank - 1)])
+# --- convolution and pooling --------------------------------------------------------------------
 
 
 def _finish(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
     """Adds the bias to channels-last outputs."""
-    return outputs + tf.convert_to_tensor(layer.bias) if layer.use_bias else outputs
+    return add_bias(outputs, tf.convert_to_tensor(layer.bias)) if layer.use_bias else outputs
 
 
 def _activate(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
     return outputs if layer.activation is None else layer.activation(outputs)
 
 
-def _convolve(layer, inputs):
+def _convolve_by_patches(layer, inputs):
+    def convolve(inputs, kernel, padding):
+        return convolution.by_patches(inputs, kernel, layer.strides, padding, layer.dilation_rate)
+
+    return _convolve(layer, inputs, convolve)
+
+
+def _convolve_natively(layer, inputs):
+    if any(stride != 1 for stride in layer.strides):
+        return _convolve_by_patches(layer, inputs)
+
+    def convolve(inputs, kernel, padding):
+        return convolution.natively(inputs, kernel, padding, layer.dilation_rate)
+
+    return _convolve(layer, inputs, convolve)
+
+
+def _convolve(layer, inputs, convolve):
     kernel = tf.convert_to_tensor(layer.kernel)
 
     def function(inputs):
@@ -263,40 +180,37 @@ def _convolve(layer, inputs):
         if padding == "causal":
             left = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
             inputs, padding = tf.pad(inputs, [(0, 0), (left, 0), (0, 0)]), "valid"
-        outputs = convolution(
-            inputs, kernel, layer.strides, padding, layer.dilation_rate, layer.groups
-        )
-        return _finish(layer, outputs)
+        if layer.groups == 1:
+            return _finish(layer, convolve(inputs, kernel, padding))
+        groups = (tf.split(tensor, layer.groups, -1) for tensor in (inputs, kernel))
+        parts = [convolve(*pair, padding) for pair in zip(*groups, strict=True)]
+        return _finish(layer, tf.concat(parts, -1))
 
-    return _activate(layer, _channels_last(layer, inputs, function))
+    return _activate(layer, convolution.channels_last(layer.data_format, inputs, function))
 
 
 def _convolve_depthwise(layer, inputs):
     kernel = tf.convert_to_tensor(layer.kernel)
 
     def function(inputs):
-        slices = taps(inputs, layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate)
+        slices = convolution.taps(
+            inputs, layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate
+        )
         weights = tf.reshape(kernel, [len(slices), *kernel.shape[-2:]])
         outputs = sum(tap[..., None] * weights[i] for i, tap in enumerate(slices))
         shape = [-1 if size is None else size for size in outputs.shape[:-2]]
         return _finish(layer, tf.reshape(outputs, [*shape, math.prod(kernel.shape[-2:])]))
 
-    return _activate(layer, _channels_last(layer, inputs, function))
+    return _activate(layer, convolution.channels_last(layer.data_format, inputs, function))
 
 
 def _pool(layer, inputs):
-    def function(inputs):
-        window = (inputs, layer.pool_size, layer.strides, layer.padding)
-        if layer.pool_mode == "max":
-            slices = taps(*window[:], pad_value=inputs.dtype.min)
-            outputs = slices[0]
-            for tap in slices[1:]:
-                outputs = tf.maximum(outputs, tap)
-            return outputs
-        inside = taps(tf.ones_like(inputs[:1, ..., :1]), *window[1:])
-        return tf.add_n(taps(*window)) / tf.add_n(inside)
+    pool = convolution.max_pool if layer.pool_mode == "max" else convolution.average_pool
 
-    return _channels_last(layer, inputs, function)
+    def function(inputs):
+        return pool(inputs, layer.pool_size, layer.strides, layer.padding)
+
+    return convolution.channels_last(layer.data_format, inputs, function)
 
 
 # --- the rest ----------------------------------------------------------------------------------
@@ -389,10 +303,15 @@ _FORMS: dict[type, Callable | dict] = {
     keras.layers.AveragePooling2D: _pool,
     keras.layers.AveragePooling3D: _pool,
 }
-_VECTORIZED_FORMS: dict[type, Callable | dict] = {
-    keras.layers.Conv1D: _convolve,
-    keras.layers.Conv2D: _convolve,
-    keras.layers.Conv3D: _convolve,
+_BY_PATCHES: dict[type, Callable | dict] = {
+    keras.layers.Conv1D: _convolve_by_patches,
+    keras.layers.Conv2D: _convolve_by_patches,
+    keras.layers.Conv3D: _convolve_by_patches,
     keras.layers.DepthwiseConv1D: _convolve_depthwise,
     keras.layers.DepthwiseConv2D: _convolve_depthwise,
+}
+_FORMS_OF_ROUTES = {
+    "vectorized": _BY_PATCHES,
+    "compiled": _BY_PATCHES | {keras.layers.Conv2D: _convolve_natively},
+    "plain": {},
 }

@@ -266,7 +266,7 @@ class MAML(EpisodicModel):
             def one(shared: Any, element: Any, vectorized: bool) -> Any:
                 weights, state, episode = element
                 objective = self.objective(
-                    vectorized=vectorized, batch_normalization=batch_normalization
+                    route=self._route(vectorized), batch_normalization=batch_normalization
                 )
                 outcome = objective.query_outcome(weights, state, *episode)
                 after = objective.inner_step(weights, state, episode[0], shared)
@@ -334,7 +334,9 @@ class MAML(EpisodicModel):
         def one(weights: Tensors, element: Any, vectorized: bool) -> Any:
             state, data = element
             objective = self.objective(
-                training=training, vectorized=vectorized, batch_normalization=batch_normalization
+                training=training,
+                route=self._route(vectorized),
+                batch_normalization=batch_normalization,
             )
             return function(objective, weights, state, data)
 
@@ -344,6 +346,10 @@ class MAML(EpisodicModel):
         self.task_map.layer_names = [layer.name for layer in layers.flatten_layers(self.model)]
         return self.task_map(function, shared, elements)
 
+    def _route(self, vectorized: bool) -> layers.Route:
+        compiled = self.jit_compile and not self.run_eagerly
+        return "vectorized" if vectorized else "compiled" if compiled else "plain"
+
     def _initial_weights(self) -> Tensors:
         return as_tensors(list(self.model.trainable_variables))
 
@@ -351,7 +357,7 @@ class MAML(EpisodicModel):
         self,
         *,
         training: bool = False,
-        vectorized: bool = False,
+        route: layers.Route = "plain",
         batch_normalization: str | None = None,
     ) -> Objective:
         """Returns the losses of one task, as functions of the weights."""
@@ -361,5 +367,5 @@ class MAML(EpisodicModel):
             self.update_rule,
             batch_normalization or self.batch_normalization,
             training,
-            vectorized,
+            route,
         )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_maml import adaptation
+from keras_maml import adaptation, layers
 from keras_maml.functional import Forward, Tensors, examples, forward
 
 BATCH_NORMALIZATIONS = ("transductive", "inductive")
@@ -43,7 +43,7 @@ class Objective:
         batch_normalization: ``"transductive"``: the query set is normalised by its own
             statistics; ``"inductive"``: by those of the support set under the same weights.
         training: Whether dropout and its like are active.
-        vectorized: Whether the trace will be vectorised over tasks.
+        route: How the trace will run, see `layers.differentiable_forms`.
     """
 
     model: keras.Model
@@ -51,7 +51,7 @@ class Objective:
     update_rule: adaptation.UpdateRule
     batch_normalization: str = "transductive"
     training: bool = False
-    vectorized: bool = False
+    route: layers.Route = "plain"
 
     def support_loss(self, weights: Tensors, state: Tensors, support: Any) -> tuple:
         """Returns the loss on the support set and the state after it."""
@@ -82,7 +82,7 @@ class Objective:
             state,
             x,
             training=self.training,
-            vectorized=self.vectorized,
+            route=self.route,
             batch_statistics=batch_statistics,
         )
 

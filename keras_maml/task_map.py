@@ -14,6 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_maml.convolution import PatchesTooLarge, limited_patches
+
 MODES = ("auto", "vectorized", "sequential")
 
 TaskFunction = Callable[[Any, Any, bool], Any]
@@ -57,12 +59,13 @@ class TaskMap:
         """
         if tf.executing_eagerly():
             return _sequential(function, shared, elements)
-        if self.mode != "sequential":
+        if self.mode == "auto":
             try:
-                return _vectorized(function, shared, elements)
+                with limited_patches():
+                    return _vectorized(function, shared, elements)
+            except PatchesTooLarge:
+                return _sequential(function, shared, elements)
             except Exception as error:  # any failure to vectorise: the sequential route decides
-                if self.mode == "vectorized":
-                    raise
                 results = _sequential(
                     function, shared, elements
                 )  # a user's own error is raised here
@@ -73,6 +76,8 @@ class TaskMap:
                     self._culprit(error),
                 )
                 return results
+        if self.mode == "vectorized":
+            return _vectorized(function, shared, elements)
         return _sequential(function, shared, elements)
 
     def _culprit(self, error: Exception) -> str:
