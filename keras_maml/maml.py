@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml import export as exporting
-from keras_maml import layers, validation
+from keras_maml import layers, rematerialization, validation
 from keras_maml.adapted import TransductiveModel, copy_with_weights
 from keras_maml.episodic_model import EpisodicModel
 from keras_maml.functional import (
@@ -27,7 +27,7 @@ from keras_maml.meta_gradients import (
     trajectory,
 )
 from keras_maml.metrics import stateless_loss, stateless_result
-from keras_maml.task_map import TaskFunction, TaskMap, map_sequentially
+from keras_maml.task_map import TaskMap, in_chunks, map_sequentially
 from keras_maml.update_rules import GradientDescent
 
 
@@ -58,6 +58,13 @@ class MAML(EpisodicModel):
             other queries it is made with.
         task_map: ``"auto"`` runs all tasks of a meta-batch at once where the layers allow it;
             ``"vectorized"`` insists on it; ``"sequential"`` takes one after another.
+            ``"auto"`` also takes one after another where that is faster: convolutions of large
+            images.
+        task_chunk: How many tasks of a meta-batch are in memory at once; None for all. The
+            gradients of the chunks add up to the same meta-gradient.
+        rematerialize: Whether to compute the inner steps again for the meta-gradient instead of
+            keeping them: the memory of one step for any number of steps, for about a third more
+            time. See `keras_maml.rematerialization`.
         **kwargs: Passed on to `keras.Model`, such as ``name``.
 
     Raises:
@@ -88,6 +95,8 @@ class MAML(EpisodicModel):
         first_order: bool = False,
         batch_normalization: str = "transductive",
         task_map: str = "auto",
+        task_chunk: int | None = None,
+        rematerialize: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
@@ -95,6 +104,9 @@ class MAML(EpisodicModel):
             evaluation_steps = inner_steps
         validation.check_count("inner_steps", inner_steps)
         validation.check_count("evaluation_steps", evaluation_steps)
+        if task_chunk is not None:
+            validation.check_count("task_chunk", task_chunk, minimum=1)
+        validation.check_choice("rematerialize", rematerialize, (False, True))
         validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
         self.inner_learning_rate = inner_learning_rate
         self.inner_steps = inner_steps
@@ -103,6 +115,8 @@ class MAML(EpisodicModel):
         self.batch_normalization = batch_normalization
         self.update_rule = GradientDescent(inner_learning_rate)
         self.task_map = TaskMap(task_map)
+        self.task_chunk = task_chunk
+        self.rematerialize = rematerialize
         self._gradient_norm = keras.metrics.Mean("gradient_norm")
 
     def get_config(self) -> dict[str, Any]:
@@ -115,6 +129,8 @@ class MAML(EpisodicModel):
             "first_order": self.first_order,
             "batch_normalization": self.batch_normalization,
             "task_map": self.task_map.mode,
+            "task_chunk": self.task_chunk,
+            "rematerialize": self.rematerialize,
         }
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -262,30 +278,36 @@ class MAML(EpisodicModel):
 
         # One program that measures and takes a step serves every step: it compiles quickly, and
         # the memory it needs does not grow with the steps.
+        def outcome(objective: Objective, shared: Any, element: Any) -> Outcome:
+            weights, state, episode = element
+            return objective.query_outcome(weights, state, *episode)
+
+        def inner_step(objective: Objective, step: tf.Tensor, element: Any) -> Any:
+            weights, state, (support, _) = element
+            return objective.inner_step(weights, state, support, step)
+
+        def measure(task: Any) -> dict[str, tf.Tensor]:
+            (_, y, weight), predictions = examples(task[0]), task[1]
+            return stateless_result(self._compile_metrics, y, predictions, weight)
+
         def compute(weights: Tensors, state: Tensors, step: tf.Tensor, episode: Any) -> Any:
-            def one(shared: Any, element: Any, vectorized: bool) -> Any:
-                weights, state, episode = element
-                objective = self.objective(
-                    route=self._route(vectorized), batch_normalization=batch_normalization
-                )
-                outcome = objective.query_outcome(weights, state, *episode)
-                after = objective.inner_step(weights, state, episode[0], shared)
-                return outcome.loss, outcome.predictions, after
-
-            def measure(task: Any) -> dict[str, tf.Tensor]:
-                (_, y, weight), predictions = examples(task[0]), task[1]
-                return stateless_result(self._compile_metrics, y, predictions, weight)
-
-            loss, predictions, after = self._run_tasks(one, step, (weights, state, episode))
+            run = functools.partial(self._run_tasks, batch_normalization=batch_normalization)
+            elements = (weights, state, episode)
+            loss, _, predictions = run(outcome, (), elements)
             # Metrics come after, and one task after another: many of them do not vectorise.
             metrics = map_sequentially(measure, (episode[1], predictions))
+            after = tf.cond(
+                step < steps,
+                lambda: run(inner_step, step, elements),
+                lambda: (weights, state),
+            )
             return {"loss": loss} | metrics, after
 
         episode = as_tensors((support, query))
         tasks = keras.tree.flatten(episode)[0].shape[0]
         weights = [tf.repeat(weight[None], tasks, 0) for weight in self._initial_weights()]
         state = task_states(self.model, tasks)
-        function = self._compiled(("trajectories", batch_normalization), compute)
+        function = self._compiled(("trajectories", batch_normalization, steps), compute)
         results = []
         for step in range(steps + 1):
             result, (weights, state) = function(weights, state, tf.constant(step), episode)
@@ -301,50 +323,70 @@ class MAML(EpisodicModel):
     def _meta_step(
         self, support: Any, query: Any, advance_seeds: bool = True
     ) -> tuple[Outcome, Outcome, Tensors]:
-        def one(objective: Objective, weights: Tensors, state: Tensors, episode: Any) -> Any:
-            before = objective.query_outcome(weights, state, *episode)
-            after, gradients, state = meta_gradient(
-                objective,
-                weights,
-                state,
-                *episode,
-                steps=self.inner_steps,
-                first_order=self.first_order,
-            )
-            return before, after, gradients, state
+        weights, settings = self._initial_weights(), {"training": True}
+        how = {"steps": self.inner_steps, "first_order": self.first_order}
 
-        before, after, gradients, states = self._map_tasks(one, (support, query), training=True)
+        def before_and_after(objective: Objective, weights: Tensors, element: Any) -> Any:
+            state, episode = element
+            before = objective.query_outcome(weights, state, *episode)
+            return before, meta_gradient(objective, weights, state, *episode, **how)
+
+        def before_only(objective: Objective, weights: Tensors, element: Any) -> Any:
+            state, episode = element
+            return objective.query_outcome(weights, state, *episode)
+
+        def of_chunk(elements: Any) -> Any:
+            if self.rematerialize:
+                run = functools.partial(self._run_tasks, **settings)
+                states, episode = elements
+                before = run(before_only, weights, elements)
+                results = rematerialization.meta_gradients(run, weights, states, *episode, **how)
+            else:
+                before, results = self._run_tasks(before_and_after, weights, elements, **settings)
+            after, gradients, states = results
+            sums = [tf.reduce_sum(gradient, 0, keepdims=True) for gradient in gradients]
+            return before, after, sums, states
+
+        tasks = _count_tasks(support)
+        elements = (task_states(self.model, tasks), (support, query))
+        before, after, sums, states = in_chunks(of_chunk, elements, self.task_chunk)
         if advance_seeds:
             for variable, state in zip(self.non_trainable_variables, states, strict=True):
                 if is_seed(variable):
                     variable.assign(state[0])
-        return before, after, [tf.reduce_mean(gradient, 0) for gradient in gradients]
+        gradients = [tf.reduce_sum(total, 0) / tf.cast(tasks, total.dtype) for total in sums]
+        return before, after, gradients
 
     def _map_tasks(
-        self,
-        function: Callable[[Objective, Tensors, Tensors, Any], Any],
-        data: Any,
-        training: bool = False,
-        batch_normalization: str | None = None,
+        self, function: Callable[[Objective, Tensors, Tensors, Any], Any], data: Any
     ) -> Any:
         """Maps ``function(objective, weights, state, one task's data)`` over the tasks."""
-        first = keras.tree.flatten(data)[0]
-        tasks = first.shape[0] or tf.shape(first)[0]  # unknown once meta-batches differ in size
 
-        def one(weights: Tensors, element: Any, vectorized: bool) -> Any:
-            state, data = element
-            objective = self.objective(
-                training=training,
-                route=self._route(vectorized),
-                batch_normalization=batch_normalization,
+        def one(objective: Objective, weights: Tensors, element: Any) -> Any:
+            return function(objective, weights, *element)
+
+        elements = (task_states(self.model, _count_tasks(data)), data)
+        weights = self._initial_weights()
+        return in_chunks(
+            lambda chunk: self._run_tasks(one, weights, chunk), elements, self.task_chunk
+        )
+
+    def _run_tasks(
+        self,
+        function: Callable[[Objective, Any, Any], Any],
+        shared: Any,
+        elements: Any,
+        **settings: Any,
+    ) -> Any:
+        """Maps ``function(objective, shared, one task's element)`` over the tasks."""
+
+        def one(shared: Any, element: Any, vectorized: bool) -> Any:
+            return function(
+                self.objective(route=self._route(vectorized), **settings), shared, element
             )
-            return function(objective, weights, state, data)
 
-        return self._run_tasks(one, self._initial_weights(), (task_states(self.model, tasks), data))
-
-    def _run_tasks(self, function: TaskFunction, shared: Any, elements: Any) -> Any:
         self.task_map.layer_names = [layer.name for layer in layers.flatten_layers(self.model)]
-        return self.task_map(function, shared, elements)
+        return self.task_map(one, shared, elements)
 
     def _route(self, vectorized: bool) -> layers.Route:
         compiled = self.jit_compile and not self.run_eagerly
@@ -369,3 +411,8 @@ class MAML(EpisodicModel):
             training,
             route,
         )
+
+
+def _count_tasks(data: Any) -> int | tf.Tensor:
+    first = keras.tree.flatten(data)[0]
+    return first.shape[0] or tf.shape(first)[0]  # unknown once meta-batches differ in size

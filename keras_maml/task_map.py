@@ -135,6 +135,43 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
     return tf.map_fn(one, elements, fn_output_signature=signature)
 
 
+def in_chunks(function: Callable[[Any], Any], elements: Any, size: int | None) -> Any:
+    """Applies a function of many tasks to a few tasks at a time.
+
+    Args:
+        function: From a nest of tensors ``[tasks, ...]`` to a nest of tensors that all have a
+            leading axis: of tasks, or of length 1 for a sum over them.
+        elements: A nest of tensors with a leading task axis.
+        size: How many tasks at a time; None for all.
+
+    Returns:
+        The nest of results, joined along their leading axis.
+
+    Raises:
+        ValueError: The number of tasks is not known while tracing.
+    """
+    if size is None:
+        return function(elements)
+    tasks = tf.nest.flatten(elements)[0].shape[0]
+    if tasks is None:
+        raise ValueError(
+            "task_chunk needs meta-batches of one size, got a dataset whose meta-batches have an "
+            "unknown number of tasks. Batch it with drop_remainder=True."
+        )
+    if tasks <= size:
+        return function(elements)
+    whole = tasks - tasks % size
+    chunks = tf.nest.map_structure(
+        lambda t: tf.reshape(t[:whole], [whole // size, size, *t.shape[1:]]), elements
+    )
+    results = map_sequentially(function, chunks)
+    results = tf.nest.map_structure(lambda t: tf.reshape(t, [-1, *t.shape[2:]]), results)
+    if whole == tasks:
+        return results
+    rest = function(tf.nest.map_structure(lambda t: t[whole:], elements))
+    return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), results, rest)
+
+
 @contextlib.contextmanager
 def _outside_xla() -> Iterator[None]:
     """Hides from gradients being traced that XLA will compile them.
