@@ -32,7 +32,7 @@ import tensorflow as tf
 from keras_maml.linear import linear_pair
 
 # Patches of one task beyond this many bytes are slower than one native convolution per task.
-MAX_PATCHES = 16 * 2**20
+MAX_PATCHES = 8 * 2**20
 
 _limit = contextvars.ContextVar("largest patches of one task, in bytes", default=math.inf)
 
@@ -124,7 +124,7 @@ def by_patches(
         ``[batch, *output spatial, filters]``.
 
     Raises:
-        PatchesTooLarge: Inside `limited_patches`, the patches are.
+        PatchesTooLarge: Inside `limited_patches`, the patches are, and `natively` could do it.
     """
     *window, _, filters = kernel.shape
 
@@ -139,8 +139,10 @@ def by_patches(
         return tape.gradient(outputs, zeros, patches)
 
     patches = linear_pair(forward, transpose)[0](inputs)
-    if None not in patches.shape and math.prod(patches.shape) * patches.dtype.size > _limit.get():
-        raise PatchesTooLarge
+    if set(strides) == {1} and len(window) == 2 and None not in patches.shape:
+        size = math.prod(patches.shape) * patches.dtype.size
+        if size > _limit.get():  # and `natively` can do it
+            raise PatchesTooLarge
     shape = [-1 if size is None else size for size in patches.shape[:-1]]
     product = tf.reshape(patches, [-1, patches.shape[-1]]) @ tf.reshape(kernel, [-1, filters])
     return tf.reshape(product, [*shape, filters])
@@ -218,14 +220,10 @@ def max_pool(
         chosen = tf.where(entry > best, number, chosen)
         best = tf.maximum(best, entry)
 
-    # With the choice made, the rest is linear.
+    # With the choice made, the rest is linear: its gradient spreads, and that of spreading selects.
     def select(x: tf.Tensor) -> tf.Tensor:
-        return tf.add_n(
-            [
-                tf.where(chosen == i, entry, tf.zeros_like(entry))
-                for i, entry in enumerate(entries(x))
-            ]
-        )
+        numbered = enumerate(entries(x))
+        return tf.add_n([tf.where(chosen == i, part, tf.zeros_like(part)) for i, part in numbered])
 
     def spread(y: tf.Tensor) -> tf.Tensor:
         if disjoint:
@@ -237,7 +235,14 @@ def max_pool(
         parts = [tf.where(chosen == i, y, tf.zeros_like(y)) for i in range(len(outputs))]
         return tape.gradient(outputs, zeros, parts)
 
-    return linear_pair(select, spread)[0](inputs)
+    _, spread_linearly = linear_pair(select, spread)
+
+    @tf.custom_gradient
+    def pool(x: tf.Tensor):
+        del x
+        return tf.identity(best), spread_linearly
+
+    return pool(inputs)
 
 
 def _spread_disjoint(

@@ -33,6 +33,7 @@ class EpisodicModel(TransductiveModel):
         self.support_spec = None
         self._metrics_before = None
         self._compiled_functions = {}
+        self._sparse_classes = {}  # by the specification of episodes that were built for
         self._loss_before = keras.metrics.Mean("loss_before")
 
     def get_config(self) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class EpisodicModel(TransductiveModel):
         self._compile_loss = self._compile_metrics = None
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         self._compiled_functions = {}
+        self._sparse_classes = {}
         self._metrics_before = None
         if self._compile_metrics is not None:
             settings = self._compile_config.config
@@ -210,17 +212,21 @@ class EpisodicModel(TransductiveModel):
                     f"such meta-batch of arrays, got {type(x).__name__}. Wrap a generator with "
                     "tf.data.Dataset.from_generator."
                 )
-            x = tf.data.Dataset.from_tensors(as_tensors(x))
-        validation.check_episode_spec(x.element_spec)
+            episode = as_tensors(x)
+            spec = keras.tree.map_structure(tf.TensorSpec.from_tensor, episode)
+        else:
+            episode, spec = next(iter(x.take(1)), None), x.element_spec
+        validation.check_episode_spec(spec)
         if self._compile_loss is not None and caller not in ("predict", "build_on"):
-            validation.check_query_targets(caller, x.element_spec)
-        episode = next(iter(x.take(1)), None)
+            validation.check_query_targets(caller, spec)
         if episode is None:
             raise ValueError(f"{caller} got a dataset without a single episode.")
-        task = keras.tree.map_structure(lambda tensor: tensor[0], episode)
-        predictions = self._build_for(task)
-        validation.check_values(episode, validation.sparse_classes(self.loss, predictions))
-        return x
+        if str(spec) not in self._sparse_classes:
+            task = keras.tree.map_structure(lambda tensor: tensor[0], episode)
+            predictions = self._build_for(task)
+            self._sparse_classes[str(spec)] = validation.sparse_classes(self.loss, predictions)
+        validation.check_values(episode, self._sparse_classes[str(spec)])
+        return x if isinstance(x, tf.data.Dataset) else tf.data.Dataset.from_tensors(episode)
 
     def _build_for(self, task: Any) -> Any:
         """Builds model, loss, metrics and optimizer on one task; returns its predictions."""
