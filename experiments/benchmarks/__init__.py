@@ -1,0 +1,1 @@
+"""Benchmarks: what a meta-step and an episode cost, beside other frameworks."""

@@ -1,0 +1,68 @@
+"""The machine: what it is, and how fast it multiplies matrices."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import statistics
+import time
+
+from experiments.benchmarks.worker import Worker
+
+SIZE = 2048
+LIBRARIES = ("tensorflow", "torch")
+PACKAGES = ("tensorflow", "keras", "numpy", "torch", "jax", "jaxlib")
+
+
+def describe() -> dict[str, str | int | dict[str, str]]:
+    """Returns processor, number of processors, and the versions of what is installed."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    versions = {}
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is not None:
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "cpu": models[0] if models else "unknown",
+        "threads": len(os.sched_getaffinity(0)),
+        "versions": versions,
+    }
+
+
+class MatrixProduct:
+    """Products of square float32 matrices by one library.
+
+    Args:
+        library: ``"tensorflow"`` or ``"torch"``.
+    """
+
+    def __init__(self, library: str) -> None:
+        module = importlib.import_module(library)
+        matrix = module.ones((SIZE, SIZE), dtype=module.float32)
+        # `.numpy()` of one element waits for the product.
+        self._multiply = lambda: module.matmul(matrix, matrix)[0, 0].numpy()
+        self._multiply()
+
+    def rates(self, repeats: int = 9) -> list[float]:
+        """Returns floating-point operations per second of each of several products."""
+        rates = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self._multiply()
+            rates.append(2.0 * SIZE**3 / (time.perf_counter() - start))
+        return rates
+
+
+def sgemm_rates() -> dict[str, float]:
+    """Measures float32 matrix products of 2048 x 2048 matrices.
+
+    Returns:
+        The median floating-point operations per second, by library that is installed.
+    """
+    rates = {}
+    for library in LIBRARIES:
+        if importlib.util.find_spec(library) is not None:
+            with Worker("machine:MatrixProduct", library) as worker:
+                rates[library] = statistics.median(worker.call("rates"))
+    return rates

@@ -1,0 +1,84 @@
+"""A contender at work in its own process: first result, timed steps, memory."""
+
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks import contenders
+from experiments.benchmarks.work import Work
+
+
+class Session:
+    """One contender.
+
+    Args:
+        contender: Its name in `contenders.CONTENDERS`.
+    """
+
+    def __init__(self, contender: str) -> None:
+        self._module = contenders.load(contender)
+        self._step: Any = None
+        self._resident = 0.0
+
+    def start(
+        self, work: Work, weights: list, episodes: tuple, options: dict[str, Any] | None = None
+    ) -> tuple[float, list[np.ndarray]]:
+        """Takes the first step.
+
+        Args:
+            work: The line.
+            weights: The initial weights.
+            episodes: The data, see `work.episodes`.
+            options: More arguments of the contender's ``prepare``.
+
+        Returns:
+            The seconds to the first result, tracing and compilation included and imports not,
+            and what `contenders` says the arrays are.
+        """
+        self._resident = _memory("VmRSS")
+        _reset_peak()
+        start = time.perf_counter()
+        self._step, arrays = self._module.prepare(work, weights, episodes, **(options or {}))
+        output = self._step()
+        seconds = time.perf_counter() - start
+        return seconds, arrays(output)
+
+    def time(self, repeats: int) -> list[float]:
+        """Takes one step untimed, since another process ran before, then timed ones.
+
+        Args:
+            repeats: How many timed steps.
+
+        Returns:
+            The seconds of each.
+        """
+        self._step()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self._step()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    def peak_memory(self) -> float:
+        """Returns the peak of the resident size minus that before the first step, in GB."""
+        return _memory("VmHWM") - self._resident
+
+    def peak_memory_of_steps(self) -> float:
+        """Returns the same of a step alone, after what compiling needed has been given back."""
+        _reset_peak()
+        self._step()
+        return self.peak_memory()
+
+
+def _memory(field: str) -> float:
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024 / 1e9
+    raise OSError(f"/proc/self/status has no {field}: memory is measured on Linux only.")
+
+
+def _reset_peak() -> None:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")

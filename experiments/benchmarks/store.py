@@ -1,0 +1,69 @@
+"""Results that are kept measurement by measurement, so that a benchmark can be continued."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from experiments import runs
+from experiments.benchmarks import machine
+
+FILES = ("settings.json", "results.json", "results.txt")
+
+
+class Store:
+    """A results folder: ``settings.json``, ``results.json`` and ``results.txt``.
+
+    Args:
+        folder: The folder; created if need be.
+        settings: A dataclass, what the figures depend on.
+        table: Makes the text of ``results.txt`` from the records by key.
+        overwrite: Whether what an earlier run left is removed first.
+
+    Raises:
+        FileExistsError: The folder holds results of other settings, or something else.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        settings: Any,
+        table: Callable[[dict[str, dict]], str],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        if overwrite:
+            for name in FILES:
+                (pathlib.Path(folder) / name).unlink(missing_ok=True)
+        self._run = runs.Run(folder, settings)
+        self._table = table
+        record = self._run.results
+        self.records: dict[str, dict] = record["results"] if record else {}
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The table."""
+        return self._run.folder / "results.txt"
+
+    def measure(self, key: str, function: Callable[[], dict]) -> dict:
+        """Returns a record, measured now if it is not there yet; written at once.
+
+        Args:
+            key: Names the record.
+            function: Measures it.
+        """
+        if key not in self.records:
+            print(f"{key} ...", flush=True)
+            record = function()
+            self.records[key] = record | {"commit": runs.COMMIT, "date": time.strftime("%Y-%m-%d")}
+            self._run.finish(self.records, machine=machine.describe())
+        runs.write_text(self.path, self.text())
+        return self.records[key]
+
+    def text(self) -> str:
+        """Returns the table, with what it was made with."""
+        made = sorted({f"{r['date']} at commit {r['commit']}" for r in self.records.values()})
+        about = machine.describe()
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        head = f"{about['cpu']}, {about['threads']} threads; {versions}; {'; '.join(made)}."
+        return f"{head}\n\n{self._table(self.records)}\n"
