@@ -1,6 +1,7 @@
 """Measures a line: every contender in turn, so that all see the same machine."""
 
 import contextlib
+import math
 import time
 from typing import Any
 
@@ -35,7 +36,8 @@ def measure(
         contenders: Their names.
         seconds: The time of each.
         repeats: Timed steps of each at least.
-        limit: Seconds after which a contender that has no first result is given up.
+        limit: Seconds after which a contender that has no first result is given up, and one that
+            has not made all repeats is timed no longer.
         options: More arguments by contender.
 
     Returns:
@@ -76,7 +78,7 @@ def measure(
                 "float64_loss_error": in_float64.loss,
                 "float64_gradient_error": in_float64.gradient,
             }
-        timed = interleave(workers, seconds=seconds, repeats=repeats)
+        timed = interleave(workers, seconds=seconds, repeats=repeats, limit=limit)
         for name, worker in workers.items():
             figures[name]["peak_gb"] = worker.call("peak_memory")
             figures[name]["peak_gb_of_steps"] = worker.call("peak_memory_of_steps")
@@ -101,7 +103,7 @@ def _errors_in_float64(name, small, weights, few, exact, options, limit) -> comp
 
 
 def interleave(
-    workers: dict[str, Worker], *, seconds: float, repeats: int
+    workers: dict[str, Worker], *, seconds: float, repeats: int, limit: float = math.inf
 ) -> dict[str, list[float]]:
     """Times sessions in turn, until each has had its time and its number of steps.
 
@@ -109,6 +111,7 @@ def interleave(
         workers: Sessions that have taken their first step.
         seconds: The time of each, its untimed steps included.
         repeats: Timed steps of each at least.
+        limit: Seconds after which fewer steps must do.
 
     Returns:
         The seconds of each timed step.
@@ -117,7 +120,11 @@ def interleave(
     spent = dict.fromkeys(workers, 0.0)
     turns = dict.fromkeys(workers, 1)
     while True:
-        pending = [n for n in workers if spent[n] < seconds or len(times[n]) < repeats]
+        pending = [
+            name
+            for name in workers
+            if spent[name] < seconds or (len(times[name]) < repeats and spent[name] < limit)
+        ]
         if not pending:
             return times
         for name in pending:
