@@ -24,7 +24,7 @@ from keras_maml.linear import sum_positions
 
 def moments(
     x: tf.Tensor,
-    axes: Sequence[int],
+    axes: int | Sequence[int],
     shift: None = None,
     keepdims: bool = False,
     name: str | None = None,
@@ -42,11 +42,15 @@ def moments(
         The mean and the (biased) variance, in the dtype of ``x``.
     """
     del shift, name
+    axes = [axes] if isinstance(axes, int) else list(axes)
+    dtype = x.dtype
+    if dtype == tf.float16:  # whose sums would overflow
+        x = tf.cast(x, tf.float32)
     mean = _mean(x, axes)
     variance = _mean(tf.square(x - mean), axes)
     if not keepdims:
         mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
-    return mean, variance
+    return tf.cast(mean, dtype), tf.cast(variance, dtype)
 
 
 def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
@@ -70,7 +74,7 @@ def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.T
     if None in sizes:
         size = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), axes)), x.dtype)
     else:
-        size = tf.constant(math.prod(sizes), x.dtype)
+        size = float(math.prod(sizes))
 
     @tf.custom_gradient
     def forward(x):

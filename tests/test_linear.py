@@ -1,0 +1,161 @@
+"""Linear operators and their transposes belong together, to any order of derivative."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_maml.linear import add_bias, linear_pair, sum_positions
+
+
+def normal(*shape, seed=0):
+    return tf.constant(np.random.default_rng([seed, *shape]).normal(size=shape))
+
+
+def dot(x, y):
+    return float(tf.reduce_sum(x * y))
+
+
+def crop(x):
+    return x[1:-1, ::2]
+
+
+def uncrop(y):
+    rows = tf.stack([y, tf.zeros_like(y)], 2)
+    return tf.pad(tf.reshape(rows, [y.shape[0], -1])[:, : 2 * y.shape[1] - 1], [(1, 1), (0, 0)])
+
+
+def gradient(function, x, dy):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+    return tape.gradient(y, x, dy)
+
+
+def assert_transposes(function, x, y):
+    """<A x, y> = <x, A' y>, with the gradient as A'; and A' has A as its own."""
+    assert dot(function(x), y) == pytest.approx(dot(x, gradient(function, x, y)), rel=1e-12)
+    back = lambda y: gradient(function, x, y)  # noqa: E731
+    assert dot(back(y), x) == pytest.approx(dot(y, gradient(back, y, x)), rel=1e-12)
+    np.testing.assert_allclose(gradient(back, y, x), function(x), rtol=1e-12)
+
+
+def test_both_of_a_pair_have_each_other_as_gradient():
+    forward, back = linear_pair(crop, uncrop)
+    x, y = normal(5, 7), normal(3, 4, seed=1)
+    np.testing.assert_array_equal(forward(x), crop(x))
+    np.testing.assert_array_equal(back(y), uncrop(y))
+    assert_transposes(forward, x, y)
+    assert_transposes(back, y, x)
+
+
+def test_derivatives_call_the_pair_and_do_not_take_it_apart():
+    calls = []
+    forward, _ = linear_pair(
+        lambda x: calls.append("forward") or 3 * x, lambda y: calls.append("transpose") or 3 * y
+    )
+    x = tf.constant(2.0)
+    with tf.GradientTape() as third, tf.GradientTape() as second:
+        third.watch(x)
+        second.watch(x)
+        with tf.GradientTape() as first:
+            first.watch(x)
+            cube = forward(x) ** 3
+        to_x = first.gradient(cube, x)
+        to_to_x = second.gradient(to_x, x)
+    assert float(to_x) == 27 * 3 * 2**2
+    assert float(to_to_x) == 27 * 6 * 2
+    assert float(third.gradient(to_to_x, x)) == 27 * 6
+    assert calls[:2] == ["forward", "transpose"]
+    assert calls.count("forward") >= 2  # the transpose of the transpose
+
+
+# One for each number of parts, one that none divides, one of a single position, and none at all.
+SIZES = [(8, 3), (5, 5), (2, 3, 3), (7, 7), (3, 3, 1, 1), (2, 11), (11, 13), (1, 1), ()]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_sums_over_positions(sizes):
+    x = normal(*sizes, 3)
+    expected = x.numpy().reshape(-1, 3).sum(0)
+    np.testing.assert_allclose(sum_positions(x), expected, rtol=1e-12, atol=1e-13)
+    assert_transposes(sum_positions, x, normal(3, seed=1))
+
+
+def test_a_sum_over_no_positions_is_zero():
+    assert sum_positions(tf.zeros([0, 4, 2])).numpy().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3), (3,), (2, 2, 3, 3)])
+def test_a_bias_is_added_everywhere_and_its_gradient_is_the_sum(shape):
+    x, bias, y = normal(*shape), normal(3, seed=1), normal(*shape, seed=2)
+    np.testing.assert_array_equal(add_bias(x, bias), x + bias)
+    assert_transposes(lambda bias: add_bias(tf.zeros_like(x), bias), bias, y)
+    np.testing.assert_array_equal(gradient(lambda x: add_bias(x, bias), x, y), y)
+
+
+def powers(x, bias):
+    """A function of both operators of which no derivative up to the third vanishes."""
+    return tf.reduce_sum(tf.sin(sum_positions(tf.exp(add_bias(x, bias) / 4))))
+
+
+def plain_powers(x, bias):
+    return tf.reduce_sum(
+        tf.sin(tf.reduce_sum(tf.exp((x + bias) / 4), list(range(len(x.shape) - 1))))
+    )
+
+
+def gradients_of_gradients(function, x, bias):
+    with tf.GradientTape() as third:
+        third.watch([x, bias])
+        with tf.GradientTape() as second:
+            second.watch([x, bias])
+            with tf.GradientTape() as first:
+                first.watch([x, bias])
+                value = function(x, bias)
+            one = first.gradient(value, [x, bias])
+            mixed = tf.add_n([tf.reduce_sum(tf.sin(3 * g)) for g in one])
+        two = second.gradient(mixed, [x, bias])
+        mixed = tf.add_n([tf.reduce_sum(tf.sin(3 * g)) for g in two])
+    return [value, *one, *two, *third.gradient(mixed, [x, bias])]
+
+
+@pytest.mark.parametrize("sizes", [(4, 3), (5, 7), (1, 13)])
+def test_gradients_of_gradients_equal_those_of_the_plain_formula(sizes):
+    x, bias = normal(*sizes, 2), normal(2, seed=1)
+    found = gradients_of_gradients(powers, x, bias)
+    expected = gradients_of_gradients(plain_powers, x, bias)
+    for ours, reference in zip(found, expected, strict=True):
+        assert np.all(abs(reference) > 1e-6)
+        np.testing.assert_allclose(ours, reference, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("known", [(None, None, 2), (None, 3, 2), (4, None, 2), (None, None, None)])
+def test_leading_dimensions_may_be_unknown(known):
+    signature = [tf.TensorSpec(known, tf.float64), tf.TensorSpec([2], tf.float64)]
+    compute = tf.function(
+        lambda x, bias: gradients_of_gradients(powers, x, bias),
+        input_signature=signature,
+        autograph=False,
+    )
+    x, bias = normal(4, 3, 2), normal(2, seed=1)
+    expected = gradients_of_gradients(plain_powers, x, bias)
+    for ours, reference in zip(compute(x, bias), expected, strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=1e-10, atol=1e-13)
+
+
+def test_operators_vectorise_with_a_bias_for_each_task():
+    x, bias = normal(3, 4, 5, 2), normal(3, 2, seed=1)
+
+    @tf.function(autograph=False)
+    def mapped(x, bias):
+        return tf.vectorized_map(
+            lambda task: gradients_of_gradients(powers, *task),
+            (x, bias),
+            fallback_to_while_loop=False,
+        )
+
+    results = mapped(x, bias)
+    for i in range(3):
+        expected = gradients_of_gradients(plain_powers, x[i], bias[i])
+        for ours, reference in zip(results, expected, strict=True):
+            np.testing.assert_allclose(ours[i], reference, rtol=1e-10, atol=1e-13)
