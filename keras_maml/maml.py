@@ -63,8 +63,8 @@ class MAML(EpisodicModel):
         task_chunk: How many tasks of a meta-batch are in memory at once; None for all. The
             gradients of the chunks add up to the same meta-gradient.
         rematerialize: Whether to compute the inner steps again for the meta-gradient instead of
-            keeping them: the memory of one step for any number of steps, for about a third more
-            time. See `keras_maml.rematerialization`.
+            keeping them: the memory of one step for any number of steps. See
+            `keras_maml.rematerialization`.
         **kwargs: Passed on to `keras.Model`, such as ``name``.
 
     Raises:

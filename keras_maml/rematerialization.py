@@ -7,7 +7,7 @@ first, each step being computed again for it:
     g <- (d step_s(theta_s) / d theta_s)^T g,    for gradient descent  g <- g - alpha H(theta_s) g.
 
 Memory beyond one step grows by the fast weights alone, compile time not at all: both loops are
-one compiled step each. A step costs about a third more, for its gradient is computed twice.
+one compiled step each. The price is that each step's gradient is computed twice.
 
 Source: Finn, Abbeel, Levine, ICML 2017, section 2.2, for the gradient; Griewank and Walther,
 Evaluating Derivatives, 2008, chapter 12, for the trade.
