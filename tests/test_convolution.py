@@ -252,12 +252,14 @@ def test_pools_equal_tensorflow_in_value_and_gradient(sizes, window, strides):
             loss = tf.reduce_sum(tf.sin(y))
         return y, tape.gradient(loss, x)
 
+    # TensorFlow's gradient in three dimensions needs to be told the format.
+    settings = {"data_format": "NDHWC"} if len(sizes) == 3 else {}
     for padding in ("same", "valid"):
         for ours, reference in (
             (convolution.max_pool, tf.nn.max_pool),
             (convolution.average_pool, tf.nn.avg_pool),
         ):
-            expected = value_and_gradient(reference, padding.upper())
+            expected = value_and_gradient(functools.partial(reference, **settings), padding.upper())
             for found, theirs in zip(value_and_gradient(ours, padding), expected, strict=True):
                 np.testing.assert_allclose(found, theirs, rtol=tolerance, atol=10 * tolerance)
 
@@ -413,7 +415,7 @@ def test_a_model_with_large_patches_has_the_same_meta_gradient(mode, caplog, mon
     else:
         assert outcomes and set(outcomes) == {"convolved"}
     assert learner.task_map.mode == mode
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name == "keras_maml"]
     assert found_loss == pytest.approx(loss, rel=1e-12)
     for ours, reference in zip(found, expected, strict=True):
         assert np.any(reference != 0)
