@@ -25,7 +25,7 @@ import contextlib
 import contextvars
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
@@ -101,6 +101,15 @@ def taps(
     return slices
 
 
+def _transposed(linear: Callable, inputs: tf.Tensor, cotangents: Callable) -> tf.Tensor:
+    """Applies the transpose of a linear function of such inputs to cotangents of its outputs."""
+    zeros = tf.zeros_like(inputs)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(zeros)
+        outputs = linear(zeros)
+    return tape.gradient(outputs, zeros, cotangents(outputs))
+
+
 # --- convolution -----------------------------------------------------------------------------
 
 
@@ -132,11 +141,7 @@ def by_patches(
         return tf.concat(taps(x, window, strides, padding, dilation), -1)
 
     def transpose(patches: tf.Tensor) -> tf.Tensor:
-        zeros = tf.zeros_like(inputs)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(zeros)
-            outputs = forward(zeros)
-        return tape.gradient(outputs, zeros, patches)
+        return _transposed(forward, inputs, lambda _: patches)
 
     patches = linear_pair(forward, transpose)[0](inputs)
     if set(strides) == {1} and len(window) == 2 and None not in patches.shape:
@@ -228,12 +233,8 @@ def max_pool(
     def spread(y: tf.Tensor) -> tf.Tensor:
         if disjoint:
             return _spread_disjoint(y, chosen, window, inputs)
-        zeros = tf.zeros_like(inputs)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(zeros)
-            outputs = entries(zeros)
-        parts = [tf.where(chosen == i, y, tf.zeros_like(y)) for i in range(len(outputs))]
-        return tape.gradient(outputs, zeros, parts)
+        part = lambda i: tf.where(chosen == i, y, tf.zeros_like(y))  # noqa: E731
+        return _transposed(entries, inputs, lambda outputs: [part(i) for i in range(len(outputs))])
 
     _, spread_linearly = linear_pair(select, spread)
 

@@ -290,16 +290,18 @@ class MAML(EpisodicModel):
             (_, y, weight), predictions = examples(task[0]), task[1]
             return stateless_result(self._compile_metrics, y, predictions, weight)
 
-        def compute(weights: Tensors, state: Tensors, step: tf.Tensor, episode: Any) -> Any:
+        def compute(
+            weights: Tensors, state: Tensors, step: tf.Tensor, last: tf.Tensor, episode: Any
+        ) -> Any:
             run = functools.partial(self._run_tasks, batch_normalization=batch_normalization)
             elements = (weights, state, episode)
             loss, _, predictions = run(outcome, (), elements)
             # Metrics come after, and one task after another: many of them do not vectorise.
             metrics = map_sequentially(measure, (episode[1], predictions))
             after = tf.cond(
-                step < steps,
-                lambda: run(inner_step, step, elements),
+                last,
                 lambda: (weights, state),
+                lambda: run(inner_step, step, elements),
             )
             return {"loss": loss} | metrics, after
 
@@ -307,10 +309,12 @@ class MAML(EpisodicModel):
         tasks = keras.tree.flatten(episode)[0].shape[0]
         weights = [tf.repeat(weight[None], tasks, 0) for weight in self._initial_weights()]
         state = task_states(self.model, tasks)
-        function = self._compiled(("trajectories", batch_normalization, steps), compute)
+        function = self._compiled(("trajectories", batch_normalization), compute)
         results = []
         for step in range(steps + 1):
-            result, (weights, state) = function(weights, state, tf.constant(step), episode)
+            result, (weights, state) = function(
+                weights, state, tf.constant(step), tf.constant(step == steps), episode
+            )
             results.append(result)
         return {name: tf.stack([r[name] for r in results], axis=1) for name in results[0]}
 
@@ -326,14 +330,14 @@ class MAML(EpisodicModel):
         weights, settings = self._initial_weights(), {"training": True}
         how = {"steps": self.inner_steps, "first_order": self.first_order}
 
-        def before_and_after(objective: Objective, weights: Tensors, element: Any) -> Any:
-            state, episode = element
-            before = objective.query_outcome(weights, state, *episode)
-            return before, meta_gradient(objective, weights, state, *episode, **how)
-
         def before_only(objective: Objective, weights: Tensors, element: Any) -> Any:
             state, episode = element
             return objective.query_outcome(weights, state, *episode)
+
+        def before_and_after(objective: Objective, weights: Tensors, element: Any) -> Any:
+            state, episode = element
+            before = before_only(objective, weights, element)
+            return before, meta_gradient(objective, weights, state, *episode, **how)
 
         def of_chunk(elements: Any) -> Any:
             if self.rematerialize:
