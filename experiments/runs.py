@@ -178,9 +178,7 @@ class Checkpoint(keras.callbacks.Callback):
             return 0
         learner.load_weights(states[-1])
         done = int(states[-1].name.split("-")[1].split(".")[0])
-        with self._history_path.open(newline="") as file:
-            rows = list(csv.DictReader(file))[:done]
-        self.history = [{key: float(value) for key, value in row.items()} for row in rows]
+        self.history = read_csv(self._history_path)[:done]
         return done
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -234,6 +232,22 @@ def run_command(name: str, description: str, run: Callable, *arguments: type) ->
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
+def with_defaults(settings: Any) -> type:
+    """Returns a dataclass like that of ``settings`` whose defaults are its values.
+
+    Args:
+        settings: An instance of a frozen dataclass.
+    """
+    kind = type(settings)
+    fields = [
+        (f.name, f.type, dataclasses.field(default=getattr(settings, f.name), metadata=f.metadata))
+        for f in dataclasses.fields(kind)
+    ]
+    changed = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
+    changed.__doc__ = kind.__doc__
+    return changed
+
+
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=1) + "\n")
@@ -247,6 +261,12 @@ def write_csv(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(path)
+
+
+def read_csv(path: pathlib.Path) -> list[dict[str, float]]:
+    """Reads a table of numbers that `write_csv` has written."""
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

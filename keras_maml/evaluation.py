@@ -85,7 +85,8 @@ class Evaluation:
                     table["loss median"] = table.pop("median")
                 else:
                     table.pop("median")
-            table["not finite"] = [_summary(column)["not_finite"] for column in metrics["loss"].T]
+            first = next(iter(metrics.values()))
+            table["not finite"] = [_summary(column)["not_finite"] for column in first.T]
             title = f"{self.tasks} tasks"
             if len(self.values) > 1:
                 title += f", batch normalisation: {mode}"

@@ -1,0 +1,72 @@
+"""Locomotion: simulated robots learn a speed or a direction (Finn et al. 2017, section 5.3).
+
+    python -m experiments.locomotion --task cheetah-direction
+    python -m experiments.locomotion --task ant-velocity --methods maml --film
+
+The task chooses the settings of the paper and of the authors' scripts; every other option overrides
+one of them.
+"""
+
+from experiments.reinforcement_learning import Problem, Settings, main
+
+ROBOTS = {
+    "tasks": 40,
+    "horizon": 200,
+    "inner_learning_rate": 0.1,
+    "test_rollouts": 20,
+    "test_steps": 3,
+    "test_rate": 0.1,
+    "pretrained_rate": 0.2,
+    "random_rate": 0.1,
+}
+
+# Mean returns over 40 tasks, from the result files of the authors' code (maml_rl).
+PROBLEMS = {
+    "cheetah-direction": Problem(
+        title="HalfCheetah, forward or backward",
+        environment="keras_maml/HalfCheetahDirection-v0",
+        settings=Settings(task="cheetah-direction", **ROBOTS),
+        published={
+            "maml": (-50.69, 293.19, 313.48, 315.65),
+            "pretrained": (-43.03, -24.75, -12.85, 19.57),
+            "random": (-35.73, 21.83, 62.32, 86.18),
+            "oracle": (442.69,),
+        },
+    ),
+    "cheetah-velocity": Problem(
+        title="HalfCheetah, goal velocity",
+        environment="keras_maml/HalfCheetahVelocity-v0",
+        settings=Settings(task="cheetah-velocity", **ROBOTS | {"pretrained_rate": 0.02}),
+        published={
+            "maml": (-129.53, -78.57, -66.62, -60.78),
+            "pretrained": (-158.00, -135.39, -128.47, -133.61),
+            "random": (-254.83, -254.33, -246.79, -230.83),
+            "oracle": (-54.47,),
+        },
+    ),
+    "ant-direction": Problem(
+        title="Ant, forward or backward",
+        environment="keras_maml/AntDirection-v0",
+        settings=Settings(task="ant-direction", **ROBOTS | {"rollouts": 40, "test_rollouts": 40}),
+        published={
+            "maml": (8.66, 499.15, 500.68, 499.11),
+            "pretrained": (3.16, 1.27, 6.51, 6.86),
+            "random": (3.11, 9.25, 15.96, 26.11),
+            "oracle": (524.80,),
+        },
+    ),
+    "ant-velocity": Problem(
+        title="Ant, goal velocity",
+        environment="keras_maml/AntVelocity-v0",
+        settings=Settings(task="ant-velocity", **ROBOTS),
+        published={
+            "maml": (30.58, 96.74, 100.06, 101.41),
+            "pretrained": (-1.83, 6.11, 8.47, 9.47),
+            "random": (-78.64, -62.81, -48.55, -35.56),
+            "oracle": (107.89,),
+        },
+    ),
+}
+
+if __name__ == "__main__":
+    main("locomotion", __doc__, PROBLEMS)

@@ -1,0 +1,22 @@
+"""2-D navigation: a point learns to find a goal it is not told (Finn et al. 2017, section 5.3).
+
+python -m experiments.navigation
+python -m experiments.navigation --methods maml first-order --iterations 100
+"""
+
+from experiments.reinforcement_learning import Problem, Settings, main
+
+PROBLEM = Problem(
+    title="2-D navigation",
+    environment="keras_maml/Navigation2D-v0",
+    settings=Settings(),
+    # Mean returns over 40 tasks, from the result files of the authors' code (maml_rl).
+    published={
+        "maml": (-40.41, -11.68, -3.33, -3.23, -3.35),
+        "random": (-82.66, -57.96, -53.84, -46.81, -42.91),
+        "oracle": (-2.29,),
+    },
+)
+
+if __name__ == "__main__":
+    main("navigation", __doc__, {"navigation": PROBLEM})

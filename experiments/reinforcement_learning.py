@@ -1,0 +1,429 @@
+"""Meta-reinforcement learning: what the experiments on navigation and locomotion share.
+
+A run trains MAML and the paper's baselines (Finn et al. 2017, section 5.3), adapts each to the same
+test tasks by policy gradient steps, and writes into its folder, besides what `experiments.runs`
+lists, for every method a folder with its checkpoints and ``history.csv``, and::
+
+    results.txt            returns after every gradient step, beside the authors'
+    returns.png            the same as a figure
+    learning_curves.png    returns over meta-iterations
+    *.gif                  with --film: the robot before and after adaptation
+    policy/METHOD          the learned policy, saved by TF-Agents' PolicySaver
+"""
+
+import argparse
+import dataclasses
+import functools
+import logging
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tabulate
+import tensorflow as tf
+
+import keras_maml.rl
+from experiments.runs import Run, read_csv, run_command, with_defaults, write_csv, write_text
+from keras_maml import evaluation, plots
+from keras_maml.rl import (
+    MetaLossInfo,
+    MetaPolicyGradientAgent,
+    Proximal,
+    Sampler,
+    TrustRegion,
+    environments,
+    gaussian_policy,
+    tensor_specs,
+)
+from keras_maml.rl import plots as rl_plots
+from keras_maml.update_rules import GradientDescent
+
+METHODS = ("maml", "first-order", "promp", "pretrained", "random", "oracle")
+TITLES = {
+    "maml": "MAML",
+    "first-order": "first-order MAML",
+    "promp": "ProMP",
+    "pretrained": "pre-trained on all tasks",
+    "random": "random initialisation",
+    "oracle": "oracle (sees the task)",
+}
+ADAPTING = ("maml", "first-order", "promp")
+# Seeds of tasks: training takes (seed, iteration), the test this one.
+TEST = 1_000_000
+MAX_SKIPS = 10  # iterations in a row without a finite result
+
+MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
+
+logger = logging.getLogger("keras_maml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of a run; see the experiment for what the paper did."""
+
+    task: str = "navigation"
+    methods: tuple[str, ...] = ("maml", "pretrained", "random", "oracle")  # also first-order promp
+    tasks: int = 20  # in a meta-batch
+    rollouts: int = 20  # per task and stage
+    horizon: int = 100  # steps of an episode
+    inner_learning_rate: float = 0.5  # alpha, of the policy gradient steps
+    inner_steps: int = 1  # in training
+    max_kl: float = 0.01  # of an outer step
+    discount: float = 0.99  # per step
+    gae_lambda: float = 1.0  # of advantage estimation
+    units: tuple[int, ...] = (100, 100)  # of the policy's hidden layers
+    activation: str = "relu"  # of the policy's hidden layers
+    iterations: int = 500  # meta-iterations of MAML
+    baseline_iterations: int = 1_000  # of the pre-trained policy and the oracle
+    baseline_rollouts: int = 100  # in each of these, each with a task of its own
+    epoch_iterations: int = 5  # between checkpoints
+    test_tasks: int = 40  # in the end
+    test_rollouts: int = 40  # per task and step
+    test_steps: int = 4  # gradient steps in the test; from the second on with half the rate
+    test_rate: float = 0.5  # of the first gradient step of what was trained to adapt
+    pretrained_rate: float = 0.5  # the same, of the pre-trained policy
+    random_rate: float = 0.5  # the same, of the random initialisation
+    physics: str = "paper"  # or gymnasium
+    seed: int = 0  # of weights, tasks, resets and actions
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where things are."""
+
+    output: str | None = None  # folder of the run; None: runs/TASK
+    film: bool = False  # write films of a robot before and after adaptation
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An environment and what is known about it.
+
+    Attributes:
+        title: What to call it.
+        environment: The registered name.
+        settings: The paper's settings.
+        published: The authors' mean returns after every gradient step, by method.
+    """
+
+    title: str
+    environment: str
+    settings: Settings
+    published: Mapping[str, Sequence[float]]
+
+
+def main(name: str, description: str, problems: Mapping[str, Problem]) -> None:
+    """Runs an experiment as a command: the task chooses the defaults of the rest.
+
+    Args:
+        name: The module's name in `experiments`.
+        description: What ``--help`` says.
+        problems: By task.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--task", choices=problems, default=next(iter(problems)))
+    task = parser.parse_known_args()[0].task
+    run_command(
+        name,
+        description,
+        functools.partial(run, problems[task]),
+        with_defaults(problems[task].settings),
+        Files,
+    )
+
+
+def run(problem: Problem, settings: Settings, files: Files) -> dict[str, Any]:
+    """Trains, tests and reports; or continues, or shows what is there.
+
+    Args:
+        problem: What to learn.
+        settings: All that the results depend on.
+        files: Where the results go.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        FileExistsError: The folder holds another run, or something else.
+        ValueError: A setting is out of range.
+    """
+    unknown = sorted({*settings.methods} - {*METHODS})
+    if unknown or not settings.methods:
+        raise ValueError(f"methods must be some of {METHODS}, got {settings.methods!r}.")
+    this = Run(files.output or f"runs/{settings.task}", settings)
+    if this.results is None:
+        learned = {method: train(this, problem, settings, method) for method in settings.methods}
+        report(this, problem, settings, learned)
+    if files.film:
+        for method in settings.methods:
+            film(this.folder, problem, settings, method)
+    print((this.folder / "results.txt").read_text())
+    print(f"Results, learning curves and checkpoints: {this.folder}")
+    return this.results
+
+
+def make_environment(
+    problem: Problem, settings: Settings, method: str, count: int, **options: Any
+) -> environments.TaskPyEnvironment:
+    """Returns a batch of environments for a method."""
+    return environments.TaskPyEnvironment(
+        environments.TaskVectorEnv(
+            problem.environment,
+            count,
+            horizon=settings.horizon,
+            physics=settings.physics,
+            oracle=method == "oracle",
+            **options,
+        )
+    )
+
+
+def make_agent(
+    settings: Settings,
+    method: str,
+    environment: environments.TaskPyEnvironment,
+    tasks: int,
+    model: Any = None,
+) -> MetaPolicyGradientAgent:
+    """Returns the agent of a method.
+
+    The baselines are trained without inner steps, on one "task" whose environments each have a
+    task of their own.
+    """
+    time_steps, actions = tensor_specs(environment)
+    model = model or gaussian_policy(
+        time_steps.observation.shape[0],
+        actions.shape[0],
+        settings.units,
+        activation=settings.activation,
+        seed=settings.seed,
+    )
+    proximal = method == "promp"
+    return MetaPolicyGradientAgent(
+        time_steps,
+        actions,
+        model,
+        tasks=tasks,
+        inner_learning_rate=settings.inner_learning_rate,
+        inner_steps=settings.inner_steps if method in ADAPTING else 0,
+        outer=Proximal() if proximal else TrustRegion(max_kl=settings.max_kl),
+        first_order=method == "first-order",
+        discount=settings.discount,
+        gae_lambda=settings.gae_lambda,
+        inner_loss="likelihood_ratio" if proximal else "log_likelihood",
+    )
+
+
+def train(
+    this: Run, problem: Problem, settings: Settings, method: str
+) -> tuple[MetaPolicyGradientAgent, list[dict[str, float]]]:
+    """Trains a method, or continues, or loads what was trained.
+
+    Returns:
+        The agent, with the weights of the epoch with the best return, and its history.
+    """
+    adapts = method in ADAPTING
+    tasks, rollouts = (
+        (settings.tasks, settings.rollouts) if adapts else (1, settings.baseline_rollouts)
+    )
+    iterations = settings.iterations if adapts else settings.baseline_iterations
+    environment = make_environment(problem, settings, method, tasks * rollouts)
+    agent = make_agent(settings, method, environment, tasks)
+    if method == "random":
+        return agent, []
+    sampler = Sampler(environment, agent.collect_policy, steps=settings.horizon)
+    checkpoint = Checkpoint(this.folder / method, agent)
+    checkpoint.restore()
+    history = checkpoint.history
+    if history:
+        print(f"{TITLES[method]}: continuing after {len(history)} of {iterations} iterations.")
+    writer = tf.summary.create_file_writer(str(this.folder / "tensorboard" / method))
+    clock, skips = time.monotonic(), 0
+    for iteration in range(len(history), iterations):
+        chosen = environment.sample_tasks(tasks if adapts else rollouts, (settings.seed, iteration))
+        row = {"iterations": float(iteration + 1)} | dict.fromkeys(MEASURES, np.nan)
+        try:
+            info, returns = keras_maml.rl.meta_iteration(
+                agent, sampler, chosen, settings.seed, iteration
+            )
+            row |= {"return_before": returns[0].mean(), "return": returns[-1].mean()}
+            row |= {name: float(value) for name, value in info.extra._asdict().items()}
+            row["episode_length"] = float(sampler.episode_length.result())
+            skips = 0
+        except FloatingPointError as error:
+            skips += 1
+            logger.warning("Meta-iteration %d is skipped: %s", iteration + 1, error)
+            if skips == MAX_SKIPS:
+                raise FloatingPointError(
+                    f"{MAX_SKIPS} meta-iterations in a row had no finite result, the last because: "
+                    f"{error} Lower inner_learning_rate or max_kl."
+                ) from error
+        now = time.monotonic()
+        row["seconds"] = (history[-1]["seconds"] if history else 0.0) + now - clock
+        clock = now
+        history.append(row)
+        with writer.as_default(step=iteration + 1):
+            for name, value in row.items():
+                tf.summary.scalar(name, value)
+        if (iteration + 1) % settings.epoch_iterations == 0 or iteration + 1 == iterations:
+            checkpoint.save(settings.epoch_iterations)
+            print(
+                f"{TITLES[method]} {iteration + 1}/{iterations}: return "
+                f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
+                f"{row['seconds']:.0f} s",
+                flush=True,
+            )
+    writer.close()
+    checkpoint.restore_best()
+    return agent, history
+
+
+class Checkpoint:
+    """The state of an agent after the last epoch, and the weights of the best one.
+
+    Args:
+        folder: Where ``checkpoints/`` and ``history.csv`` go.
+        agent: The agent.
+
+    Attributes:
+        history: A row per meta-iteration.
+    """
+
+    def __init__(self, folder: pathlib.Path, agent: MetaPolicyGradientAgent) -> None:
+        self.history: list[dict[str, float]] = []
+        self._history_path = folder / "history.csv"
+        self._last = folder / "checkpoints" / "last.npz"
+        self._best = folder / "checkpoints" / "best.npz"
+        self._agent = agent
+
+    def save(self, epoch_iterations: int) -> None:
+        """Writes the history, then the weights if they are the best, then the state."""
+        self._last.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(self._history_path, self.history)
+        epochs = epoch_returns(self.history, epoch_iterations)
+        if epochs[-1] >= np.nanmax(epochs):
+            self._write(self._best, self._agent.model.variables)
+        self._write(self._last, self._agent.saved_variables)
+
+    def restore(self) -> None:
+        """Loads the last state, if there is one."""
+        if self._last.exists():
+            done = self._read(self._last, self._agent.saved_variables)
+            self.history.extend(read_csv(self._history_path)[:done])
+
+    def restore_best(self) -> None:
+        """Loads the weights of the best epoch, if there is one."""
+        if self._best.exists():
+            self._read(self._best, self._agent.model.variables)
+
+    def _write(self, path: pathlib.Path, variables: Sequence[Any]) -> None:
+        temporary = path.with_name("temporary.npz")
+        values = [np.asarray(variable) for variable in variables]
+        np.savez(temporary, *values, iterations=len(self.history))
+        temporary.replace(path)
+
+    def _read(self, path: pathlib.Path, variables: Sequence[Any]) -> int:
+        with np.load(path, allow_pickle=False) as file:
+            for index, variable in enumerate(variables):
+                variable.assign(file[f"arr_{index}"])
+            return int(file["iterations"])
+
+
+def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:
+    """Returns the mean return after adaptation of every epoch of training."""
+    returns = [row["return"] for row in history]
+    firsts = range(0, len(returns), epoch_iterations)
+    return np.array([np.mean(returns[first : first + epoch_iterations]) for first in firsts])
+
+
+def evaluate(
+    problem: Problem, settings: Settings, method: str, model: Any
+) -> tuple[evaluation.Evaluation, MetaPolicyGradientAgent, Sampler]:
+    """Adapts a method to the test tasks; returns the agent as it is after the last step, too."""
+    environment = make_environment(
+        problem, settings, method, settings.test_tasks * settings.test_rollouts
+    )
+    agent = make_agent(settings, method, environment, settings.test_tasks, model)
+    sampler = Sampler(environment, agent.collect_policy, steps=settings.horizon)
+    tasks = environment.sample_tasks(settings.test_tasks, TEST)
+    rules = (
+        [] if method == "oracle" else [GradientDescent(rate) for rate in rates(settings, method)]
+    )
+    result = keras_maml.rl.evaluate(agent, sampler, tasks, rules, seed=settings.seed)
+    return result, agent, sampler
+
+
+def rates(settings: Settings, method: str) -> list[float]:
+    """Returns the rate of every gradient step of the test: then half (appendix A.2)."""
+    if method == "oracle":
+        return []
+    own = {"pretrained": settings.pretrained_rate, "random": settings.random_rate}
+    first = own.get(method, settings.test_rate)
+    return [first if step == 0 else first / 2 for step in range(settings.test_steps)]
+
+
+def report(
+    this: Run,
+    problem: Problem,
+    settings: Settings,
+    learned: Mapping[str, tuple[MetaPolicyGradientAgent, list[dict[str, float]]]],
+) -> None:
+    """Tests every method and writes policies, table, figures and results."""
+    rows, curves, training = [], {}, {}
+    for method, (agent, history) in learned.items():
+        result, _, _ = evaluate(problem, settings, method, agent.model)
+        rows += [{"method": method} | row for row in result.rows()]
+        curves[TITLES[method]] = (result.curve("return"), result.curve("return", "ci95"))
+        agent.policy.save(this.folder / "policy" / method, overwrite=True)
+        if history:
+            epochs = epoch_returns(history, settings.epoch_iterations)
+            training[method] = {
+                "iterations": len(history),
+                "hours": round(history[-1]["seconds"] / 3600, 2),
+                "skipped": sum(row["accepted"] != 1 for row in history),
+                "iterations_of_best_epoch": int(
+                    min((np.nanargmax(epochs) + 1) * settings.epoch_iterations, len(history))
+                ),
+            }
+    write_text(this.folder / "results.txt", table(problem, settings, rows, training) + "\n")
+    title = f"{problem.title}, {settings.test_tasks} test tasks"
+    published = {TITLES[method]: values for method, values in problem.published.items()}
+    plots.save(rl_plots.returns_over_steps(curves, published, title), this.folder / "returns.png")
+    histories = {TITLES[method]: history for method, (_, history) in learned.items() if history}
+    if histories:
+        figure = rl_plots.learning_curves(histories, problem.title)
+        plots.save(figure, this.folder / "learning_curves.png")
+    this.finish(rows, data=f"{problem.environment}, test tasks of seed {TEST}", training=training)
+
+
+def table(
+    problem: Problem,
+    settings: Settings,
+    rows: Sequence[Mapping[str, Any]],
+    training: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Writes the returns after every gradient step, ours above the authors'."""
+    lines = []
+    for method in settings.methods:
+        ours = [row for row in rows if row["method"] == method]
+        cells = [f"{row['mean']:.1f} ± {row['ci95']:.1f}" for row in ours]
+        done = training.get(method)
+        lines.append([TITLES[method], done["iterations"] if done else "", *cells])
+        if method in problem.published:
+            theirs = [f"{value:.1f}" for value in problem.published[method]]
+            lines.append(["  the authors", "", *theirs])
+    steps = range(settings.test_steps + 1)
+    headers = ["method", "iterations", *[f"{step} step{'s' * (step != 1)}" for step in steps]]
+    title = (
+        f"{problem.title}: return before adaptation and after every gradient step, "
+        f"{settings.test_tasks} test tasks, {settings.test_rollouts} rollouts each, mean and 95 % "
+        f"interval over tasks; seed {settings.seed}.\n"
+    )
+    return title + tabulate.tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+def film(folder: pathlib.Path, problem: Problem, settings: Settings, method: str) -> None:
+    """Writes a film of the first test tasks, before and after adaptation."""
+    raise NotImplementedError

@@ -1,0 +1,168 @@
+"""From trajectories to what a policy gradient needs: advantages of the transitions of each task.
+
+Arrays of a trajectory are ``[environments, steps, ...]``, TF-Agents' convention; the environments
+of a task stand side by side. An environment whose episode ends early begins another one; the step
+in between (a boundary) is no transition, and the transitions of an episode that the batch cuts off
+have no return. Both get the weight 0.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tf_agents.trajectories import StepType, Trajectory
+from tf_agents.utils import value_ops
+
+from keras_maml.rl import baseline
+
+
+class Transitions(NamedTuple):
+    """The transitions of every task.
+
+    Attributes:
+        observations: ``[tasks, transitions, ...]``, or a nest of such.
+        actions: ``[tasks, transitions, ...]``.
+        advantages: float32 ``[tasks, transitions]``.
+        weights: float32 ``[tasks, transitions]``: 1, or 0 for what is not to be counted.
+    """
+
+    observations: Any
+    actions: tf.Tensor
+    advantages: tf.Tensor
+    weights: tf.Tensor
+
+
+def episode_times(step_types: tf.Tensor) -> tf.Tensor:
+    """Numbers the steps of each episode.
+
+    Args:
+        step_types: int32 ``[environments, steps]``.
+
+    Returns:
+        int32 ``[environments, steps]``: 0 at the first step of an episode and at the first of the
+        batch.
+
+    Example:
+        >>> episode_times(tf.constant([[0, 1, 1, 2, 0, 1]])).numpy().tolist()
+        [[0, 1, 2, 3, 0, 1]]
+    """
+    steps = tf.range(step_types.shape[1])[None]
+    starts = tf.where(step_types == int(StepType.FIRST), steps, 0)
+    return steps - _running_maximum(starts)
+
+
+def complete(trajectory: Trajectory) -> tf.Tensor:
+    """Says which steps are transitions of an episode that ends within the batch.
+
+    Args:
+        trajectory: ``[environments, steps, ...]``.
+
+    Returns:
+        bool ``[environments, steps]``.
+    """
+    ends = tf.cast(trajectory.next_step_type == int(StepType.LAST), tf.int32)
+    ended_later = tf.cumsum(ends, axis=1, reverse=True) > 0
+    return ended_later & (trajectory.step_type != int(StepType.LAST))
+
+
+def discounted_returns(trajectory: Trajectory, discount: float) -> tf.Tensor:
+    """Returns the discounted sum of the rewards from each step to the end of its episode.
+
+    An episode that reaches the horizon ends there like any other: nothing is estimated beyond it.
+
+    Args:
+        trajectory: ``[environments, steps, ...]``.
+        discount: Per step.
+
+    Returns:
+        float32 ``[environments, steps]``; meaningless where `complete` is false.
+    """
+    return value_ops.discounted_return(
+        trajectory.reward, _continuation(trajectory, discount), time_major=False
+    )
+
+
+def transitions(
+    trajectory: Trajectory, *, tasks: int, discount: float, gae_lambda: float
+) -> Transitions:
+    """Estimates advantages with a linear baseline fitted to each task.
+
+    Generalized advantage estimation; within each task the advantages are shifted and scaled to
+    mean 0 and standard deviation 1.
+
+    Args:
+        trajectory: ``[environments, steps, ...]``, the environments of a task side by side.
+        tasks: How many tasks; divides the number of environments.
+        discount: Per step.
+        gae_lambda: 1 for the discounted return minus the baseline.
+
+    Returns:
+        The transitions of every task, ``environments / tasks * steps`` each.
+
+    Source: Schulman et al. 2016 (arXiv 1506.02438); Finn et al. 2017, appendix A.2.
+    """
+    environments, steps = trajectory.reward.shape
+    by_task = lambda x: tf.reshape(x, [tasks, environments // tasks * steps, *x.shape[2:]])  # noqa: E731
+    weights = by_task(tf.cast(complete(trajectory), tf.float32))
+    returns = discounted_returns(trajectory, discount)
+    observations = tf.concat(
+        [tf.reshape(x, [environments, steps, -1]) for x in tf.nest.flatten(trajectory.observation)],
+        axis=-1,
+    )
+    inputs = baseline.features(observations, episode_times(trajectory.step_type))
+    values = baseline.fit_predict(by_task(inputs), by_task(returns), weights)
+    advantages = value_ops.generalized_advantage_estimation(
+        tf.cast(tf.reshape(values, [environments, steps]), tf.float32),
+        tf.zeros([environments]),
+        _continuation(trajectory, discount),
+        trajectory.reward,
+        td_lambda=gae_lambda,
+        time_major=False,
+    )
+    return Transitions(
+        tf.nest.map_structure(by_task, trajectory.observation),
+        by_task(trajectory.action),
+        standardize(by_task(advantages), weights),
+        weights,
+    )
+
+
+def standardize(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Shifts and scales the values of each task to mean 0 and standard deviation 1.
+
+    Args:
+        values: ``[tasks, transitions]``.
+        weights: ``[tasks, transitions]``; what has the weight 0 comes out as 0.
+
+    Returns:
+        ``[tasks, transitions]``.
+
+    Example:
+        >>> standardize(tf.constant([[1.0, 3.0, 9.0]]), tf.constant([[1.0, 1.0, 0.0]])).numpy()
+        array([[-1.,  1.,  0.]], dtype=float32)
+    """
+    centred = (values - weighted_mean(values, weights, keepdims=True)) * weights
+    deviation = tf.sqrt(weighted_mean(centred**2, weights, keepdims=True))
+    return centred / (deviation + 1e-8)
+
+
+def weighted_mean(values: tf.Tensor, weights: tf.Tensor, keepdims: bool = False) -> tf.Tensor:
+    """Returns the mean over the last axis with weights, 0 if all are 0."""
+    total = tf.reduce_sum(values * weights, axis=-1, keepdims=keepdims)
+    return tf.math.divide_no_nan(total, tf.reduce_sum(weights, axis=-1, keepdims=keepdims))
+
+
+def _continuation(trajectory: Trajectory, discount: float) -> tf.Tensor:
+    """The discount, 0 at the end of an episode and in the step between two of them."""
+    goes_on = (trajectory.next_step_type != int(StepType.LAST)) & (
+        trajectory.step_type != int(StepType.LAST)
+    )
+    return discount * tf.cast(goes_on, tf.float32)
+
+
+def _running_maximum(values: tf.Tensor) -> tf.Tensor:
+    """Running maximum along the second axis, by doubling."""
+    shift, size = 1, values.shape[1]
+    while shift < size:
+        values = tf.maximum(values, tf.pad(values, [[0, 0], [shift, 0]])[:, :size])
+        shift *= 2
+    return values

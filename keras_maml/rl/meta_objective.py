@@ -1,0 +1,95 @@
+"""The meta-objective: the mean over tasks of what the adapted policies make of their transitions.
+
+As a function of the initial weights: every evaluation adapts again, with the transitions that were
+drawn once. Tasks run one after another, which is faster here than all at once: one task's
+activations stay in the cache (0.53 s against 0.70 s for a product with the Hessian, 40 tasks of
+4,000 transitions).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_maml.adaptation import loss_gradients
+from keras_maml.functional import Tensors
+from keras_maml.rl.advantages import Transitions
+from keras_maml.rl.policy_gradient import PolicyObjective, surrogate_loss
+from keras_maml.rl.trust_region import kl_hessian_product
+from keras_maml.task_map import map_sequentially
+
+Loss = Callable[[tf.Tensor, Transitions], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaObjective:
+    """Loss, divergence and their derivatives with respect to the initial weights.
+
+    Attributes:
+        objective: The losses of one task.
+        stages: The transitions ``[tasks, ...]`` of each inner step, and those drawn after the last.
+        old: The distribution parameters of every stage under the weights they were drawn with;
+            see `outputs`.
+        first_order: Whether the inner gradients are constants.
+        loss: From likelihood ratios and transitions to the loss of a task.
+        inner_kl_penalty: Weight of the divergences of the stages before the last (ProMP).
+    """
+
+    objective: PolicyObjective
+    stages: Sequence[Transitions]
+    old: Any = None
+    first_order: bool = False
+    loss: Loss = surrogate_loss
+    inner_kl_penalty: float = 0.0
+
+    def outputs(self, weights: Tensors) -> Any:
+        """Returns the distribution parameters of every task and stage."""
+        return map_sequentially(lambda stages: self._outputs(weights, stages), self.stages)
+
+    def loss_and_gradient(self, weights: Tensors) -> tuple[tf.Tensor, Tensors]:
+        """Returns the loss and the meta-gradient."""
+
+        def of_task(element: Any) -> tuple[tf.Tensor, Tensors]:
+            loss, _, gradient = loss_gradients(lambda w: self._loss_and_kl(w, *element), weights)
+            return loss, gradient
+
+        return self._mean_over_tasks(of_task)
+
+    def loss_and_kl(self, weights: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the loss and the mean KL divergence from the old adapted policies."""
+        return self._mean_over_tasks(lambda element: self._loss_and_kl(weights, *element))
+
+    def kl_hessian(self, weights: Tensors, vector: Tensors) -> Tensors:
+        """Multiplies the Hessian of the mean KL divergence at the old weights with a vector."""
+
+        def of_task(element: Any) -> Tensors:
+            stages, _ = element
+            return kl_hessian_product(
+                lambda w: self._outputs(w, stages)[-1],
+                lambda old, new: self.objective.divergence(old, new, stages[-1].weights),
+                weights,
+                vector,
+            )
+
+        return self._mean_over_tasks(of_task)
+
+    def _outputs(self, weights: Tensors, stages: Sequence[Transitions]) -> list[Any]:
+        return self.objective.outputs_of_stages(weights, stages, first_order=self.first_order)
+
+    def _loss_and_kl(
+        self, weights: Tensors, stages: Sequence[Transitions], old: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        new = self._outputs(weights, stages)
+        divergences = [
+            self.objective.divergence(*parameters, stage.weights)
+            for *parameters, stage in zip(old, new, stages, strict=True)
+        ]
+        loss = self.loss(self.objective.ratio(old[-1], new[-1], stages[-1].actions), stages[-1])
+        if self.inner_kl_penalty:
+            loss += self.inner_kl_penalty * tf.add_n(divergences[:-1])
+        return loss, divergences[-1]
+
+    def _mean_over_tasks(self, of_task: Callable[[Any], Any]) -> Any:
+        results = map_sequentially(of_task, (list(self.stages), self.old))
+        return tf.nest.map_structure(lambda x: tf.reduce_mean(x, axis=0), results)

@@ -1,0 +1,310 @@
+"""MAML for reinforcement learning, as a TF-Agents agent (Finn et al. 2017, algorithm 3)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tf_agents.agents import tf_agent
+from tf_agents.trajectories import Trajectory, time_step
+
+from keras_maml import validation
+from keras_maml.adaptation import UpdateRule
+from keras_maml.functional import Tensors, as_tensors
+from keras_maml.rl.advantages import complete, transitions
+from keras_maml.rl.meta_objective import MetaObjective
+from keras_maml.rl.policy import DistributionFunction, TaskPolicy, diagonal_gaussian
+from keras_maml.rl.policy_gradient import INNER_LOSSES, PolicyObjective
+from keras_maml.rl.proximal import Proximal
+from keras_maml.rl.trust_region import Step, TrustRegion
+from keras_maml.task_map import map_sequentially
+from keras_maml.update_rules import GradientDescent
+
+
+class MetaLossInfo(NamedTuple):
+    """What one meta-iteration did; all scalars.
+
+    Attributes:
+        loss_before: The surrogate loss at the old weights.
+        loss_after: The surrogate loss at the new weights.
+        kl: Mean KL divergence from the old adapted policies to the new ones.
+        gradient_norm: Norm of the meta-gradient.
+        accepted: bool: whether the weights changed.
+        backtracks: How often the line search shortened the step.
+    """
+
+    loss_before: tf.Tensor
+    loss_after: tf.Tensor
+    kl: tf.Tensor
+    gradient_norm: tf.Tensor
+    accepted: tf.Tensor
+    backtracks: tf.Tensor
+
+
+class MetaPolicyGradientAgent(tf_agent.TFAgent):
+    """Learns the initial weights of a policy that adapts by policy gradient steps.
+
+    One meta-iteration: draw trajectories with `collect_policy` and `adapt` it to them, as often as
+    there are inner steps; draw once more; `train` on all of them. `keras_maml.rl.sampling` does so.
+
+    With ``inner_steps=0`` it is plain trust region policy optimisation over the tasks: the paper's
+    pre-trained baseline, or its oracle if the observations hold the task.
+
+    Args:
+        time_step_spec: Of one environment.
+        action_spec: Of one environment.
+        model: A built model from observations to the parameters of ``distribution``; trained.
+        tasks: Tasks in a meta-batch. The environments of a task stand side by side in a batch.
+        inner_learning_rate: The rate alpha of the inner steps.
+        inner_steps: How many inner steps, each with trajectories of its own.
+        outer: The outer step: `TrustRegion` or `Proximal`.
+        first_order: Whether the meta-gradient stops at the inner gradients (paper, section 5.2).
+        discount: Per step.
+        gae_lambda: Of generalized advantage estimation.
+        inner_loss: See `keras_maml.rl.policy_gradient.PolicyObjective`.
+        distribution: From the model's outputs to a distribution over actions.
+        jit_compile: Whether XLA compiles the training step.
+        train_step_counter: An int64 variable that counts meta-iterations; by default a new one.
+
+    Attributes:
+        skipped_steps: An int64 variable: meta-iterations that changed nothing, because the line
+            search found no better policy or something was not finite.
+
+    Raises:
+        ValueError: A setting is out of range, or the model is not built.
+
+    Example:
+        >>> from tf_agents.specs import BoundedTensorSpec
+        >>> from keras_maml.rl.policy import gaussian_policy
+        >>> agent = MetaPolicyGradientAgent(
+        ...     time_step.time_step_spec(tf.TensorSpec([2], tf.float32)),
+        ...     BoundedTensorSpec([2], tf.float32, -1, 1),
+        ...     gaussian_policy(2, 2),
+        ...     tasks=4,
+        ... )
+        >>> len(agent.training_data_spec)  # trajectories before and after the inner step
+        2
+    """
+
+    def __init__(
+        self,
+        time_step_spec: time_step.TimeStep,
+        action_spec: Any,
+        model: keras.Model,
+        *,
+        tasks: int,
+        inner_learning_rate: float = 0.1,
+        inner_steps: int = 1,
+        outer: TrustRegion | Proximal | None = None,
+        first_order: bool = False,
+        discount: float = 0.99,
+        gae_lambda: float = 1.0,
+        inner_loss: str = "log_likelihood",
+        distribution: DistributionFunction = diagonal_gaussian,
+        jit_compile: bool = True,
+        train_step_counter: tf.Variable | None = None,
+    ) -> None:
+        validation.check_count("tasks", tasks, minimum=1)
+        validation.check_count("inner_steps", inner_steps)
+        validation.check_choice("inner_loss", inner_loss, INNER_LOSSES)
+        for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in 0 .. 1, got {value!r}.")
+        if not model.built or not model.trainable_variables:
+            raise ValueError(
+                "The policy's model must be built and have trainable variables: call it once, or "
+                "give it a keras.Input."
+            )
+        self.model = model
+        self.tasks = tasks
+        self.inner_steps = inner_steps
+        self.outer = outer or TrustRegion()
+        self.first_order = first_order
+        self._objective = PolicyObjective(
+            model,
+            GradientDescent(inner_learning_rate),
+            distribution,
+            inner_loss,
+            route="compiled" if jit_compile else "plain",
+        )
+        self._estimate = {"tasks": tasks, "discount": discount, "gae_lambda": gae_lambda}
+        self._optimizer = None
+        if isinstance(self.outer, Proximal):
+            self._optimizer = self.outer.make_optimizer()
+            self._optimizer.build(model.trainable_variables)
+        counter = train_step_counter
+        if counter is None:
+            counter = tf.Variable(0, dtype=tf.int64, trainable=False, name="train_step")
+        self.skipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps")
+        policies = [
+            TaskPolicy(time_step_spec, action_spec, model, tasks=n, distribution=distribution)
+            for n in (1, tasks)
+        ]
+        super().__init__(
+            time_step_spec,
+            action_spec,
+            *policies,
+            train_sequence_length=None,
+            training_data_spec=(policies[1].trajectory_spec,) * (inner_steps + 1),
+            train_step_counter=counter,
+        )
+        self._compile = functools.partial(tf.function, jit_compile=jit_compile, autograph=False)
+        self._compiled_train = self._compile(self._meta_step)
+        self._inner_steps: dict[tuple, Callable] = {}
+        self._adaptation_steps = 0
+
+    def reset_adaptation(self) -> None:
+        """Gives the collect policy the initial weights for every task."""
+        self.collect_policy.assign(as_tensors(self.model.trainable_variables))
+        self._adaptation_steps = 0
+
+    def adapt(self, experience: Trajectory, update_rule: UpdateRule | None = None) -> None:
+        """Adapts the collect policy by one inner step.
+
+        Args:
+            experience: ``[environments, steps, ...]``, drawn with the collect policy.
+            update_rule: Of this step; by default that of the agent.
+
+        Raises:
+            ValueError: The environments cannot be divided among the tasks, or a task has no
+                complete episode.
+            FloatingPointError: A reward is not finite, or the fast weights of a task would not
+                be. Nothing changes.
+        """
+        self._check(experience)
+        weights = [tf.convert_to_tensor(v) for v in self.collect_policy.fast_weights]
+        fast = self._inner_step(update_rule or self._objective.update_rule, weights, experience)
+        finite = np.all([np.isfinite(x.numpy().reshape(self.tasks, -1)).all(1) for x in fast], 0)
+        if not finite.all():
+            raise FloatingPointError(
+                f"Adaptation gave weights that are not finite in {(~finite).sum()} of "
+                f"{self.tasks} tasks, the first of them task {(~finite).argmax()}. Lower "
+                "inner_learning_rate, and look at the rewards of that task."
+            )
+        self.collect_policy.assign(fast)
+        self._adaptation_steps += 1
+
+    def adapted_policy(self, task: int) -> TaskPolicy:
+        """Returns the policy of one task as the collect policy has adapted to it; it can be saved.
+
+        Args:
+            task: The number of the task.
+        """
+        policy = TaskPolicy(
+            self.time_step_spec,
+            self.action_spec,
+            self.model,
+            distribution=self._objective.distribution,
+        )
+        policy.assign([weight[task] for weight in self.collect_policy.fast_weights])
+        return policy
+
+    @property
+    def saved_variables(self) -> list[Any]:
+        """Everything a training run must save to go on: weights, optimizer, counters."""
+        optimizer = [] if self._optimizer is None else self._optimizer.variables
+        return [*self.model.variables, *optimizer, self.train_step_counter, self.skipped_steps]
+
+    def _initialize(self) -> None:
+        self.reset_adaptation()
+        self.policy.assign(as_tensors(self.model.trainable_variables))
+
+    def _train(
+        self, experience: Sequence[Trajectory], weights: tf.Tensor | None = None
+    ) -> tf_agent.LossInfo:
+        if weights is not None:
+            raise ValueError("MetaPolicyGradientAgent takes no weights of examples.")
+        if len(experience) != self.inner_steps + 1:
+            raise ValueError(
+                f"One meta-iteration needs {self.inner_steps + 1} batches of trajectories: one "
+                f"before each of {self.inner_steps} inner steps and one after, got "
+                f"{len(experience)}."
+            )
+        for batch in experience:
+            self._check(batch)
+        info = self._compiled_train(tuple(experience))
+        self.policy.assign(as_tensors(self.model.trainable_variables))
+        return tf_agent.LossInfo(info.loss_before, info)
+
+    def _loss(self, experience: Any, weights: Any = None, training: bool = False) -> Any:
+        raise NotImplementedError("The loss has a meaning at the old weights only: use train.")
+
+    def _meta_step(self, experience: Sequence[Trajectory]) -> MetaLossInfo:
+        stages = [transitions(batch, **self._estimate) for batch in experience]
+        weights = as_tensors(self.model.trainable_variables)
+        objective = MetaObjective(self._objective, stages, first_order=self.first_order)
+        objective = dataclasses.replace(objective, old=objective.outputs(weights))
+        loss, gradient = objective.loss_and_gradient(weights)
+        if isinstance(self.outer, Proximal):
+            step = self.outer.step(objective, self.model.trainable_variables, self._optimizer)
+        else:
+            step = self.outer.step(
+                weights,
+                loss,
+                gradient,
+                lambda vector: objective.kl_hessian(weights, vector),
+                objective.loss_and_kl,
+            )
+            for variable, value in zip(self.model.trainable_variables, step.weights, strict=True):
+                variable.assign(value)
+        self.train_step_counter.assign_add(1)
+        self.skipped_steps.assign_add(tf.cast(~step.accepted, tf.int64))
+        return _info(loss, gradient, step)
+
+    def _inner_step(
+        self, update_rule: UpdateRule, weights: Tensors, experience: Trajectory
+    ) -> Tensors:
+        """Takes an inner step in every task; one program per update rule and shape."""
+        step = tf.constant(self._adaptation_steps)
+        key = (update_rule, *experience.reward.shape)
+        if key not in self._inner_steps:
+            objective = dataclasses.replace(self._objective, update_rule=update_rule)
+
+            def inner_step(weights: Tensors, experience: Trajectory, step: tf.Tensor) -> Tensors:
+                def of_task(element: tuple) -> Tensors:
+                    weights, stage = element
+                    return objective.adapt(weights, [stage], first_step=step)[0]
+
+                stage = transitions(experience, **self._estimate)
+                return map_sequentially(of_task, (weights, stage))
+
+            # A concrete function: TensorFlow takes several programs of one place for retracing.
+            self._inner_steps[key] = self._compile(inner_step).get_concrete_function(
+                weights, experience, step
+            )
+        return self._inner_steps[key](weights, experience, step)
+
+    def _check(self, experience: Trajectory) -> None:
+        shape = tuple(experience.reward.shape)
+        if len(shape) != 2 or shape[0] % self.tasks:
+            raise ValueError(
+                f"Trajectories must be [environments, steps, ...] with a multiple of {self.tasks} "
+                f"environments (the tasks of the agent), got rewards of shape {shape}."
+            )
+        unfinished = ~complete(experience).numpy().reshape(self.tasks, -1).any(1)
+        if unfinished.any():
+            raise ValueError(
+                f"Every task needs a complete episode, but {unfinished.sum()} of {self.tasks} have "
+                f"none in {shape[1]} steps, the first of them task {unfinished.argmax()}. Draw at "
+                "least as many steps as the horizon of the environment."
+            )
+        wrong = ~np.isfinite(np.asarray(experience.reward)).reshape(self.tasks, -1).all(1)
+        if wrong.any():
+            raise FloatingPointError(
+                f"Rewards are not finite in {wrong.sum()} of {self.tasks} tasks, the first of "
+                f"them task {wrong.argmax()}."
+            )
+
+
+def _info(loss: tf.Tensor, gradient: Tensors, step: Step) -> MetaLossInfo:
+    return MetaLossInfo(
+        loss_before=loss,
+        loss_after=step.loss,
+        kl=step.kl,
+        gradient_norm=tf.linalg.global_norm(gradient),
+        accepted=step.accepted,
+        backtracks=step.backtracks,
+    )

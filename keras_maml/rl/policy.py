@@ -1,0 +1,304 @@
+"""Policies: a Keras model from observations to the parameters of a distribution over actions."""
+
+import contextlib
+import math
+import os
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+from absl import logging
+from tf_agents.policies import policy_saver, tf_policy
+from tf_agents.trajectories import policy_step, time_step
+
+from keras_maml.functional import Tensors, as_tensors, forward, task_states
+from keras_maml.layers import Route
+from keras_maml.task_map import TaskMap
+
+DistributionFunction = Callable[[Any], tfp.distributions.Distribution]
+
+
+def gaussian_policy(
+    observation_size: int,
+    action_size: int,
+    units: Sequence[int] = (100, 100),
+    *,
+    activation: str = "relu",
+    initial_std: float = 1.0,
+    min_std: float = 1e-6,
+    seed: int | None = None,
+) -> keras.Model:
+    """Returns the paper's policy: a mean from a multi-layer perceptron, a free deviation.
+
+    Args:
+        observation_size: Entries of an observation.
+        action_size: Entries of an action.
+        units: Widths of the hidden layers.
+        activation: Of the hidden layers.
+        initial_std: Standard deviation of every action at first. Its logarithm is a weight that
+            does not depend on the observation, and is adapted like the others.
+        min_std: Smaller deviations count as this.
+        seed: Seeds the initial weights (Glorot uniform; biases are zero).
+
+    Returns:
+        A model from ``[batch, observation_size]`` to ``{"mean": [batch, action_size], "log_std":
+        [batch, action_size]}``, what `diagonal_gaussian` takes.
+
+    Source: Finn et al. 2017, section 5.3 and appendix A.2.
+
+    Example:
+        >>> model = gaussian_policy(20, 6)
+        >>> model.count_params(), sorted(model(tf.zeros([3, 20])))
+        (12812, ['log_std', 'mean'])
+    """
+
+    def dense(index: int, width: int, activation: str | None) -> keras.layers.Layer:
+        own_seed = None if seed is None else 1000 * seed + index
+        return keras.layers.Dense(
+            width, activation, kernel_initializer=keras.initializers.GlorotUniform(own_seed)
+        )
+
+    x = inputs = keras.Input((observation_size,))
+    for index, width in enumerate(units):
+        x = dense(index, width, activation)(x)
+    mean = dense(len(units), action_size, None)(x)
+    log_std = StateIndependent(math.log(initial_std), math.log(min_std), name="log_std")(mean)
+    return keras.Model(inputs, {"mean": mean, "log_std": log_std}, name="gaussian_policy")
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+class StateIndependent(keras.layers.Layer):
+    """A trained vector, the same for every input, of the size of the input's last axis.
+
+    Args:
+        initial: Every entry at first.
+        minimum: Smaller entries count as this.
+        **kwargs: Of `keras.layers.Layer`.
+    """
+
+    def __init__(self, initial: float = 0.0, minimum: float = -math.inf, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.initial, self.minimum = initial, minimum
+
+    def build(self, input_shape: tuple) -> None:
+        """Makes the vector."""
+        self.vector = self.add_weight(
+            shape=(input_shape[-1],), initializer=keras.initializers.Constant(self.initial)
+        )
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Returns ``[batch, size]``."""
+        vector = keras.ops.maximum(self.vector, self.minimum)
+        return keras.ops.broadcast_to(vector, keras.ops.shape(inputs))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the layer."""
+        return super().get_config() | {"initial": self.initial, "minimum": self.minimum}
+
+
+def diagonal_gaussian(outputs: dict[str, tf.Tensor]) -> tfp.distributions.Distribution:
+    """Returns the distribution of real actions that a `gaussian_policy` describes.
+
+    Args:
+        outputs: ``mean`` and ``log_std``, ``[..., action_size]`` each.
+    """
+    return tfp.distributions.MultivariateNormalDiag(outputs["mean"], tf.exp(outputs["log_std"]))
+
+
+def categorical(outputs: tf.Tensor) -> tfp.distributions.Distribution:
+    """Returns the distribution of discrete actions that a model of logits describes.
+
+    Args:
+        outputs: Logits ``[..., actions]``.
+    """
+    return tfp.distributions.Categorical(logits=outputs, dtype=tf.int64)
+
+
+class TaskPolicy(tf_policy.TFPolicy):
+    """A policy for a batch of environments in which each task has weights of its own.
+
+    The environments of a task stand side by side: of a batch of ``B``, the first ``B / tasks``
+    act with the weights of task 0, and so on. Actions are drawn from a stream of random numbers
+    that `seed_actions` sets, so that the same seed gives the same actions.
+
+    Args:
+        time_step_spec: TF-Agents' spec of the environment's time steps.
+        action_spec: TF-Agents' spec of the actions.
+        model: A built model from observations to distribution parameters. Its weights are copied.
+        tasks: The number of tasks.
+        distribution: From the model's outputs to a distribution over actions.
+        greedy: Whether to take the mode of the distribution instead of a draw.
+
+    Attributes:
+        fast_weights: A variable ``[tasks, ...]`` per trainable variable of the model.
+
+    Example:
+        >>> from tf_agents.specs import BoundedTensorSpec
+        >>> observation = tf.TensorSpec([3], tf.float32)
+        >>> policy = TaskPolicy(
+        ...     time_step.time_step_spec(observation),
+        ...     BoundedTensorSpec([2], tf.float32, -1, 1),
+        ...     gaussian_policy(3, 2),
+        ...     tasks=2,
+        ... )
+        >>> policy.action(time_step.restart(tf.zeros([8, 3]), batch_size=8)).action.shape
+        TensorShape([8, 2])
+    """
+
+    def __init__(
+        self,
+        time_step_spec: time_step.TimeStep,
+        action_spec: Any,
+        model: keras.Model,
+        *,
+        tasks: int = 1,
+        distribution: DistributionFunction = diagonal_gaussian,
+        greedy: bool = False,
+    ) -> None:
+        # The environment clips actions; a clipped action has another probability than it.
+        super().__init__(time_step_spec, action_spec, clip=False, name="task_policy")
+        self.tasks = tasks
+        self.fast_weights = [
+            tf.Variable(tf.repeat(value[None], tasks, axis=0), trainable=False)
+            for value in as_tensors(list(model.trainable_variables))
+        ]
+        # Hidden from tf.Module, which would save the model's own variables a second time.
+        self._outputs = _Outputs(model)
+        self._states = [tf.Variable(v, trainable=False) for v in task_states(model, tasks)]
+        self._distribution_of = distribution
+        self._greedy = greedy
+        self._stream = tf.Variable([0, 0], dtype=tf.int32, trainable=False)
+
+    def assign(self, weights: Tensors) -> None:
+        """Sets the weights of every task.
+
+        Args:
+            weights: One ``[tasks, ...]`` per trainable variable of the model, or without the
+                task axis: the same for all tasks.
+        """
+        for variable, value in zip(self.fast_weights, weights, strict=True):
+            variable.assign(tf.broadcast_to(value, variable.shape))
+
+    def seed_actions(self, *numbers: int) -> None:
+        """Restarts the random numbers of the actions.
+
+        Args:
+            *numbers: Any integers, such as a seed, an iteration and a stage; each sequence has
+                its own stream.
+        """
+        seed = tf.zeros([2], tf.int32)
+        for number in numbers:
+            seed = tf.random.experimental.stateless_fold_in(seed, number)
+        self._stream.assign(seed)
+
+    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
+        """Saves the policy as a SavedModel, with TF-Agents' `PolicySaver`, whole or not at all.
+
+        It has the signatures ``action`` and ``get_initial_state``; TensorFlow Serving runs it, and
+        ``tf.saved_model.load(folder).action(time_step)`` needs no code of this package.
+
+        Args:
+            folder: Where to; its parent is created if need be.
+            overwrite: Whether to replace a policy saved there.
+
+        Raises:
+            FileExistsError: There is something, and ``overwrite`` is False.
+        """
+        folder = pathlib.Path(folder)
+        if folder.exists() and not overwrite:
+            raise FileExistsError(
+                f"{folder} exists: choose another folder, or pass overwrite=True to replace it."
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            new, old = pathlib.Path(temporary, "new"), pathlib.Path(temporary, "old")
+            with warnings.catch_warnings(), _quiet_absl():
+                # Of the distributions that PolicySaver saves beside the actions.
+                warnings.filterwarnings("ignore", "Encoding a StructuredValue")
+                policy_saver.PolicySaver(self, batch_size=None).save(str(new))
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+
+    def _variables(self) -> list[tf.Variable]:
+        return [*self.fast_weights, *self._states, self._stream]
+
+    def _distribution(
+        self, time_step: time_step.TimeStep, policy_state: Any
+    ) -> policy_step.PolicyStep:
+        def by_task(x: tf.Tensor) -> tf.Tensor:
+            return tf.reshape(x, tf.concat([[self.tasks, -1], tf.shape(x)[1:]], 0))
+
+        outputs = self._outputs.of_tasks(
+            [tf.convert_to_tensor(v) for v in self.fast_weights],
+            [tf.convert_to_tensor(v) for v in self._states],
+            tf.nest.map_structure(by_task, time_step.observation),
+        )
+        merged = tf.nest.map_structure(
+            lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)), outputs
+        )
+        return policy_step.PolicyStep(self._distribution_of(merged), policy_state, ())
+
+    def _action(
+        self, time_step: time_step.TimeStep, policy_state: Any, seed: Any = None
+    ) -> policy_step.PolicyStep:
+        step = self._distribution(time_step, policy_state)
+        if self._greedy:
+            return step._replace(action=step.action.mode())
+        if seed is None:
+            seed = self._stream.assign(
+                tf.random.experimental.stateless_fold_in(self._stream.read_value(), 1)
+            )
+        return step._replace(action=step.action.sample(seed=seed))
+
+
+class _Outputs:
+    """A model as a function of the weights of each task."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        self._map = TaskMap()
+
+    def of_tasks(self, weights: Tensors, states: Tensors, observations: Any) -> Any:
+        def of_task(shared: Any, element: Any, vectorized: bool) -> Any:
+            del shared
+            return model_outputs(
+                self._model, *element, route="vectorized" if vectorized else "plain"
+            )
+
+        return self._map(of_task, (), (weights, states, observations))
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Hides remarks about names that PolicySaver itself has chosen."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def model_outputs(
+    model: keras.Model, weights: Tensors, state: Tensors, observations: Any, route: Route
+) -> Any:
+    """Calls a policy's model with explicit weights.
+
+    Batch normalisation uses its moving statistics: an action must not depend on what other
+    environments see.
+    """
+    return forward(
+        model,
+        weights,
+        state,
+        observations,
+        training=False,
+        route=route,
+        batch_statistics="stored",
+    ).predictions

@@ -1,0 +1,94 @@
+"""Proximal policy optimisation as the outer step: ProMP (Rothfuss et al. 2019, 1810.06784)."""
+
+import dataclasses
+import functools
+
+import keras
+import tensorflow as tf
+
+from keras_maml.rl.advantages import Transitions, weighted_mean
+from keras_maml.rl.meta_objective import MetaObjective
+from keras_maml.rl.trust_region import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Proximal:
+    """The settings of an outer step by several steps of Adam on the clipped loss.
+
+    The defaults are ProMP's. Its inner loss is ``inner_loss="likelihood_ratio"`` of the agent.
+
+    Attributes:
+        clip: The likelihood ratio counts up to ``1 - clip`` and ``1 + clip``.
+        learning_rate: Of Adam.
+        epochs: Steps of Adam on the same transitions.
+        inner_kl_penalty: Weight of the KL divergence of the policies before the last inner step.
+    """
+
+    clip: float = 0.3
+    learning_rate: float = 1e-3
+    epochs: int = 5
+    inner_kl_penalty: float = 5e-4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip < 1:
+            raise ValueError(f"clip must be in (0, 1), got {self.clip!r}.")
+        if not self.learning_rate > 0 or not self.inner_kl_penalty >= 0 or self.epochs < 1:
+            raise ValueError(
+                "learning_rate must be positive, inner_kl_penalty at least 0 and epochs at least "
+                f"1, got {self.learning_rate!r}, {self.inner_kl_penalty!r} and {self.epochs!r}."
+            )
+
+    def make_optimizer(self) -> keras.optimizers.Optimizer:
+        """Returns the optimizer whose state an agent keeps."""
+        return keras.optimizers.Adam(self.learning_rate)
+
+    def step(
+        self,
+        meta_objective: MetaObjective,
+        variables: list[keras.Variable],
+        optimizer: keras.optimizers.Optimizer,
+    ) -> Step:
+        """Takes the steps of one outer step, on the variables.
+
+        Args:
+            meta_objective: Its loss is replaced by the clipped one.
+            variables: The initial weights; they change.
+            optimizer: See `make_optimizer`.
+
+        Returns:
+            What was done; nothing where anything is not finite.
+        """
+        clipped = dataclasses.replace(
+            meta_objective,
+            loss=functools.partial(clipped_surrogate_loss, clip=self.clip),
+            inner_kl_penalty=self.inner_kl_penalty,
+        )
+        state = [*variables, *optimizer.variables]
+        before = [tf.identity(variable.value) for variable in state]
+
+        def epoch(i: tf.Tensor) -> tf.Tensor:
+            weights = [tf.convert_to_tensor(variable) for variable in variables]
+            _, gradient = clipped.loss_and_gradient(weights)
+            optimizer.apply_gradients(zip(gradient, variables, strict=True))
+            return i + 1
+
+        tf.while_loop(lambda i: i < self.epochs, epoch, [tf.constant(0)])
+        weights = [tf.convert_to_tensor(variable) for variable in variables]
+        loss, kl = clipped.loss_and_kl(weights)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(kl)
+        for variable, old in zip(state, before, strict=True):
+            variable.assign(tf.where(finite, variable.value, old))
+        return Step(weights, loss, kl, finite, tf.constant(0))
+
+
+def clipped_surrogate_loss(ratio: tf.Tensor, transitions: Transitions, clip: float) -> tf.Tensor:
+    """Returns the loss of proximal policy optimisation (Schulman et al. 2017, equation 7).
+
+    Args:
+        ratio: ``[transitions]``, the likelihood ratios.
+        transitions: Of one task.
+        clip: See `Proximal`.
+    """
+    clipped = tf.clip_by_value(ratio, 1.0 - clip, 1.0 + clip)
+    advantages = transitions.advantages
+    return -weighted_mean(tf.minimum(ratio * advantages, clipped * advantages), transitions.weights)
