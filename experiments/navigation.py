@@ -16,6 +16,7 @@ PROBLEM = Problem(
         "random": (-82.66, -57.96, -53.84, -46.81, -42.91),
         "oracle": (-2.29,),
     },
+    plane=True,
 )
 
 if __name__ == "__main__":

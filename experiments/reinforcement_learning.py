@@ -38,6 +38,7 @@ from keras_maml.rl import (
     tensor_specs,
 )
 from keras_maml.rl import plots as rl_plots
+from keras_maml.rl.film import record, write_gif
 from keras_maml.update_rules import GradientDescent
 
 METHODS = ("maml", "first-order", "promp", "pretrained", "random", "oracle")
@@ -52,6 +53,8 @@ TITLES = {
 ADAPTING = ("maml", "first-order", "promp")
 # Seeds of tasks: training takes (seed, iteration), the test this one.
 TEST = 1_000_000
+PATHS = 8  # rollouts drawn in a plane
+FILM_EVERY = 4  # steps from one picture of a film to the next
 MAX_SKIPS = 10  # iterations in a row without a finite result
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
@@ -106,12 +109,14 @@ class Problem:
         environment: The registered name.
         settings: The paper's settings.
         published: The authors' mean returns after every gradient step, by method.
+        plane: Whether observations begin with a position in a plane, whose path can be drawn.
     """
 
     title: str
     environment: str
     settings: Settings
     published: Mapping[str, Sequence[float]]
+    plane: bool = False
 
 
 def main(name: str, description: str, problems: Mapping[str, Problem]) -> None:
@@ -158,7 +163,7 @@ def run(problem: Problem, settings: Settings, files: Files) -> dict[str, Any]:
         report(this, problem, settings, learned)
     if files.film:
         for method in settings.methods:
-            film(this.folder, problem, settings, method)
+            film(this, problem, settings, method)
     print((this.folder / "results.txt").read_text())
     print(f"Results, learning curves and checkpoints: {this.folder}")
     return this.results
@@ -373,10 +378,12 @@ def report(
     """Tests every method and writes policies, table, figures and results."""
     rows, curves, training = [], {}, {}
     for method, (agent, history) in learned.items():
-        result, _, _ = evaluate(problem, settings, method, agent.model)
+        result, tested, sampler = evaluate(problem, settings, method, agent.model)
         rows += [{"method": method} | row for row in result.rows()]
         curves[TITLES[method]] = (result.curve("return"), result.curve("return", "ci95"))
         agent.policy.save(this.folder / "policy" / method, overwrite=True)
+        if problem.plane:
+            draw_paths(settings, method, tested, sampler, this.folder)
         if history:
             epochs = epoch_returns(history, settings.epoch_iterations)
             training[method] = {
@@ -424,6 +431,51 @@ def table(
     return title + tabulate.tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
-def film(folder: pathlib.Path, problem: Problem, settings: Settings, method: str) -> None:
-    """Writes a film of the first test tasks, before and after adaptation."""
-    raise NotImplementedError
+def draw_paths(
+    settings: Settings,
+    method: str,
+    agent: MetaPolicyGradientAgent,
+    sampler: Sampler,
+    folder: pathlib.Path,
+) -> None:
+    """Draws the ways of the first test task, of a plane, before and after adaptation."""
+    after = sampler.draw(settings.seed, settings.test_steps + 1)
+    agent.reset_adaptation()
+    paths = {}
+    for name, trajectory in (
+        ("before adaptation", sampler.draw(settings.seed, settings.test_steps + 2)),
+        (f"after {settings.test_steps} gradient steps", after),
+    ):
+        first = slice(0, PATHS)  # environments of the first task
+        over = np.cumsum(np.asarray(trajectory.is_last())[first], axis=1) > 0
+        positions = np.array(trajectory.observation)[first, :, :2]
+        paths[name] = np.where(over[..., None], np.nan, positions)
+    figure = rl_plots.navigation_paths(paths, sampler.environment.tasks[0], TITLES[method])
+    plots.save(figure, folder / f"paths_{method}.png")
+
+
+def film(this: Run, problem: Problem, settings: Settings, method: str) -> None:
+    """Writes films of test tasks before and after adaptation: the first one, and the unlikest."""
+    agent, _ = train(this, problem, settings, method)
+    _, agent, sampler = evaluate(problem, settings, method, agent.model)
+    rollouts = sampler.environment.batch_size // settings.test_tasks
+    tasks = sampler.environment.tasks[::rollouts]
+    distances = np.abs(tasks - tasks[0]).reshape(len(tasks), -1).sum(axis=1)
+    pair = make_environment(problem, settings, method, 2, render_mode="rgb_array")
+    policy = make_agent(settings, method, pair, 2, agent.model).collect_policy
+    initial = [tf.convert_to_tensor(value) for value in agent.model.trainable_variables]
+    for number in (0, int(distances.argmax())):
+        fast = [value[number] for value in agent.collect_policy.fast_weights]
+        policy.assign([tf.stack(pair) for pair in zip(initial, fast, strict=True)])
+        policy.seed_actions(settings.seed, number)
+        pair.set_tasks(np.stack([tasks[number]] * 2))
+        pictures, returns = record(pair, policy, steps=settings.horizon, every=FILM_EVERY)
+        label = np.array2string(tasks[number], precision=2)
+        names = "before", f"after {len(rates(settings, method))} steps"
+        captions = [
+            f"task {label}, {n}: return {r:.0f}" for n, r in zip(names, returns, strict=True)
+        ]
+        path = this.folder / f"{method}_task{number}.gif"
+        write_gif(path, pictures, captions)
+        print(f"Film: {path}")
+    pair.close()

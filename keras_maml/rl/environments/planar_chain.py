@@ -28,7 +28,7 @@ class PlanarChain:
             if parent >= 0:
                 mass = model.body_subtreemass[first + body]
                 levers[parent] += mass * model.body_pos[first + body]
-        self._x, self._z = levers[:, 0] / total, levers[:, 2] / total
+        self._x, self._z = levers[:, :1] / total, levers[:, 2:] / total
         self._root = model.body_pos[first]
 
     def centre(
@@ -43,18 +43,19 @@ class PlanarChain:
         Returns:
             float64 ``[n, 3]`` each.
         """
-        angles, rates = positions[:, 2:].copy(), velocities[:, 2:].copy()
+        angles, rates = positions[:, 2:].T.copy(), velocities[:, 2:].T.copy()  # [bodies, n]
         for body, parent in enumerate(self._parents):
             if parent >= 0:
-                angles[:, body] += angles[:, parent]
-                rates[:, body] += rates[:, parent]
+                angles[body] += angles[parent]
+                rates[body] += rates[parent]
         cosine, sine = np.cos(angles), np.sin(angles)
         x = cosine * self._x + sine * self._z
         z = cosine * self._z - sine * self._x
-        centre = np.tile(self._root, (len(positions), 1))
-        velocity = np.zeros_like(centre)
-        centre[:, 0] += positions[:, 0] + x.sum(axis=1)
-        centre[:, 2] += positions[:, 1] + z.sum(axis=1)
-        velocity[:, 0] = velocities[:, 0] + (rates * z).sum(axis=1)
-        velocity[:, 2] = velocities[:, 1] - (rates * x).sum(axis=1)
+        centre, velocity = np.empty((2, len(positions), 3))
+        centre[:, 0] = self._root[0] + positions[:, 0] + x.sum(axis=0)
+        centre[:, 1] = self._root[1]
+        centre[:, 2] = self._root[2] + positions[:, 1] + z.sum(axis=0)
+        velocity[:, 0] = velocities[:, 0] + (rates * z).sum(axis=0)
+        velocity[:, 1] = 0.0
+        velocity[:, 2] = velocities[:, 1] - (rates * x).sum(axis=0)
         return centre, velocity

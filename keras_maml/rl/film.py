@@ -1,0 +1,91 @@
+"""Films of environments, as animated GIFs."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tf_agents.policies import tf_policy
+
+from keras_maml.rl.environments import TaskPyEnvironment
+
+
+def record(
+    environment: TaskPyEnvironment,
+    policy: tf_policy.TFPolicy,
+    *,
+    steps: int,
+    every: int = 1,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Takes pictures of one episode of every environment.
+
+    Args:
+        environment: Made with ``render_mode="rgb_array"``; its tasks are set.
+        policy: Acts in it.
+        steps: The most steps to take.
+        every: Steps from one picture to the next.
+        seed: Of the reset.
+
+    Returns:
+        Pictures, uint8 ``[pictures, environments, height, width, 3]``, the last one repeated where
+        an episode is over; and the returns, float64 ``[environments]``.
+    """
+    environment.seed(seed)
+    time_step = environment.reset()
+    returns = np.zeros(environment.batch_size)
+    running = np.ones(environment.batch_size, bool)
+    pictures = [environment.render()]
+    for step in range(1, steps + 1):
+        time_step = environment.step(policy.action(time_step).action.numpy())
+        returns += np.where(running, time_step.reward, 0.0)
+        if step % every == 0:
+            shown = running[:, None, None, None]
+            pictures.append(np.where(shown, environment.render(), pictures[-1]))
+        running &= ~time_step.is_last()
+        if not running.any():
+            break
+    return np.stack(pictures), returns
+
+
+def write_gif(
+    path: str | os.PathLike,
+    pictures: np.ndarray,
+    captions: Sequence[str],
+    *,
+    frames_per_second: float = 25.0,
+    height: int = 240,
+) -> None:
+    """Writes pictures of several environments side by side, whole or not at all.
+
+    Args:
+        path: The file.
+        pictures: uint8 ``[pictures, environments, height, width, 3]``.
+        captions: One per environment.
+        frames_per_second: How fast the film runs.
+        height: Of the film, in pixels.
+    """
+    frames = []
+    for picture in pictures:
+        panels = []
+        for panel, caption in zip(picture, captions, strict=True):
+            image = Image.fromarray(panel)
+            image = image.resize((round(height * image.width / image.height), height))
+            box = (0, height - 16, image.width, height)
+            draw = ImageDraw.Draw(image)
+            draw.rectangle(box, fill="white")
+            draw.text((6, height - 14), caption, fill="black")
+            panels.append(np.asarray(image))
+        frames.append(Image.fromarray(np.concatenate(panels, axis=1)).quantize(64))
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".temporary")
+    frames[0].save(
+        temporary,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 / frames_per_second),
+        loop=0,
+    )
+    temporary.replace(path)

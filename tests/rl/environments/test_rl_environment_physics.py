@@ -1,0 +1,191 @@
+"""Dynamics, rewards, observations and resets: against the formulas, MuJoCo and gymnasium."""
+
+import os
+import pathlib
+import warnings
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+
+from keras_maml.rl.environments import TaskEnv, TaskVectorEnv
+from keras_maml.rl.environments.planar_chain import PlanarChain
+from keras_maml.rl.environments.robot_world import load_model
+from keras_maml.rl.environments.robots import ANT, HALF_CHEETAH
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(0)
+
+
+def test_navigation(generator):
+    goal = np.array([0.23, -0.31])
+    env = TaskEnv("Navigation2D-v0", task=goal)
+    position, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(position, [0, 0])
+    assert env.horizon == 100
+    for step in range(100):
+        action = generator.uniform(-2, 2, 2)
+        expected = position + 0.1 * np.clip(action, -1, 1)
+        position, reward, terminated, truncated, _ = env.step(action)
+        np.testing.assert_allclose(position, expected)
+        assert reward == pytest.approx(-np.sqrt(((position - goal) ** 2).sum()))
+        assert not terminated
+        assert truncated == (step == 99)
+
+
+@pytest.mark.parametrize(("off", "ends"), [((0.009, -0.009), True), ((0.0, 0.011), False)])
+def test_navigation_ends_within_a_hundredth_of_the_goal_along_both_axes(off, ends):
+    env = TaskEnv("Navigation2D-v0", task=np.add((0.05, 0.05), off))
+    env.reset()
+    *_, terminated, truncated, _ = env.step([0.5, 0.5])
+    assert (terminated, truncated) == (ends, False)
+
+
+def paper_reference(name, model, data, action, task):
+    """The observation and reward of the paper, all from MuJoCo's own functions."""
+    now = mujoco.MjData(model)
+    now.qpos[:], now.qvel[:], now.ctrl[:] = data.qpos, data.qvel, action
+    now.qacc_warmstart[:] = data.qacc_warmstart
+    mujoco.mj_forward(model, now)
+    mujoco.mj_subtreeVel(model, now)
+    mujoco.mj_rnePostConstraint(model, now)
+    torso = now.body("torso")
+    speed = now.subtree_linvel[1, 0]
+    forward = task * speed if "Direction" in name else -abs(speed - task)
+    if name.startswith("HalfCheetah"):
+        observation = [now.qpos[1:], now.qvel, torso.subtree_com]
+        return np.concatenate(observation), forward - 0.05 * (action**2).sum()
+    forces = np.clip(now.cfrc_ext, -1, 1)
+    observation = [now.qpos, now.qvel, forces.ravel(), torso.xmat, torso.subtree_com]
+    costs = 0.005 * (action**2).sum() + 0.0005 * (forces**2).sum()
+    bonus = 1.0 if "Velocity" in name else 0.0
+    return np.concatenate(observation), forward + bonus - costs + 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "robot", "skip", "size", "rest"),
+    [
+        ("HalfCheetahVelocity-v0", HALF_CHEETAH, 1, 20, 3),
+        ("HalfCheetahDirection-v0", HALF_CHEETAH, 1, 20, 3),
+        ("AntVelocity-v0", ANT, 2, 125, 96),
+        ("AntDirection-v0", ANT, 2, 125, 96),
+    ],
+)
+def test_paper_is_plain_mujoco_with_the_papers_formulas(name, robot, skip, size, rest, generator):
+    env = TaskEnv(name, task=-1.0 if "Direction" in name else 1.3)
+    observation, _ = env.reset(seed=1)
+    assert observation.shape == (size,)
+    model = load_model(robot)
+    model.opt.disableflags = 0
+    data = mujoco.MjData(model)
+    # Both observations begin with positions (the cheetah's without x) and velocities.
+    hidden = 1 if robot is HALF_CHEETAH else 0
+    data.qpos[:hidden] = 0.01 * np.random.default_rng(1).standard_normal(hidden)
+    data.qpos[hidden:], data.qvel[:] = np.split(observation[: size - rest], [model.nq - hidden])
+    mujoco.mj_forward(model, data)
+    touched = False
+    for _ in range(60):
+        action = generator.uniform(-1, 1, model.nu)
+        observation, reward, terminated, _, info = env.step(action)
+        data.ctrl[:] = action
+        mujoco.mj_step(model, data, skip)
+        expected, expected_reward = paper_reference(name, model, data, action, env.task)
+        np.testing.assert_allclose(observation, expected, rtol=0, atol=1e-12)
+        assert reward == pytest.approx(expected_reward, abs=1e-12)
+        assert reward == pytest.approx(sum(info.values()), abs=1e-12)
+        assert not terminated
+        touched |= info.get("reward_contact", -1.0) < 0
+    assert touched
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("HalfCheetahDirection-v0", "HalfCheetah-v5"), ("AntDirection-v0", "Ant-v5")],
+)
+def test_gymnasium_physics_is_gymnasiums_bit_for_bit(ours, theirs, generator, tmp_path):
+    env = TaskEnv(ours, physics="gymnasium", task=1.0)
+    assert env.horizon == 1000
+    before = pathlib.Path.cwd()
+    os.chdir(tmp_path)  # where MuJoCo writes its log when gymnasium loads the model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reference = gymnasium.make(theirs)
+    finally:
+        os.chdir(before)
+    for seed in range(2):
+        observation, _ = env.reset(seed=seed)
+        expected, _ = reference.reset(seed=seed)
+        np.testing.assert_array_equal(observation, expected)
+        for _ in range(60):
+            action = generator.uniform(-1, 1, env.action_space.shape)
+            step, expected_step = env.step(action), reference.step(action)
+            np.testing.assert_array_equal(step[0], expected_step[0])
+            assert step[1:3] == expected_step[1:3]
+            assert step[4].items() <= expected_step[4].items()
+            if step[2]:
+                break
+
+
+@pytest.mark.parametrize(
+    ("name", "survival"), [("HalfCheetahVelocity-v0", 0.0), ("AntVelocity-v0", 1.0)]
+)
+def test_gymnasium_physics_replaces_only_the_reward_for_moving(name, survival):
+    direction = TaskEnv(name.replace("Velocity", "Direction"), physics="gymnasium", task=1.0)
+    velocity = TaskEnv(name, physics="gymnasium", task=0.7)
+    action = np.full(direction.action_space.shape, 0.3)
+    infos = []
+    for env in (direction, velocity):
+        env.reset(seed=0)
+        infos.append(env.step(action)[4])
+    speed = infos[0].pop("reward_forward")
+    assert infos[1].pop("reward_forward") == -abs(speed - 0.7)
+    assert infos[0] == infos[1]
+    assert infos[1].get("reward_survive", 0.0) == survival
+
+
+def test_resets_of_the_paper_are_gaussian_around_the_initial_state():
+    env = TaskVectorEnv("AntVelocity-v0", 400)
+    observations, _ = env.reset(seed=0)
+    expected = np.array([0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1])
+    # MuJoCo leaves quaternions as they are, so all 15 positions have the same noise.
+    positions, velocities = observations[:, :15] - expected, observations[:, 15:29]
+    for noise, deviation in ((positions, 0.01), (velocities, 0.1)):
+        assert abs(noise.mean()) < 5 * deviation / np.sqrt(noise.size)
+        np.testing.assert_allclose(noise.std(axis=0), deviation, rtol=0.2)
+
+
+def test_an_ant_on_its_back_ends_the_episode():
+    env = TaskVectorEnv("AntDirection-v0", 2, tasks=[1.0, 1.0])
+    env.reset(seed=0)
+    world = env._batch._world
+    world.positions[1, 2] = 1.5
+    *_, terminated, truncated, _ = env.step(np.zeros((2, 8)))
+    assert terminated.tolist() == [False, True]
+    assert not truncated.any()
+
+
+def test_centre_of_mass_in_closed_form(generator):
+    model = load_model(HALF_CHEETAH)
+    data = mujoco.MjData(model)
+    positions = generator.normal(size=(20, model.nq))
+    velocities = generator.normal(size=(20, model.nv))
+    centres, speeds = PlanarChain(model, "torso").centre(positions, velocities)
+    for index in range(20):
+        data.qpos[:], data.qvel[:] = positions[index], velocities[index]
+        mujoco.mj_forward(model, data)
+        mujoco.mj_subtreeVel(model, data)
+        np.testing.assert_allclose(centres[index], data.subtree_com[1], atol=1e-12)
+        np.testing.assert_allclose(speeds[index], data.subtree_linvel[1], atol=1e-12)
+
+
+def test_oracle_sees_the_task():
+    goal = TaskEnv("Navigation2D-v0", oracle=True, task=[0.2, -0.1])
+    np.testing.assert_array_equal(goal.reset()[0], [0, 0, 0.2, -0.1])
+    ants = TaskVectorEnv("AntVelocity-v0", 2, oracle=True, tasks=[0.5, 2.5])
+    observations, _ = ants.reset(seed=0)
+    assert observations.shape == (2, 126) == ants.observation_space.shape
+    np.testing.assert_array_equal(observations[:, -1], [0.5, 2.5])
