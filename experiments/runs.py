@@ -45,7 +45,7 @@ class Run:
 
     Raises:
         FileExistsError: The folder holds something else than a run of these settings (a run of
-            fewer ``iterations`` is continued).
+            fewer ``iterations``, ``methods`` or ``seeds`` is continued).
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Any) -> None:
@@ -60,13 +60,14 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, self.settings)
         found = json.loads(path.read_text())
+        # A setting that is newer than the run had its default.
+        defaults = json.loads(json.dumps(_defaults(settings)))
         changed = [
-            f"{name}: {found.get(name)!r} there, {self.settings.get(name)!r} asked for"
-            for name in sorted({*found, *self.settings})
-            if found.get(name) != self.settings.get(name)
-        ]
-        longer = self.settings | {"iterations": found.get("iterations")} == found
-        if changed and not (longer and self.settings["iterations"] > found["iterations"]):
+            f"{name}: {found.get(name)!r} there, {value!r} asked for"
+            for name, value in self.settings.items()
+            if not _continues(name, found.get(name, defaults.get(name)), value)
+        ] + [f"{name}: unknown here" for name in found if name not in self.settings]
+        if changed:
             raise FileExistsError(
                 f"{self.folder} holds a run with other settings ({'; '.join(changed)}). Choose "
                 "another --output, or give the settings it was started with to continue it."
@@ -151,6 +152,23 @@ class Run:
         if monitor:
             learner.load_weights(checkpoint.best_path)
         return checkpoint.history
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(settings)
+        if field.default is not dataclasses.MISSING
+    }
+
+
+def _continues(name: str, there: Any, asked: Any) -> bool:
+    """Whether a run with one value of a setting can go on with another."""
+    if name in ("iterations", "baseline_iterations"):
+        return there <= asked
+    if name in ("methods", "seeds"):
+        return {*there} <= {*asked}
+    return there == asked
 
 
 class Checkpoint(keras.callbacks.Callback):

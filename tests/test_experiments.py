@@ -101,6 +101,20 @@ def test_the_best_epoch_is_kept(tmp_path):
         assert np.array_equal(variable, best)
 
 
+def test_a_run_goes_on_with_more_methods_and_with_settings_it_did_not_know(tmp_path):
+    few = dataclasses.replace(TINY, methods=("maml",))
+    runs.Run(tmp_path, few)
+    older = json.loads((tmp_path / "settings.json").read_text())
+    del older["learning_rate"]
+    (tmp_path / "settings.json").write_text(json.dumps(older))
+    more = dataclasses.replace(few, methods=("maml", "oracle"))
+    assert runs.Run(tmp_path, more).settings["learning_rate"] == TINY.learning_rate
+    with pytest.raises(FileExistsError, match="methods"):
+        runs.Run(tmp_path, few)
+    with pytest.raises(FileExistsError, match="learning_rate: 0.001 there, 0.1 asked for"):
+        runs.Run(tmp_path, dataclasses.replace(more, learning_rate=0.1))
+
+
 def test_another_run_may_not_move_in(tmp_path):
     runs.Run(tmp_path, TINY)
     before = (tmp_path / "settings.json").read_bytes()
