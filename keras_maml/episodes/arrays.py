@@ -7,7 +7,7 @@ from keras_maml.episodes.sampling import choose, episode_dataset, require_positi
 
 
 def from_arrays(
-    images: np.ndarray,
+    images: np.ndarray | tf.Tensor,
     labels: np.ndarray,
     *,
     ways: int,
@@ -29,7 +29,7 @@ def from_arrays(
 
     Args:
         images: ``[N, ...]``, any numeric dtype: images ``[N, H, W, C]`` or ``[N, H, W]``, feature
-            vectors ``[N, d]``. One copy is kept in memory, in this dtype.
+            vectors ``[N, d]``. One copy is kept in memory, in this dtype; a tensor is kept itself.
         labels: ``[N]``, integers or strings. Classes may differ in size.
         ways: Classes per episode.
         shots: Support examples per class.
@@ -67,7 +67,7 @@ def from_arrays(
         >>> x_query.shape, y_query.shape
         (TensorShape([4, 10, 28, 28, 1]), TensorShape([4, 10]))
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    given, images, labels = images, np.asarray(images), np.asarray(labels)
     classes, counts, members = _group(images, labels)
     check_classes(classes, counts, ways=ways, shots=shots, queries=queries)
     _check_images(images, rotations=rotations)
@@ -80,7 +80,7 @@ def from_arrays(
     starts = np.cumsum(counts, dtype="int32") - counts
     # An eager tensor is captured by reference: a constant in the graph would be copied into it
     # and could not exceed 2 GB.
-    pixels = tf.convert_to_tensor(images)
+    pixels = tf.convert_to_tensor(given if tf.is_tensor(given) else images)
     same_size = counts.min() == counts.max()
 
     def examples(rows: tf.Tensor, turns: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:

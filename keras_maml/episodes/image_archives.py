@@ -1,11 +1,14 @@
-"""Image files in a zip archive or in the folder that it unpacks to, behind the same functions."""
+"""Image files in a zip archive or in the folder that it unpacks to, behind the same class."""
 
 import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)
+"""What zipfile raises at damaged, encrypted or strangely compressed archives."""
 
 
 def find_archive(folder: str | os.PathLike, name: str, *, advice: str) -> Path:
@@ -39,109 +42,149 @@ not exist. Download it.
     )
 
 
-def list_images(archive: Path, *, suffix: str, depth: int) -> dict[str, str]:
-    """Lists the images of an archive with their fingerprints.
+class ImageArchive:
+    """The images of a zip file or of a folder, listed at once and read when asked for.
 
-    Of a zip file only the directory is read, so that this is quick.
+    The images must lie at the same depth below one folder, whose name does not matter. Hidden
+    files and other suffixes are passed over, as is what macOS adds to archives. Nothing is ever
+    unpacked to disk.
 
     Args:
-        archive: A zip file or an unpacked folder.
-        suffix: Suffix of the image files, such as ``".png"``.
-        depth: Number of parts of an image's path. The first is the name of the archive. Other
-            files are passed over, such as those that macOS adds to archives.
+        path: A zip file or a folder.
+        levels: Number of parts of an image's path that count: 2 for ``"dog/1.png"``.
+        suffixes: Suffixes of image files, in lower case.
 
-    Returns:
-        Fingerprints (size and CRC-32 of the content, the same packed and unpacked) by path, such
-        as ``"images_background/Latin/character01/0003_01.png"``.
+    Attributes:
+        path: The zip file or the folder.
+        names: Sorted paths of the images, ``levels`` parts each.
+        identity: Checksum of names and contents (for a folder: of sizes and times of change, so
+            that not every file must be read).
 
     Raises:
-        ValueError: If the zip file cannot be read or holds no such image.
+        ValueError: If the zip file cannot be read, holds a path out of itself or a file twice, or
+            there are no images or images below several folders.
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "train.zip")
+        >>> path = Path(tempfile.mkdtemp(), "animals.zip")
         >>> with zipfile.ZipFile(path, "w") as file:
-        ...     file.writestr("train/dog/1.png", b"pixels")
-        >>> list_images(path, suffix=".png", depth=3)
-        {'train/dog/1.png': '6-ce113ccb'}
+        ...     file.writestr("animals/dog/1.png", b"pixels")
+        >>> archive = ImageArchive(path, levels=2, suffixes=[".png"])
+        >>> archive.names, list(archive.read())
+        (('dog/1.png',), [b'pixels'])
     """
-    if archive.is_dir():
-        files = ((path, path.read_bytes()) for path in archive.rglob(f"*{suffix}"))
-        members = {
-            path.relative_to(archive.parent).as_posix(): (len(data), zlib.crc32(data))
-            for path, data in files
-        }
-    else:
-        with _open_zip(archive) as file:
-            members = {info.filename: (info.file_size, info.CRC) for info in file.infolist()}
-    images = {
-        name: f"{size}-{crc:08x}"
-        for name, (size, crc) in sorted(members.items())
-        if _is_image(PurePosixPath(name), archive.stem, suffix, depth)
-    }
-    if not images:
-        pattern = "/".join([archive.stem, *["*"] * (depth - 1)]) + suffix
-        found = f"its first entry is {min(members)}" if members else f"no file is a {suffix}"
-        raise ValueError(
-            f"{archive} holds no images {pattern}; {found}. It seems to be another archive: "
-            f"download the right one again."
-        )
-    return images
+
+    def __init__(self, path: str | os.PathLike, *, levels: int, suffixes: Sequence[str]) -> None:
+        """Lists the images."""
+        self.path = Path(path)
+        files = _files_of_folder(self.path) if self.path.is_dir() else _files_of_zip(self.path)
+        members: dict[str, str] = {}
+        roots: dict[str, str] = {}
+        digest = hashlib.sha256()
+        for member, fingerprint in sorted(files):
+            parts = PurePosixPath(member).parts
+            if not _is_image(parts, levels, suffixes):
+                continue
+            name = "/".join(parts[-levels:])
+            roots.setdefault("/".join(parts[:-levels]), member)
+            if len(roots) > 1:
+                raise ValueError(
+                    f"The images of {self.path} must lie at the same depth below one folder, but "
+                    f"{' and '.join(sorted(roots.values()))} do not. Move or remove the ones that "
+                    f"do not belong."
+                )
+            if name in members:
+                raise ValueError(f"{self.path} holds {member} twice. Remove one.")
+            members[name] = member
+            digest.update(f"{name} {fingerprint}\n".encode())
+        if not members:
+            pattern = "/".join(["*"] * levels)
+            found = f"its first file is {min(files)[0]}" if files else "it is empty"
+            raise ValueError(
+                f"{self.path} holds no images {pattern} with suffix {', '.join(suffixes)}; {found}."
+                f" It seems to be another archive."
+            )
+        self.names = tuple(sorted(members))
+        self.identity = digest.hexdigest()
+        self._members = members
+
+    def read(self, names: Iterable[str] | None = None) -> Iterator[bytes]:
+        """Reads image files.
+
+        Args:
+            names: Which ones, in the order wanted; ``None``: all.
+
+        Yields:
+            The content of each file.
+
+        Raises:
+            ValueError: If a member of the zip file is damaged.
+        """
+        names = self.names if names is None else names
+        if self.path.is_dir():
+            for name in names:
+                yield (self.path / self._members[name]).read_bytes()
+            return
+        with zipfile.ZipFile(self.path) as file:
+            for name in names:
+                try:
+                    content = file.read(self._members[name])
+                except DAMAGE as error:
+                    raise _damaged(self.path, error) from error
+                yield content
+
+    def by_folder(self) -> dict[str, list[str]]:
+        """The names of the images by the folder that they lie in, both sorted."""
+        folders: dict[str, list[str]] = {}
+        for name in self.names:
+            folders.setdefault(name.rpartition("/")[0], []).append(name)
+        return folders
 
 
-def read_images(archive: Path, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-    """Reads image files.
+def combined_identity(*parts: object) -> str:
+    """One checksum of several identities and settings.
 
     Args:
-        archive: A zip file or an unpacked folder.
-        names: The paths to read, as `list_images` gives them.
-
-    Yields:
-        Path and content of each file, in the order of the names.
-
-    Raises:
-        ValueError: If a member of the zip file is damaged.
-    """
-    if archive.is_dir():
-        for name in names:
-            yield name, (archive.parent / name).read_bytes()
-        return
-    with _open_zip(archive) as file:
-        for name in names:
-            try:
-                content = file.read(name)
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise _damaged(archive, error) from error
-            yield name, content
-
-
-def identity(fingerprints: Mapping[str, str]) -> str:
-    """One checksum for a set of images, whatever the order and the way they are packed.
-
-    Args:
-        fingerprints: By path, as `list_images` gives them.
+        *parts: Anything with a telling ``str``.
 
     Returns:
-        64 hexadecimal digits.
+        16 hexadecimal digits.
 
     Example:
-        >>> identity({"a": "1", "b": "2"}) == identity({"b": "2", "a": "1"})
-        True
+        >>> combined_identity("archive", 84) == combined_identity("archive", 28)
+        False
     """
-    lines = (f"{name} {fingerprint}\n" for name, fingerprint in sorted(fingerprints.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def _is_image(path: PurePosixPath, root: str, suffix: str, depth: int) -> bool:
-    right_place = len(path.parts) == depth and path.parts[0] == root
-    return right_place and path.suffix == suffix and not path.name.startswith(".")
+def _files_of_folder(folder: Path) -> list[tuple[str, str]]:
+    files = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            status = path.stat()
+            fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
+            files.append((path.relative_to(folder).as_posix(), fingerprint))
+    return files
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
+def _files_of_zip(path: Path) -> list[tuple[str, str]]:
     try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+        with zipfile.ZipFile(path) as file:
+            members = [info for info in file.infolist() if not info.is_dir()]
+    except DAMAGE as error:
         raise _damaged(path, error) from error
+    for info in members:
+        if info.filename.startswith("/") or ".." in PurePosixPath(info.filename).parts:
+            raise ValueError(
+                f"{path} holds {info.filename}, a path out of the archive. Do not use this file."
+            )
+    return [(info.filename, f"{info.file_size}-{info.CRC:08x}") for info in members]
+
+
+def _is_image(parts: tuple[str, ...], levels: int, suffixes: Sequence[str]) -> bool:
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return len(parts) >= levels and not hidden and Path(parts[-1]).suffix.lower() in suffixes
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.array_cache import cache_folder, cached_arrays
 from keras_maml.episodes.arrays import check_classes, from_arrays
-from keras_maml.episodes.omniglot_source import OFFICIAL, OmniglotFolder, assemble, tfds_drawings
+from keras_maml.episodes.omniglot_source import (
+    OFFICIAL,
+    OmniglotArchives,
+    find_archives,
+)
+from keras_maml.episodes.prepared_images import PreparedImages, newest_key
 from keras_maml.episodes.sampling import check_stream
 from keras_maml.validation import check_choice
 
-CACHE_VERSION = 1
 SPLITS = {"train": 1100, "validation": 100, "test": 423}
 """Number of characters of each split."""
 
@@ -138,18 +141,21 @@ def load_omniglot(
     """Loads all images of Omniglot, reduced to 28 x 28 pixels.
 
     The drawings (105 x 105, black on white) are inverted and reduced with a Lanczos-3 filter,
-    widened for antialiasing. The result is kept in ``cache_dir`` and checked at every start; it is
-    made again if it is damaged or if the archives hold other images than those it was made from.
+    widened for antialiasing. tensorflow_datasets keeps the result in ``cache_dir`` (25 MB), with
+    checksums, for every later start; it is made again if it is damaged. Other archives get another
+    place there.
 
     Args:
         folder: Holds the official archives ``images_background.zip`` and
-            ``images_evaluation.zip``, or the folders that they unpack to. ``None``: the cache,
-            whatever folder it was made from, or else a download by tensorflow_datasets.
+            ``images_evaluation.zip``, or the folders that they unpack to. ``None``: what was
+            prepared last, whatever folder it was made from, or else a download, with checksums, by
+            tensorflow_datasets.
         cache_dir: Where to keep the prepared images; ``None``: ``$KERAS_MAML_CACHE``, or else
             ``~/.cache/keras_maml``.
 
     Returns:
-        All 1623 characters, sorted by name; the drawings of a character have no particular order.
+        All 1623 characters, sorted by name, 25 MB; the drawings of a character have no particular
+        order, but the same for any packing.
 
     Raises:
         FileNotFoundError: If an archive is missing from ``folder``, or the download fails.
@@ -162,23 +168,22 @@ def load_omniglot(
         >>> load_omniglot("downloads").images.shape  # doctest: +SKIP
         (1623, 20, 28, 28)
     """
-    cache = cache_folder(cache_dir)
+    if folder is not None:  # Checked first: nothing is imported or written if it is wrong.
+        archives = OmniglotArchives(find_archives(folder, OFFICIAL), OFFICIAL)
+    from keras_maml.episodes.builders import OmniglotBuilder  # Imports tensorflow_datasets.
+
     if folder is None:
-        source = "tensorflow_datasets"
-        drawings = tfds_drawings(cache / "tensorflow_datasets", OFFICIAL)
+        key = newest_key(OmniglotBuilder, cache_dir) or "omniglot_downloaded"
     else:
-        archives = OmniglotFolder(folder, OFFICIAL)
-        source, drawings = archives.identity, archives.drawings()
-
-    def build() -> dict[str, np.ndarray]:
-        names, images = assemble(drawings, OFFICIAL)
-        return {"names": np.array(names), "images": images}
-
-    arrays = cached_arrays(
-        cache / "omniglot.npz",
-        build,
-        version=CACHE_VERSION,
-        source=source,
-        any_source=folder is None,
+        key = archives.identity
+    prepared = PreparedImages(
+        OmniglotBuilder,
+        key,
+        cache_dir=cache_dir,
+        manual_dir=folder,
+        settings={"edition": OFFICIAL},
     )
-    return OmniglotImages(arrays["images"], tuple(arrays["names"].tolist()))
+    data = prepared.read("pooled")
+    return OmniglotImages(
+        data.images.reshape(-1, data.counts[0], *data.images.shape[1:3]), data.names
+    )

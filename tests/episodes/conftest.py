@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 
 def reference_bits(state: int, first: int, count: int) -> np.ndarray:
@@ -13,6 +14,19 @@ def reference_bits(state: int, first: int, count: int) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_progress_bars():
+    tfds.display_progress_bar(False)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """The folder for prepared data, of each test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("KERAS_MAML_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(name="reference_bits")

@@ -160,7 +160,7 @@ def test_rotations_turn_support_and_query_of_a_class_alike(concatenate):
 def test_the_images_are_not_part_of_the_graph():
     images = np.zeros([42, 500, 500], "uint8")
     dataset = episodes(images)
-    function = dataset._input_dataset._map_func.function
+    function = dataset._input_dataset._input_dataset._map_func.function
     assert len(function.graph.as_graph_def().SerializeToString()) < 100_000
 
 

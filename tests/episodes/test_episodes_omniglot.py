@@ -1,24 +1,34 @@
 import dataclasses
+import functools
+import hashlib
 import importlib
 import random
 import shutil
-import sys
-import types
+import threading
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_maml.episodes import OmniglotImages, load_omniglot, omniglot
-from keras_maml.episodes.omniglot_source import OFFICIAL, Edition, lanczos_matrix
+from keras_maml.episodes import OmniglotImages, builders, load_omniglot, omniglot
+from keras_maml.episodes.omniglot_source import OFFICIAL, Edition
 
 # By its name in sys.modules: in the package the name is that of the function.
 MODULE = importlib.import_module("keras_maml.episodes.omniglot")
 SIZE, DRAWINGS = 35, 4
 TINY = Edition(
-    characters={"images_background": 5, "images_evaluation": 3},
-    tfds_splits=OFFICIAL.tfds_splits,
+    characters={  # more than one alphabet in an archive, one character not the first of its own
+        "images_background": [
+            "Greek_0/character01",
+            "Greek_0/character03",
+            "Greek_0/character05",
+            "Greek_1/character02",
+            "Greek_1/character04",
+        ],
+        "images_evaluation": ["Latin_0/character01", "Latin_0/character03", "Latin_1/character02"],
+    },
     drawings=DRAWINGS,
     size=SIZE,
     sha256=None,
@@ -38,13 +48,10 @@ def drawings():
     """All drawings by their path in the archives."""
     rng = np.random.default_rng(0)
     result = {}
-    for archive, count in TINY.characters.items():
-        for c in range(count):
-            # More than one alphabet, and names whose order is not that of the numbers.
-            alphabet = f"{'Greek' if archive.endswith('d') else 'Latin'}_{c % 2}"
+    for archive, names in TINY.characters.items():
+        for name in names:
             for d in range(DRAWINGS):
-                path = f"{archive}/{alphabet}/character{c + 1:02d}/{c:04d}_{d + 1:02d}.png"
-                result[path] = draw(rng)
+                result[f"{archive}/{name}/{d + 1:02d}.png"] = draw(rng)
     return result
 
 
@@ -71,10 +78,9 @@ def folder(tmp_path, files):
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch, tmp_path):
+def tiny(monkeypatch):
     monkeypatch.setattr(MODULE, "OFFICIAL", TINY)
     monkeypatch.setattr(MODULE, "SPLITS", TINY_SPLITS)
-    monkeypatch.setenv("KERAS_MAML_CACHE", str(tmp_path / "cache"))
 
 
 def assert_equal_data(actual, expected):
@@ -121,21 +127,12 @@ def test_one_bit_and_eight_bit_files_give_the_same(folder, tmp_path):
     assert_equal_data(load_omniglot(other, cache_dir=tmp_path / "second"), expected)
 
 
-def test_lanczos_matrix_is_the_linear_map_of_tensorflow():
-    image = np.random.default_rng(0).random([105, 105], "float32")
-    matrix = lanczos_matrix(105, 28)
-    expected = tf.image.resize(image[..., None], [28, 28], "lanczos3", antialias=True)[..., 0]
-    np.testing.assert_allclose(matrix @ image @ matrix.T, expected, atol=1e-5)
-
-
-def test_unpacked_folders_give_the_same_and_share_the_cache(folder, tmp_path, caplog):
+def test_unpacked_folders_give_the_same(folder, tmp_path):
     expected = load_omniglot(folder)
     unpacked = tmp_path / "unpacked"
     for archive in TINY.characters:
         zipfile.ZipFile(folder / f"{archive}.zip").extractall(unpacked)
     assert_equal_data(load_omniglot(unpacked), expected)
-    assert not caplog.records
-    assert_equal_data(load_omniglot(unpacked, cache_dir=tmp_path / "second"), expected)
 
 
 def test_files_that_are_no_drawings_are_passed_over(folder, files):
@@ -150,7 +147,7 @@ def forbid_reading(monkeypatch):
     def refuse(*_):
         raise AssertionError("the drawings were read again")
 
-    monkeypatch.setattr(MODULE, "assemble", refuse)
+    monkeypatch.setattr(builders, "assemble", refuse)
 
 
 def test_the_second_start_uses_the_cache(folder, monkeypatch):
@@ -166,85 +163,81 @@ def test_repacked_archives_are_the_same_source(folder, monkeypatch, files):
     assert_equal_data(load_omniglot(folder), first)
 
 
-def test_other_drawings_replace_the_cache(folder, files, caplog):
+def test_other_drawings_are_prepared_beside(folder, files):
     before = load_omniglot(folder)
     path = next(iter(files))
     files[path] = tf.io.encode_png(np.zeros([SIZE, SIZE, 1], "uint8")).numpy()
     write(folder, files)
     after = load_omniglot(folder)
-    assert "made from other data" in caplog.text
     changed = (before.images != after.images).any(axis=(1, 2, 3))
     assert changed.tolist() == [name == "Greek_0/character01" for name in before.names]
-
-
-def test_a_damaged_cache_is_built_again(folder, tmp_path, caplog):
-    first = load_omniglot(folder)
-    cache = tmp_path / "cache" / "omniglot.npz"
-    cache.write_bytes(cache.read_bytes()[:-1000])
-    assert_equal_data(load_omniglot(folder), first)
-    assert len(caplog.records) == 1 and "Building the cache" in caplog.text
 
 
 def test_without_folder_the_cache_is_enough(folder, monkeypatch):
     first = load_omniglot(folder)
     shutil.rmtree(folder)
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    forbid_reading(monkeypatch)
     assert_equal_data(load_omniglot(), first)
     with pytest.raises(FileNotFoundError, match="which does not exist"):
         load_omniglot(folder)
 
 
-class FakeBuilder:
-    """Stands for `tfds.builder("omniglot")`: its examples are RGB and in another order."""
+@pytest.fixture
+def server(folder, monkeypatch):
+    """Serves the archives to this machine, in place of the official address."""
 
-    def __init__(self):
-        alphabets = sorted({path.split("/")[1] for path in drawings()})
-        self.info = types.SimpleNamespace(
-            features={"alphabet": types.SimpleNamespace(int2str=alphabets.__getitem__)}
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    downloads, infos = {}, {}
+    for name in TINY.characters:
+        content = (folder / f"{name}.zip").read_bytes()
+        url = f"http://127.0.0.1:{server.server_port}/{name}.zip"
+        downloads[name] = (url, len(content), hashlib.sha256(content).hexdigest())
+        infos[url] = type(next(iter(builders.OmniglotBuilder.url_infos.values())))(
+            size=len(content), checksum=downloads[name][2], filename=None
         )
-        self._alphabets = alphabets
-
-    def download_and_prepare(self):
-        pass
-
-    def as_dataset(self, split):
-        archive = {"train": "images_background", "test": "images_evaluation"}[split]
-        items = [(k.split("/"), v) for k, v in drawings().items() if k.startswith(archive)]
-        random.Random(0).shuffle(items)
-        return tf.data.Dataset.from_tensor_slices(
-            {
-                "alphabet": [self._alphabets.index(parts[1]) for parts, _ in items],
-                "alphabet_char_id": [int(parts[2][-2:]) - 1 for parts, _ in items],
-                "image": np.stack([np.repeat(image, 3, axis=2) for _, image in items]),
-            }
-        )
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(builders, "DOWNLOADS", downloads)
+    monkeypatch.setattr(builders.OmniglotBuilder, "url_infos", infos)
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
-def test_tensorflow_datasets_gives_the_same_images(folder, tmp_path, monkeypatch):
-    calls = []
-
-    def builder(name, data_dir):
-        calls.append((name, data_dir))
-        return FakeBuilder()
-
-    fake = types.SimpleNamespace(builder=builder)
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+def test_a_download_gives_the_same_images(folder, server, tmp_path):
     fetched = load_omniglot(cache_dir=tmp_path / "other")
-    assert calls == [("omniglot", str(tmp_path / "other" / "tensorflow_datasets"))]
+    server.shutdown()
     assert_equal_data(fetched, load_omniglot(folder))
-    load_omniglot(cache_dir=tmp_path / "other")
-    assert len(calls) == 1
+    assert_equal_data(fetched, load_omniglot(cache_dir=tmp_path / "other"))
 
 
-def test_without_network_and_folder_the_error_says_what_to_do(monkeypatch):
-    def builder(*_, **__):
-        raise ConnectionError("no route to host")
+def test_a_download_with_another_checksum_is_refused(folder, files, server, cache):
+    write(folder, files | {min(files): files[max(files)]})
+    with pytest.raises(
+        FileNotFoundError, match=r"NonMatchingChecksumError(?s:.*)pass it as folder"
+    ):
+        load_omniglot()
+    assert not list(cache.glob("**/*.tfrecord*"))
 
-    fake = types.SimpleNamespace(builder=builder)
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
-    message = r"\(ConnectionError: no route to host\). Download images_background.zip and .*folder="
+
+def test_without_network_and_folder_the_error_says_what_to_do(server):
+    server.shutdown()
+    server.server_close()
+    message = r"could not be downloaded \((?s:.*)\). Download images_background.zip and .*folder="
     with pytest.raises(FileNotFoundError, match=message):
         load_omniglot()
+
+
+def test_the_addresses_are_those_of_the_checksums():
+    assert set(builders.DOWNLOADS) == set(OFFICIAL.characters)
+    urls = {url for url, *_ in builders.DOWNLOADS.values()}
+    assert urls == set(builders.OmniglotBuilder.url_infos)
 
 
 def test_a_missing_archive_is_named(folder):
@@ -263,41 +256,41 @@ def test_a_truncated_archive_is_named(folder):
 
 @pytest.mark.parametrize(
     ("member", "found"),
-    [("cats/1.png", "its first entry is cats/1.png"), (None, "no file is a .png")],
+    [("cats/1.png", "its first file is cats/1.png"), (None, "it is empty")],
 )
 def test_another_archive_is_refused(folder, member, found):
     with zipfile.ZipFile(folder / "images_background.zip", "w") as file:
         if member:
             file.writestr(member, b"")
-    message = rf"holds no images images_background/\*/\*/\*.png; {found}. It seems to be another"
+    message = rf"holds no images \*/\*/\* with suffix .png; {found}. It seems to be another"
     with pytest.raises(ValueError, match=message):
         load_omniglot(folder)
 
 
 def test_a_missing_character_is_counted(folder, files):
     write(folder, {k: v for k, v in files.items() if "Latin_1" not in k})
-    message = "images_evaluation.zip must hold 3 characters with 4 drawings each, but holds 2 char"
+    message = "must hold 3 classes with 4 images each, but 1 missing: Latin_1/character02. Download"
     with pytest.raises(ValueError, match=message):
         load_omniglot(folder)
 
 
 def test_a_missing_drawing_is_named(folder, files):
     write(folder, {k: v for k, v in files.items() if k != min(files)})
-    message = r"holds 5 characters, of which 1 have other numbers: Greek_0/character01 \(3\)"
+    message = r"5 classes with 4 images each, but 1 of another size: Greek_0/character01 \(3\)"
     with pytest.raises(ValueError, match=message):
         load_omniglot(folder)
 
 
 def test_a_file_that_is_no_image_is_named(folder, files):
     write(folder, files | {min(files): b"\x89PNG nonsense"})
-    with pytest.raises(ValueError, match=r"0000_01.png in .*background.zip is not a readable PNG"):
+    with pytest.raises(ValueError, match=r"01.png in .*background.zip is not a readable image"):
         load_omniglot(folder)
 
 
 def test_a_drawing_of_another_size_is_named(folder, files):
     small = tf.io.encode_png(np.zeros([7, 9, 1], "uint8")).numpy()
     write(folder, files | {min(files): small})
-    with pytest.raises(ValueError, match="0000_01.png .* has 7 x 9 pixels, expected 35 x 35"):
+    with pytest.raises(ValueError, match="01.png .* has 7 x 9 pixels, expected 35 x 35"):
         load_omniglot(folder)
 
 
@@ -310,11 +303,11 @@ def test_a_flipped_byte_in_the_archive_is_found(folder):
         load_omniglot(folder)
 
 
-def test_an_error_leaves_no_cache(folder, files, tmp_path):
+def test_an_error_leaves_no_cache(folder, files, cache):
     write(folder, files | {min(files): b""})
-    with pytest.raises(ValueError, match="not a readable PNG"):
+    with pytest.raises(ValueError, match="not a readable image"):
         load_omniglot(folder)
-    assert not (tmp_path / "cache").exists()
+    assert not cache.exists()
 
 
 def test_drawings_that_are_not_the_official_ones_are_reported(folder, monkeypatch, caplog):
@@ -324,7 +317,8 @@ def test_drawings_that_are_not_the_official_ones_are_reported(folder, monkeypatc
 
 
 def test_the_official_edition_is_complete():
-    assert sum(OFFICIAL.characters.values()) == 1623
+    assert [len(names) for names in OFFICIAL.characters.values()] == [964, 659]
+    assert len({name for names in OFFICIAL.characters.values() for name in names}) == 1623
 
 
 def test_splits_part_the_characters(monkeypatch):

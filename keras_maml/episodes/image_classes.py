@@ -1,0 +1,70 @@
+"""Images in memory, class after class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_maml.episodes.arrays import from_arrays
+
+ALIGNMENT = 64
+"""Bytes to which TensorFlow aligns its tensors."""
+
+
+@dataclass(frozen=True)
+class ImageClasses:
+    """The images of some classes.
+
+    Attributes:
+        images: uint8 ``[N, H, W, C]``, class after class.
+        names: Name of each class.
+        counts: Number of images of each class; their sum is ``N``.
+
+    Example:
+        >>> data = ImageClasses(np.zeros([3, 8, 8, 1], "uint8"), ("cat", "dog"), (2, 1))
+        >>> data.labels.tolist()
+        ['cat', 'cat', 'dog']
+    """
+
+    images: np.ndarray
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The name of each image's class, ``[N]``."""
+        return np.repeat(np.array(self.names), self.counts)
+
+    def episodes(self, **settings: Any) -> tf.data.Dataset:
+        """Episodes of these images, without a copy of them: they must not be changed any more.
+
+        Args:
+            **settings: As those of `from_arrays`.
+
+        Returns:
+            What `from_arrays` returns.
+        """
+        aligned = self.images.ctypes.data % ALIGNMENT == 0 and self.images.flags.c_contiguous
+        images = tf.experimental.dlpack.from_dlpack(self.images.__dlpack__()) if aligned else None
+        return from_arrays(self.images if images is None else images, self.labels, **settings)
+
+
+def aligned_empty(shape: Sequence[int]) -> np.ndarray:
+    """A uint8 array of any content, which TensorFlow can use without copying it.
+
+    Args:
+        shape: Its shape.
+
+    Returns:
+        uint8 of that shape, aligned to 64 bytes.
+
+    Example:
+        >>> aligned_empty([3, 5]).ctypes.data % 64
+        0
+    """
+    size = int(np.prod(shape, dtype="int64"))
+    memory = np.empty(size + ALIGNMENT, "uint8")
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + size].reshape(shape)

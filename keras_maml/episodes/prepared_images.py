@@ -1,0 +1,168 @@
+"""Image sets that are prepared once, by tensorflow_datasets, and trusted only as far as checked."""
+
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_maml.episodes.image_classes import ImageClasses
+
+if TYPE_CHECKING:  # Importing it imports tensorflow_datasets.
+    from keras_maml.episodes.class_builder import ImageClassesBuilder
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
+    """The folder for prepared data.
+
+    Args:
+        cache_dir: The folder; ``None``: ``$KERAS_MAML_CACHE``, or else ``~/.cache/keras_maml``.
+
+    Returns:
+        The folder, which need not exist.
+
+    Example:
+        >>> cache_folder("prepared").name
+        'prepared'
+    """
+    chosen = cache_dir or os.environ.get("KERAS_MAML_CACHE") or "~/.cache/keras_maml"
+    return Path(chosen).expanduser()
+
+
+class PreparedImages:
+    """What a builder has prepared in ``<cache>/<key>``, or prepares there now.
+
+    The key is the identity of the source and of the settings: other images are another folder, and
+    nothing is ever replaced unless it is damaged, which costs one line in the log. tfds prepares in
+    a folder beside and renames it, so that no other process ever sees half of it; if two prepare
+    the same, the first one counts. If the cache cannot be written to, a temporary folder does,
+    which costs a warning.
+
+    Args:
+        builder_class: The builder.
+        key: Names the folder.
+        cache_dir: See `cache_folder`.
+        manual_dir: The user's folder, for the builder; ``None``: there is none.
+        settings: Further arguments of the builder.
+
+    Raises:
+        ValueError: As the builder does, if the source is not what it should be.
+        FileNotFoundError: As the builder does.
+    """
+
+    def __init__(
+        self,
+        builder_class: "type[ImageClassesBuilder]",
+        key: str,
+        *,
+        cache_dir: str | os.PathLike | None = None,
+        manual_dir: str | os.PathLike | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Opens what is there, or prepares."""
+        self._make = lambda data_dir: builder_class(data_dir=str(data_dir), **(settings or {}))
+        self._place = builder_place(builder_class)
+        self._data_dir, self._manual_dir = cache_folder(cache_dir) / key, manual_dir
+        self._builder = self._open() or self._prepare()
+
+    def class_sizes(self, split: str) -> dict[str, int]:
+        """How many images each class of a split has, sorted by name."""
+        return self._builder.class_sizes(split)
+
+    def read(self, split: str, names: Sequence[str] | None = None) -> ImageClasses:
+        """Reads classes of a split; prepares again if that finds damage.
+
+        Args:
+            split: Name of the split.
+            names: Which classes, in the order wanted; ``None``: all, sorted.
+
+        Returns:
+            Their images, in one array.
+        """
+        names = tuple(self.class_sizes(split) if names is None else names)
+        try:
+            return self._builder.read_classes(split, names)
+        except MemoryError:
+            raise
+        except Exception as error:  # Damage shows in many ways: TensorFlow's, the system's, ours.
+            self._discard(error)
+        self._builder = self._prepare()
+        return self._builder.read_classes(split, names)
+
+    def _open(self) -> "ImageClassesBuilder | None":
+        if not (self._data_dir / self._place).exists():
+            return None
+        try:
+            builder = self._make(self._data_dir)
+            if not all(builder.class_sizes(split) for split in builder.info.splits or [""]):
+                raise ValueError("it names no classes.")
+        except Exception as error:  # As above.
+            self._discard(error)
+            return None
+        return builder
+
+    def _discard(self, error: Exception) -> None:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        logger.warning("Preparing %s again: %s", self._data_dir, reason)
+        shutil.rmtree(self._data_dir / self._place, ignore_errors=True)
+
+    def _prepare(self) -> "ImageClassesBuilder":
+        import tensorflow_datasets as tfds
+
+        self._data_dir = self._writable(self._data_dir)
+        builder = self._make(self._data_dir)
+        config = tfds.download.DownloadConfig(
+            manual_dir=self._manual_dir, force_checksums_validation=True
+        )
+        try:
+            builder.download_and_prepare(download_config=config)
+        except OSError:
+            if not (self._data_dir / self._place).exists():
+                raise
+            # Another process was faster, and its folder cannot be renamed over. It is the same.
+        finally:
+            _remove_empty(
+                self._data_dir / self._place.parent, self._data_dir / "downloads" / "extracted"
+            )
+        return self._make(self._data_dir)
+
+    def _writable(self, folder: Path) -> Path:
+        """The folder, or a temporary one that goes when this object does."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            logger.warning("The images are prepared for this time only: %s", str(error))
+        temporary = Path(tempfile.mkdtemp(prefix="keras_maml_"))
+        weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        return temporary
+
+
+def builder_place(builder_class: "type[ImageClassesBuilder]") -> Path:
+    """Where in its data folder a builder prepares: ``name/version``."""
+    return Path(builder_class.name, str(builder_class.VERSION))
+
+
+def newest_key(
+    builder_class: "type[ImageClassesBuilder]", cache_dir: str | os.PathLike | None = None
+) -> str | None:
+    """The key under which a builder prepared last, whatever the source; ``None``: it never did."""
+    place = builder_place(builder_class)
+    found = list(cache_folder(cache_dir).glob(f"*/{place}"))
+    return max(found, key=lambda path: path.stat().st_mtime).parents[1].name if found else None
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Removes each folder, and then those around it, as long as they are empty."""
+    for folder in folders:
+        for path in (folder, *folder.parents):
+            try:
+                path.rmdir()
+            except OSError:
+                break

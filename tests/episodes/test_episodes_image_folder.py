@@ -1,0 +1,170 @@
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_maml.episodes import builders, image_folder, load_image_folder, split_classes
+from keras_maml.episodes.image_archives import ImageArchive, find_archive
+from keras_maml.episodes.image_files import decode, lanczos_matrix, resize
+
+NAMES = [f"class {i}" for i in range(10)]
+
+
+def picture(number, height=7, width=9):
+    return np.random.default_rng(number).integers(0, 256, [height, width, 3], "uint8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten classes of different sizes, PNG and JPEG files, and files that are neither."""
+    path = tmp_path / "photos"
+    for c, name in enumerate(NAMES):
+        (path / name).mkdir(parents=True)
+        for i in range(2 + c % 3):
+            image = tf.io.encode_png(picture(10 * c + i)).numpy()
+            (path / name / f"{i}.PNG").write_bytes(image)
+        (path / name / ".hidden.png").write_bytes(b"x")
+    (path / NAMES[0] / "notes.txt").write_text("x")
+    (path / "list.csv").write_text("x")
+    return path
+
+
+def load(folder, **arguments):
+    return load_image_folder(folder, **({"image_size": (7, 9)} | arguments))
+
+
+def test_splits_part_the_classes(folder):
+    parts = {split: load(folder, split=split) for split in ("train", "validation", "test")}
+    assert [len(part.names) for part in parts.values()] == [6, 2, 2]
+    assert sorted(sum((part.names for part in parts.values()), ())) == NAMES
+    for part in parts.values():
+        classes = [NAMES.index(name) for name in part.names]
+        assert part.counts == tuple(2 + c % 3 for c in classes)
+        expected = [picture(10 * c + i) for c in classes for i in range(2 + c % 3)]
+        np.testing.assert_array_equal(part.images, expected)
+
+
+def test_split_seed_and_fractions_choose_the_classes(folder):
+    first, second = (load(folder, split_seed=seed).names for seed in (0, 1))
+    assert set(first) != set(second)
+    assert len(load(folder, fractions=(0.8, 0.1, 0.1)).names) == 8
+    chosen = load(folder, split=["class 7", "class 2"])
+    assert chosen.names == ("class 7", "class 2")
+    np.testing.assert_array_equal(chosen.images[0], picture(70))
+
+
+def test_a_zip_file_gives_the_same(folder, tmp_path):
+    for root in ("", "photos/"):
+        path = tmp_path / "photos.zip"
+        with zipfile.ZipFile(path, "w") as file:
+            for image in folder.rglob("*.*"):
+                file.write(image, root + image.relative_to(folder).as_posix())
+        np.testing.assert_array_equal(load(path).images, load(folder).images)
+
+
+def test_the_second_start_decodes_nothing(folder, monkeypatch):
+    first = load(folder)
+    monkeypatch.setattr(builders, "read_classes", None)
+    np.testing.assert_array_equal(load(folder).images, first.images)
+    assert load(folder, split="test").images.shape[1:] == (7, 9, 3)
+
+
+def test_changed_files_and_settings_are_prepared_anew(folder):
+    before = load(folder, split=["class 3"]).images
+    (folder / "class 3" / "0.PNG").write_bytes(tf.io.encode_png(picture(1000)).numpy())
+    np.testing.assert_array_equal(load(folder, split=["class 3"]).images[0], picture(1000))
+    grey = load(folder, split=["class 3"], channels=1, image_size=5).images
+    assert grey.shape == (len(before), 5, 5, 1)
+
+
+def test_episodes(folder, concatenate):
+    episodes = image_folder(
+        folder, image_size=8, ways=3, shots=1, queries=1, meta_batch_size=2, tasks=4
+    )
+    (x_support, y_support), _ = concatenate(episodes)
+    assert x_support.shape == (4, 3, 8, 8, 3) and x_support.dtype == np.float32
+    assert x_support.min() >= 0 and 0.5 < x_support.max() <= 1
+    assert y_support.tolist() == [[0, 1, 2]] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 0}, "The height in image_size must be an integer of at least 1, got 0"),
+        ({"image_size": (8, 8, 3)}, r"must be a number of pixels or \(height, width\), got \(8"),
+        ({"channels": 4}, r"channels must be 1 \(grey\) or 3 \(colour\), got 4"),
+        ({"split": "val"}, "split must be one of .*, got 'val'"),
+        ({"split": ["class 1", "cat"]}, "does not know cat. Its classes are class 0, class 1"),
+        ({"split": ["class 1", "class 1"]}, "which got a class twice"),
+        ({"fractions": (0.5, 0.5)}, r"three shares .* sum to 1, got \(0.5, 0.5\)"),
+        ({"fractions": (0.5, 0.6, -0.1)}, "three shares"),
+    ],
+)
+def test_arguments_are_checked(folder, cache, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load(folder, **arguments)
+    assert not cache.exists()
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Expected a folder \(or zip file\) of classes"):
+        load(tmp_path / "none")
+    (tmp_path / "1.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"holds no images \*/\* .*; its first file is 1.png"):
+        load(tmp_path)
+
+
+def test_a_corrupt_image_is_named_and_nothing_is_kept(folder, cache):
+    (folder / "class 4" / "1.PNG").write_bytes(b"\x89PNG nonsense")
+    with pytest.raises(ValueError, match=r"class 4/1.PNG in .*photos is not a readable image"):
+        load(folder)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("name", ["../evil/1.png", "/etc/evil/1.png", "a/../../evil/1.png"])
+def test_paths_out_of_a_zip_file_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(name, b"x")
+    with pytest.raises(ValueError, match=r"a path out of the archive. Do not use this file"):
+        ImageArchive(tmp_path / "a.zip", levels=2, suffixes=[".png"])
+
+
+def test_a_zip_file_is_preferred_to_what_it_unpacks_to(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert find_archive(tmp_path, "train", advice="") == tmp_path / "train"
+    (tmp_path / "train.zip").write_bytes(b"")
+    assert find_archive(tmp_path, "train", advice="") == tmp_path / "train.zip"
+
+
+def test_split_classes_does_not_depend_on_the_order():
+    names = [f"{i:03d}" for i in range(100)]
+    parts = [split_classes(names[::-1], split) for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [64, 16, 20]
+    assert parts[0] == split_classes(names, "train") and sorted(sum(parts, [])) == names
+
+
+@pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg], ids=["png", "jpeg"])
+def test_decode_converts_colours(encode):
+    image = np.broadcast_to(picture(0, 16, 16)[:1, :1], [16, 16, 3])
+    content = encode(image).numpy()
+    colour = decode(content, channels=3, where="").astype(int)
+    assert np.abs(colour - image).max() <= 3
+    grey = decode(content, channels=1, where="").astype(int)[..., 0]
+    assert np.abs(grey - image @ [0.299, 0.587, 0.114]).max() <= 3
+
+
+@pytest.mark.parametrize("size", [(28, 28), (9, 40), (70, 61)])
+def test_resize_is_that_of_tensorflow(size):
+    image = picture(0, 60, 50)
+    expected = tf.image.resize(image, size, "lanczos3", antialias=True)
+    expected = np.round(np.clip(expected, 0, 255)).astype(int)
+    assert np.abs(resize(image, size).astype(int) - expected).max() <= 1
+    assert resize(image, (60, 50)) is image
+
+
+def test_lanczos_matrix_is_the_linear_map_of_tensorflow():
+    image = np.random.default_rng(0).random([105, 105], "float32")
+    matrix = lanczos_matrix(105, 28)
+    expected = tf.image.resize(image[..., None], [28, 28], "lanczos3", antialias=True)[..., 0]
+    np.testing.assert_allclose(matrix @ image @ matrix.T, expected, atol=1e-5)

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from keras_maml.episodes import from_tfds, load_tfds
+
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+SIZES = {"train": 4, "test": 2}
+
+
+def picture(split, label, number):
+    image = np.full([5, 6, 3], 40 * label, "uint8")
+    image[0, 0] = [number, len(split), 255]
+    return image
+
+
+class TinyAnimals(tfds.core.GeneratorBasedBuilder):
+    """A set of tensorflow_datasets; images are stored as PNG files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    label = tfds.features.ClassLabel(names=NAMES)
+    shape = (None, None, 3)
+    supervised = ("image", "label")
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=self.shape), "label": self.label}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=self.supervised,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in SIZES}
+
+    def _generate_examples(self, split):
+        for label in range(len(NAMES)):
+            for i in range(SIZES[split]):
+                yield f"{label} {i}", {"image": picture(split, label, i), "label": label}
+
+
+class TinyNumbers(TinyAnimals):
+    """Without names of classes, and without supervised keys."""
+
+    label = np.int64
+    supervised = None
+
+
+class TinyTroubles(TinyAnimals):
+    """One image of another size, one without label."""
+
+    def _generate_examples(self, split):
+        yield "size", {"image": np.zeros([7, 7, 3], "uint8"), "label": 0}
+        yield "label", {"image": np.zeros([5, 6, 3], "uint8"), "label": -int(split == "test")}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def call(name="tiny_animals", **arguments):
+        return load_tfds(name, **({"split": NAMES, "data_dir": tmp_path / "tfds"} | arguments))
+
+    return call
+
+
+def sorted_images(images):
+    return sorted(image.tobytes() for image in images)
+
+
+def test_splits_are_pooled_class_by_class(load):
+    data = load()
+    assert (data.names, data.counts) == (tuple(NAMES), (6,) * 5)
+    for label in range(5):
+        expected = [picture(s, label, i) for s, size in SIZES.items() for i in range(size)]
+        own = data.images[6 * label : 6 * label + 6]
+        assert sorted_images(own) == sorted_images(expected)
+
+
+def test_the_splits_to_pool_can_be_named(load):
+    data = load(split=["bee"], tfds_splits=["test"])
+    assert sorted_images(data.images) == sorted_images([picture("test", 1, i) for i in range(2)])
+
+
+def test_classes_are_split_by_seed(load):
+    parts = [load(split=split).names for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [3, 1, 1] and sorted(sum(parts, ())) == NAMES
+    assert any(load(split="test", split_seed=seed).names != parts[2] for seed in range(1, 6))
+
+
+def test_the_second_start_decodes_nothing(load, monkeypatch):
+    first = load()
+    monkeypatch.setattr(TinyAnimals, "as_dataset", None)
+    np.testing.assert_array_equal(load().images, first.images)
+
+
+def test_labels_without_names_are_numbers(load):
+    with pytest.raises(ValueError, match=r"image_key and label_key. Its features are \['image',"):
+        load("tiny_numbers")
+    data = load("tiny_numbers", image_key="image", label_key="label", split=["3"])
+    assert data.counts == (6,)
+
+
+def test_images_are_resized(load):
+    assert load(image_size=(3, 4)).images.shape == (30, 3, 4, 3)
+
+
+def test_troubles_are_explained(load, cache):
+    with pytest.raises(ValueError, match=r"images of tiny_troubles differ in size, .*image_size"):
+        load("tiny_troubles", tfds_splits=["train"], split=["ant"])
+    with pytest.raises(ValueError, match=r"an example without label \(-1\). Pool other splits"):
+        load("tiny_troubles", image_size=5, split=["ant"])
+    with pytest.raises(ValueError, match="tensorflow_datasets knows no data set 'tiny_horses'"):
+        load("tiny_horses")
+    with pytest.raises(ValueError, match=r"tfds_splits must name splits of tiny_animals, \['test"):
+        load(tfds_splits=["val"])
+    with pytest.raises(ValueError, match="does not know cow"):
+        load(split=["cow"])
+    assert len(list(cache.iterdir())) == 1  # that of the last call
+
+
+def test_a_set_that_cannot_be_fetched_is_explained(load, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(TinyAnimals, "download_and_prepare", refuse)
+    message = r"tiny_animals could not be fetched .* \(ConnectionError: no route to host\). Prepare"
+    with pytest.raises(FileNotFoundError, match=message):
+        load()
+
+
+def test_episodes(tmp_path, concatenate):
+    episodes = from_tfds(
+        "tiny_animals",
+        ways=3,
+        shots=1,
+        queries=4,
+        meta_batch_size=2,
+        tasks=6,
+        data_dir=tmp_path / "tfds",
+    )
+    (x_support, _), (x_query, y_query) = concatenate(episodes)
+    labels = np.round(255 * x_query[:, :, 1, 1, 0]).astype(int) // 40
+    for row, y in zip(labels, y_query, strict=True):
+        assert [len(set(row[y == k])) for k in range(3)] == [1, 1, 1] and len(set(row)) == 3
+    assert x_support.shape == (6, 3, 5, 6, 3)
