@@ -2,5 +2,6 @@
 
 from keras_maml import callbacks, episodes, evaluation, networks, plots
 from keras_maml.maml import MAML
+from keras_maml.pretrained import load
 
-__all__ = ["MAML", "callbacks", "episodes", "evaluation", "networks", "plots"]
+__all__ = ["MAML", "callbacks", "episodes", "evaluation", "load", "networks", "plots"]

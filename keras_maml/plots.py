@@ -27,13 +27,16 @@ def to_array(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def learning_curve(history: Sequence[Mapping[str, float]], metric: str) -> Figure:
+def learning_curve(
+    history: Sequence[Mapping[str, float]], metric: str, best: float | None = None
+) -> Figure:
     """Plots a metric over meta-iterations: training and validation, before and after adaptation.
 
     Args:
         history: A mapping per epoch with ``iterations``, the metric, and if there are any
             ``{metric}_before``, ``val_{metric}`` and ``val_{metric}_before``.
         metric: The name of the metric.
+        best: The meta-iterations of the checkpoint that was chosen, to mark it.
     """
     figure = Figure((6, 4))
     axes = figure.subplots()
@@ -46,50 +49,69 @@ def learning_curve(history: Sequence[Mapping[str, float]], metric: str) -> Figur
     ):
         if name in history[0]:
             axes.plot(iterations, [row[name] for row in history], style, label=label)
+    if best is not None:
+        axes.axvline(best, color="0.5", ls="--", lw=1, label="best on validation tasks")
     axes.set(xlabel="meta-iterations", ylabel=metric)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def episode(learner: MAML, episodes: tuple, task: int = 0) -> Figure:
+def episode(learner: MAML, episodes: tuple, task: int = 0, most: int | None = None) -> Figure:
     """Shows one image task: support images, query images, and predictions before and after.
+
+    A column is a class: its support images, and below them its query images in frames, green
+    where the prediction after adaptation is right, red where it is wrong.
 
     Args:
         learner: A compiled classifier of images.
         episodes: One meta-batch ``((x_support, y_support), (x_query, y_query))``.
         task: Which of its tasks.
+        most: How many support images and query images of a class to show; by default all.
     """
     (x_support, y_support), (x_query, y_query) = keras.tree.map_structure(
         lambda tensor: np.asarray(tensor)[task], episodes
     )
-    before = np.argmax(learner.adapt(x_support, y_support, steps=0).predict(x_query, verbose=0), -1)
-    after = np.argmax(learner.adapt(x_support, y_support).predict(x_query, verbose=0), -1)
-    columns = max(len(x_support), len(x_query))
-    figure = Figure((1.1 * columns + 0.4, 3.4))
-    axes = figure.subplots(2, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, label in zip(axes[0], x_support, y_support, strict=False):
-        _show(axis, image)
-        axis.set_title(f"support: {label}", fontsize=8)
-    for i, (axis, image) in enumerate(zip(axes[1], x_query, strict=False)):
-        _show(axis, image)
-        right = after[i] == y_query[i]
+    before, after = (
+        np.argmax(learner.adapt(x_support, y_support, steps=steps)(x_query), -1)
+        for steps in (0, None)
+    )
+    right = after == y_query
+    supports, queries = _cells(y_support, most), _cells(y_query, most)
+    columns = 1 + max(column for _, column in (*supports.values(), *queries.values()))
+    shots = 1 + max(row for row, _ in supports.values())
+    rows = shots + 1 + max(row for row, _ in queries.values())
+    size = 1.1 if columns <= 10 else 0.75
+    figure = Figure((size * columns + 0.4, (size + 0.4) * rows + 0.4))
+    grid = figure.add_gridspec(rows, columns)
+    for i, (row, column) in supports.items():
+        _show(figure.add_subplot(grid[row, column]), x_support[i], f"support: {y_support[i]}")
+    for i, (row, column) in queries.items():
+        axis = figure.add_subplot(grid[shots + row, column])
         title = f"query: {y_query[i]}\nbefore: {before[i]}\nafter: {after[i]}"
-        axis.set_title(title, fontsize=8, color="C2" if right else "C3")
+        _show(axis, x_query[i], title, color="C2" if right[i] else "C3", width=2)
     figure.suptitle(
-        f"one task, {learner.evaluation_steps} inner steps: "
-        f"{np.mean(before == y_query):.0%} right before, {np.mean(after == y_query):.0%} after",
+        f"{learner.evaluation_steps} inner steps, {len(y_query)} query images: "
+        f"{np.mean(before == y_query):.0%} right before, {np.mean(right):.0%} after",
         fontsize=9,
     )
     figure.tight_layout()
     return figure
 
 
-def _show(axis, image):
+def _cells(labels, most):
+    """Maps the number of an example to (its place among those of its class, its class)."""
+    columns = {label: column for column, label in enumerate(np.unique(labels))}
+    cells = {i: (np.sum(labels[:i] == label), columns[label]) for i, label in enumerate(labels)}
+    return {i: cell for i, cell in cells.items() if most is None or cell[0] < most}
+
+
+def _show(axis, image, title, color="black", width=0.5):
     image = image[..., 0] if image.shape[-1] == 1 else image
     axis.imshow(image, cmap="gray_r" if image.ndim == 2 else None)
+    axis.set_title(title, fontsize=7, color=color)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(color=color, linewidth=width)
 
 
 def sinusoid_adaptation(
@@ -137,11 +159,44 @@ def loss_over_steps(
         curves: By name, the mean ``[steps + 1]`` and the half-width of its 95 % interval.
         title: The title.
     """
+    return _over_steps(curves, ylabel="mean squared error", title=title, ylim=(0, None))
+
+
+def accuracy_over_steps(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    published: tuple[float, float, int] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Plots the accuracy over inner steps, a curve per way of testing, in percent.
+
+    Args:
+        curves: By name, the mean ``[steps + 1]`` and the half-width of its 95 % interval, both
+            in 0 .. 1.
+        published: What the paper gives, drawn as a line with its interval: accuracy, half-width
+            and the inner steps after which it holds.
+        title: The title.
+    """
+    percent = {
+        name: tuple(100 * np.asarray(values) for values in curve) for name, curve in curves.items()
+    }
+    figure = _over_steps(percent, ylabel="accuracy (%)", title=title, ylim=(0, 102))
+    axes = figure.axes[0]
+    if published is not None:
+        accuracy, half_width, step = 100 * published[0], 100 * published[1], published[2]
+        axes.axhspan(accuracy - half_width, accuracy + half_width, color="k", alpha=0.15, lw=0)
+        axes.axhline(accuracy, color="k", ls="--", lw=1)
+        label = f"the paper: {accuracy:.1f} ± {half_width:.1f} after {step}"
+        axes.plot([step], [accuracy], "k*", ms=10, label=label)
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _over_steps(curves, **settings):
     figure = Figure((6, 4))
     axes = figure.subplots()
     for name, (mean, half_width) in curves.items():
         axes.errorbar(range(len(mean)), mean, yerr=half_width, marker="o", ms=3, label=name)
-    axes.set(xlabel="inner steps", ylabel="mean squared error", title=title, ylim=(0, None))
+    axes.set(xlabel="inner steps", **settings)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

@@ -1,0 +1,47 @@
+"""Glyphs: few-shot classification of made-up characters, a first experiment that needs no data.
+
+    python -m experiments.glyphs
+    python -m experiments.glyphs --shots 5 --output runs/glyphs-mine
+
+Takes a few minutes, and shows what the experiments on Omniglot and mini-ImageNet write.
+"""
+
+import sys
+from typing import Any
+
+import tensorflow as tf
+
+from experiments import omniglot
+from experiments.image_classification import Experiment, Settings, main
+from keras_maml import episodes
+
+
+def make_episodes(folder: None = None, **settings: Any) -> tf.data.Dataset:
+    """Returns episodes of glyphs, which are drawn and not read from a folder."""
+    if folder is not None:
+        raise ValueError(f"Glyphs are drawn, not read: leave --data out, got {folder!r}.")
+    return episodes.glyphs(**settings)
+
+
+EXPERIMENT = Experiment(
+    name="glyphs",
+    title="Glyphs",
+    rows=(
+        Settings(
+            filters=32,
+            meta_batch_size=8,
+            iterations=1_000,
+            epoch_iterations=100,
+            validation_tasks=80,
+            test_tasks=200,
+        ),
+    ),
+    published={},
+    make_network=omniglot.make_network,
+    make_episodes=make_episodes,
+    data="glyphs, test classes",
+    licence="drawn by keras_maml",
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT, __doc__, sys.argv[1:])

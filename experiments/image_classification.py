@@ -1,0 +1,339 @@
+"""Few-shot image classification: what the experiments on Omniglot and mini-ImageNet share.
+
+An experiment is a data set, a network, and a row of settings per line of the paper's table 1 with
+the number published there (Finn et al. 2017, section 5.2 and appendix A.1). A run trains, takes
+the checkpoint that is best on validation tasks, tests it, and writes into its folder, besides what
+`experiments.runs` lists::
+
+    test_tasks.csv    accuracy and loss of every test task
+    results.txt       the test as a table
+    learner.keras     the learner, with its optimizer
+    figures/          learning curves, accuracy over inner steps, test tasks, the hardest of them
+    report.html       all of it on one page
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import simple_parsing
+import tensorflow as tf
+
+from experiments.report import images as report
+from experiments.runs import Run, run_command, with_defaults, write_csv, write_text
+from keras_maml import MAML, callbacks, evaluation, plots
+
+STEPS = 10  # inner steps that a test follows
+PICTURES = 3  # test tasks that are drawn, and hardest ones
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What makes a row of table 1."""
+
+    ways: int = 5  # classes in an episode
+    shots: int = 1  # support images per class
+    convolutions: bool = simple_parsing.field(  # in the network, or dense layers alone
+        default=True, negative_option="no-convolutions"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Task):
+    """Settings of a run. The defaults are those of Omniglot, 5-way 1-shot.
+
+    The authors divide the sum of the losses of a support set by its shots alone; with a mean over
+    all its examples the same step has a rate that is higher by the number of ways: 5 x 0.4.
+    """
+
+    queries: int = 1  # query images per class, in training and validation
+    inner_learning_rate: float = 2.0  # for a mean over examples
+    inner_steps: int = 1  # in training
+    evaluation_steps: int = 3  # in validation, and in what a test is judged by
+    first_order: bool = False  # stop the inner gradient
+    batch_normalization: str = "transductive"  # or inductive
+    filters: int = 64  # of each convolution
+    meta_batch_size: int = 32  # tasks per meta-iteration
+    learning_rate: float = 0.001  # of the outer Adam
+    clip_gradient: float | None = None  # bound of each element of the meta-gradient
+    iterations: int = 60_000  # meta-iterations
+    epoch_iterations: int = 500  # between checkpoints
+    validation_tasks: int = 320  # after every epoch
+    test_tasks: int = 1_000  # in the end, for each of test_queries
+    # Query images per class in the test, a table for each: the shots as the authors, 15 as others.
+    test_queries: tuple[int, ...] = (1, 15)
+    seed: int = 0  # of weights and episodes
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where things are."""
+
+    data: str | None = None  # folder of the data set; None looks in the cache, then downloads
+    output: str | None = None  # folder of the run; None: runs/, named after the settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published accuracy, in 0 .. 1, and the half-width of its 95 % interval."""
+
+    accuracy: float
+    ci95: float
+    source: str = "Finn et al. 2017, table 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A data set, how it is learned, and what is known about it.
+
+    Attributes:
+        name: The module's name in `experiments`, and the first word of run folders.
+        title: What to call it.
+        rows: Settings, one for each combination of `Task`.
+        published: By ways, shots, convolutions and first order.
+        make_network: Makes the model from settings.
+        make_episodes: As `keras_maml.episodes.omniglot`, the folder first.
+        data: What the test tasks are drawn from.
+        licence: The licence of the data.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Settings, ...]
+    published: Mapping[tuple[int, int, bool, bool], Published]
+    make_network: Callable[[Settings], keras.Model]
+    make_episodes: Callable[..., tf.data.Dataset]
+    data: str
+    licence: str
+
+    def row(self, task: Task) -> Settings | None:
+        """Returns the settings of a row, or None if there is no such row."""
+        key = dataclasses.astuple(task)[:3]
+        return next((row for row in self.rows if dataclasses.astuple(row)[:3] == key), None)
+
+    def defaults(self, task: Task) -> Settings:
+        """Returns the settings of a row; where there is none, the first row's for other sizes."""
+        if row := self.row(task):
+            return row
+        first = self.rows[0]
+        queries = task.shots if first.queries == first.shots else first.queries
+        sizes = {"queries": queries, "test_queries": (task.shots, *first.test_queries[1:])}
+        return dataclasses.replace(first, **dataclasses.asdict(task), **sizes)
+
+    def folder(self, settings: Settings) -> str:
+        """Returns the folder in which a run of these settings goes by default."""
+        parts = [self.name, f"{settings.ways}way", f"{settings.shots}shot"]
+        parts += ["first-order"] * settings.first_order
+        parts += ["no-convolutions"] * (not settings.convolutions)
+        return "runs/" + "-".join(parts)
+
+    def describe(self, settings: Settings) -> str:
+        """Returns e.g. ``"Omniglot, 5-way 1-shot, first order"``."""
+        parts = [self.title, f"{settings.ways}-way {settings.shots}-shot"]
+        parts += ["first order"] * settings.first_order
+        parts += ["without convolutions"] * (not settings.convolutions)
+        return ", ".join(parts)
+
+    def departures(self, settings: Settings) -> list[str]:
+        """Says where settings are not those of the row, as far as training depends on them."""
+        row = self.row(settings)
+        if row is None:
+            return ["no such row in the paper's table 1"] if self.published else []
+        free = ("first_order", "epoch_iterations", "validation_tasks", "test_tasks")
+        free += ("test_queries", "seed")
+        changed = [
+            (field.name, getattr(settings, field.name), getattr(row, field.name))
+            for field in dataclasses.fields(row)
+            if field.name not in free
+        ]
+        return [
+            f"cut short: {ours:,} of {theirs:,} iterations"
+            if name == "iterations" and ours < theirs
+            else f"{name} {ours} instead of {theirs}"
+            for name, ours, theirs in changed
+            if ours != theirs
+        ]
+
+
+def main(experiment: Experiment, description: str, arguments: Sequence[str]) -> None:
+    """Runs an experiment as a command: ways, shots and network choose the defaults of the rest.
+
+    Args:
+        experiment: The experiment.
+        description: What ``--help`` says.
+        arguments: What the command got.
+    """
+    parser = simple_parsing.ArgumentParser(
+        add_help=False, add_option_string_dash_variants=simple_parsing.DashVariant.DASH
+    )
+    parser.add_arguments(Task, "task")
+    defaults = experiment.defaults(parser.parse_known_args(arguments)[0].task)
+    run_command(
+        experiment.name,
+        description,
+        lambda values, files: run(experiment, Settings(**dataclasses.asdict(values)), files),
+        with_defaults(defaults),
+        Files,
+    )
+
+
+def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, Any]:
+    """Trains, tests and reports; or continues, or shows what is there.
+
+    Args:
+        experiment: The experiment.
+        settings: All that the results depend on.
+        files: Where data and results are.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        FileExistsError: The folder holds another run, or something else.
+        ValueError: The data set has no such episodes, or a setting is out of range.
+    """
+    make_episodes = functools.partial(
+        _episodes, functools.partial(experiment.make_episodes, files.data), settings
+    )
+    for queries in settings.test_queries:  # a test that cannot be drawn fails here, not at the end
+        make_episodes("test", queries=queries)
+    keras.utils.set_random_seed(settings.seed)
+    this = Run(files.output or experiment.folder(settings), settings)
+    if this.results is None:
+        learner = make_learner(experiment, settings)
+        history = train(this, learner, settings, make_episodes)
+        test(this, learner, experiment, settings, make_episodes, history)
+    page = report.write(this.folder)
+    print((this.folder / "results.txt").read_text())
+    print(f"Results, learning curve and checkpoints: {this.folder}")
+    print(f"Report: {page}")
+    return this.results
+
+
+def make_learner(experiment: Experiment, settings: Settings) -> MAML:
+    """Returns the compiled learner of a run."""
+    learner = MAML(
+        experiment.make_network(settings),
+        settings.inner_learning_rate,
+        settings.inner_steps,
+        settings.evaluation_steps,
+        settings.first_order,
+        settings.batch_normalization,
+    )
+    learner.compile(
+        optimizer=keras.optimizers.Adam(settings.learning_rate, clipvalue=settings.clip_gradient),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return learner
+
+
+def train(
+    this: Run, learner: MAML, settings: Settings, make_episodes: Callable[..., tf.data.Dataset]
+) -> list[dict[str, float]]:
+    """Trains, or continues; the learner ends with the weights that are best in validation."""
+    validation = make_episodes("validation", tasks=settings.validation_tasks)
+    picture = next(iter(validation))
+    summary = callbacks.AdaptationSummary(
+        this.folder / "tensorboard",
+        validation,
+        tasks=settings.validation_tasks,
+        figure=lambda learner: plots.episode(learner, picture, most=3),
+        every=10,
+    )
+    return this.train(
+        learner,
+        lambda seen: make_episodes("train", start=seen * settings.meta_batch_size),
+        iterations=settings.iterations,
+        epoch_iterations=settings.epoch_iterations,
+        monitor="val_accuracy",
+        validation_data=validation,
+        callbacks=[keras.callbacks.TensorBoard(this.folder / "tensorboard"), summary],
+        verbose=2,
+    )
+
+
+def test(
+    this: Run,
+    learner: MAML,
+    experiment: Experiment,
+    settings: Settings,
+    make_episodes: Callable[..., tf.data.Dataset],
+    history: Sequence[Mapping[str, float]],
+) -> None:
+    """Tests the learner and writes everything but the page; the results last."""
+    rows, tasks, tables = [], [], []
+    for queries in settings.test_queries:
+        episodes = make_episodes("test", queries=queries)
+        result = evaluation.evaluate(learner, episodes, tasks=settings.test_tasks, steps=STEPS)
+        rows += [{"queries": queries} | row for row in result.rows()]
+        tasks += [{"queries": queries} | row for row in _task_rows(result, settings)]
+        tables += [f"{report.count(queries, 'query image')} per class", result.to_text(), ""]
+    write_csv(this.folder / "test_tasks.csv", tasks)
+    _save(learner, this.folder / "learner.keras")
+    draw(this.folder / "figures", learner, settings, make_episodes, tasks)
+    published = experiment.published.get((*dataclasses.astuple(settings)[:3], settings.first_order))
+    departures = experiment.departures(settings)
+    record = {
+        "title": experiment.describe(settings),
+        "data": experiment.data,
+        "licence": experiment.licence,
+        "published": published and dataclasses.asdict(published),
+        "departures": departures,
+        "train_hours": round(history[-1]["seconds"] / 3600, 2),
+        "iterations_of_best_epoch": max(history, key=lambda row: row["val_accuracy"])["iterations"],
+    }
+    headline = report.headline(record | {"settings": this.settings, "results": rows})
+    write_text(this.folder / "results.txt", "\n".join([headline, *departures, "", *tables]))
+    this.finish(rows, **record)
+
+
+def draw(
+    folder: pathlib.Path,
+    learner: MAML,
+    settings: Settings,
+    make_episodes: Callable[..., tf.data.Dataset],
+    tasks: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draws the first test tasks and the hardest ones, with the first number of queries."""
+    folder.mkdir(exist_ok=True)
+    episodes = make_episodes("test", queries=settings.test_queries[0], meta_batch_size=1)
+    numbers = {"example": range(PICTURES), "hardest": [r["task"] for r in report.hardest(tasks)]}
+    for kind, chosen in numbers.items():
+        for rank, number in enumerate(chosen[:PICTURES]):
+            figure = plots.episode(learner, next(iter(episodes.skip(number))), most=3)
+            plots.save(figure, folder / f"{kind}-{rank + 1}.png")
+
+
+def _episodes(
+    make: Callable[..., tf.data.Dataset], settings: Settings, split: str, **options: Any
+) -> tf.data.Dataset:
+    """Makes the episodes of a split; each split has a seed of its own."""
+    seeds = {"train": settings.seed, "validation": settings.seed + 1, "test": settings.seed + 2}
+    sizes = {
+        name: getattr(settings, name) for name in ("ways", "shots", "queries", "meta_batch_size")
+    }
+    return make(split=split, seed=seeds[split], **(sizes | options))
+
+
+def _task_rows(result: evaluation.Evaluation, settings: Settings) -> list[dict[str, float]]:
+    """Returns a row per task, with the learner's own batch normalisation."""
+    values, step = result.values[settings.batch_normalization], settings.evaluation_steps
+    columns = {
+        "accuracy_before": values["accuracy"][:, 0],
+        "accuracy": values["accuracy"][:, step],
+        "loss": values["loss"][:, step],
+    }
+    return [
+        {"task": task} | {name: round(float(column[task]), 4) for name, column in columns.items()}
+        for task in range(result.tasks)
+    ]
+
+
+def _save(learner: MAML, path: pathlib.Path) -> None:
+    temporary = path.with_name("temporary.keras")
+    learner.save(temporary)
+    temporary.replace(path)

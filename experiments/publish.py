@@ -1,0 +1,141 @@
+"""Publishes the learner of a finished run of image classification as a pretrained one.
+
+    python -m experiments.publish runs/omniglot-5way-1shot omniglot-5way-1shot
+
+Every number on its card is taken from the results of the run.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import tabulate
+
+from experiments.report import images as report
+from keras_maml import pretrained
+
+FACTS = ("title", "command", "commit", "date", "versions", "data", "licence", "published")
+FACTS += ("departures", "train_hours", "iterations_of_best_epoch", "settings")
+
+CARD = string.Template("""\
+# $name
+
+$headline
+
+```python
+learner = keras_maml.load("$name")
+adapted = learner.adapt(x_support, y_support)  # a keras.Model; images float32 in 0 .. 1
+```
+
+| | |
+|---|---|
+| task | $ways classes, $support of each, $shape |
+| adaptation | $steps of gradient descent, rate $rate |
+| weights | $weights |
+| command | `$command` |
+| commit | $commit |
+| training | $iterations meta-iterations, $hours hours; the best on validation tasks: $best |
+| differs from the full setting | $departures |
+| data | $data |
+| licence of the data | $licence |
+
+Accuracy on $tasks test tasks, with the 95 % interval of the mean:
+
+$scores
+
+Transductive batch normalisation takes the statistics of the query images that are classified
+together, inductive those of the support images. The learner is set to $mode.
+""")
+
+
+def publish(
+    run: str | pathlib.Path, name: str, folder: str | pathlib.Path | None = None, **options: bool
+) -> pathlib.Path:
+    """Copies the learner of a run, without its optimizer's state, and writes its card.
+
+    Args:
+        run: The folder of the run.
+        name: The name of the pretrained learner.
+        folder: The folder of all pretrained learners; see `keras_maml.pretrained.models_folder`.
+        **options: ``replace``, as in `keras_maml.pretrained.save`.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        FileNotFoundError: The run has not finished.
+        FileExistsError: There is a learner of this name.
+    """
+    run = pathlib.Path(run)
+    if not (run / "results.json").exists() or not (run / "learner.keras").exists():
+        raise FileNotFoundError(
+            f"{run} holds no results.json and learner.keras: only a run that has finished can be "
+            "published. Give its command again to finish it."
+        )
+    record = json.loads((run / "results.json").read_text())
+    learner = keras.models.load_model(run / "learner.keras")
+    scores = [row for row in record["results"] if row["metric"] == "accuracy"]
+    card = {"name": name, **{fact: record[fact] for fact in FACTS}, "accuracy": scores}
+    path = pretrained.models_folder(folder) / name
+    pretrained.save(learner, path, card, _text(card, learner, record), **options)
+    return path
+
+
+def _text(card: Mapping[str, Any], learner: Any, record: Mapping[str, Any]) -> str:
+    settings = card["settings"]
+    steps = sorted({0, 1, settings["evaluation_steps"], max(r["step"] for r in card["accuracy"])})
+    ways = dict.fromkeys((row["batch_normalization"], row["queries"]) for row in card["accuracy"])
+    scores = [
+        [mode, queries, *(report.percent(report.accuracy(record, s, queries, mode)) for s in steps)]
+        for mode, queries in ways
+    ]
+    headers = [
+        "batch normalisation",
+        "query images per class",
+        *(report.count(s, "step") for s in steps),
+    ]
+    return CARD.substitute(
+        card,
+        headline=report.headline(record),
+        ways=settings["ways"],
+        support=report.count(settings["shots"], "support image"),
+        shape=" x ".join(str(size) for size in learner.model.input_shape[1:]),
+        steps=report.count(learner.evaluation_steps, "step"),
+        rate=learner.inner_learning_rate,
+        weights=f"{sum(math.prod(w.shape) for w in learner.model.trainable_variables):,}",
+        iterations=f"{settings['iterations']:,}",
+        hours=card["train_hours"],
+        best=f"{card['iterations_of_best_epoch']:,.0f}",
+        departures="; ".join(card["departures"]) or "-",
+        tasks=f"{settings['test_tasks']:,}",
+        scores=tabulate.tabulate(scores, headers, tablefmt="github"),
+        mode=learner.batch_normalization,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("name", help="name of the pretrained learner")
+    parser.add_argument("--folder", help="folder of pretrained learners (default: saved_models)")
+    parser.add_argument("--replace", action="store_true", help="replace one of the same name")
+    values = parser.parse_args(arguments)
+    try:
+        path = publish(values.run, values.name, values.folder, replace=values.replace)
+    except OSError as error:  # of the user's making: the message says it all
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(f"{path}: keras_maml.load({values.name!r})")
+
+
+if __name__ == "__main__":
+    main()

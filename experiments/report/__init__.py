@@ -1,0 +1,1 @@
+"""Pages of figures that runs write: one file each, with everything inside."""

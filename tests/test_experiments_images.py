@@ -1,0 +1,224 @@
+"""Experiments on images: rows of settings, commands, run folders that survive SIGKILL."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from experiments import glyphs, image_classification, mini_imagenet, omniglot
+from experiments.image_classification import Files, Settings, Task
+from keras_maml import networks
+
+EXPERIMENTS = [omniglot.EXPERIMENT, mini_imagenet.EXPERIMENT, glyphs.EXPERIMENT]
+# What `python -m experiments.glyphs` runs, with a network that compiles quickly.
+TINY_GLYPHS = dataclasses.replace(
+    glyphs.EXPERIMENT,
+    make_network=lambda settings: networks.fully_connected_classifier(
+        settings.ways, units=(8,), seed=settings.seed
+    ),
+)
+TINY = {
+    "ways": 2,
+    "evaluation_steps": 1,
+    "meta_batch_size": 2,
+    "filters": 8,
+    "iterations": 8,
+    "epoch_iterations": 1,
+    "validation_tasks": 2,
+    "test_tasks": 4,
+    "test_queries": (1,),
+}
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def parse(monkeypatch, experiment, *options):
+    """Returns what a command would run."""
+    seen = []
+    monkeypatch.setattr(image_classification, "run", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("sys.argv", [experiment.name, *options])
+    image_classification.main(experiment, "", options)
+    ((ours, settings, files),) = seen
+    assert ours is experiment and type(settings) is Settings
+    return settings, files
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+def test_every_row_is_chosen_by_its_options(monkeypatch, experiment):
+    for row in experiment.rows:
+        options = ["--ways", str(row.ways), "--shots", str(row.shots)]
+        options += [] if row.convolutions else ["--no-convolutions"]
+        assert parse(monkeypatch, experiment, *options)[0] == row
+        settings, _ = parse(monkeypatch, experiment, *options, "--first-order", "--seed", "7")
+        assert settings == dataclasses.replace(row, first_order=True, seed=7)
+        assert experiment.departures(settings) == []
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+def test_rows_have_folders_of_their_own_and_every_published_number_a_row(experiment):
+    runs = [
+        dataclasses.replace(row, first_order=first_order)
+        for row in experiment.rows
+        for first_order in (False, True)
+    ]
+    assert len({experiment.folder(settings) for settings in runs}) == len(runs)
+    for ways, shots, convolutions, _ in experiment.published:
+        assert experiment.row(Task(ways, shots, convolutions))
+
+
+def test_one_inner_step_is_the_authors_step():
+    # They divide the sum of the losses by the shots; a mean divides it by the ways as well.
+    for row in omniglot.EXPERIMENT.rows:
+        assert row.inner_learning_rate / row.ways == {5: 0.4, 20: 0.1}[row.ways]
+    for row in mini_imagenet.EXPERIMENT.rows:
+        assert row.inner_learning_rate / row.ways == pytest.approx(0.01)
+        assert row.clip_gradient * row.ways * row.queries / row.shots == pytest.approx(10)
+
+
+def test_the_meta_gradient_is_clipped_element_by_element():
+    settings = dataclasses.replace(Settings(**TINY), clip_gradient=0.125)
+    learner = image_classification.make_learner(TINY_GLYPHS, settings)
+    learner.build_on(
+        glyphs.make_episodes(split="train", ways=2, shots=1, queries=1, meta_batch_size=2)
+    )
+    optimizer = learner.optimizer
+    gradients = [np.full(w.shape, 3.0, "float32") for w in learner.trainable_variables]
+    gradients[0][0] = 0.0625
+    optimizer.apply(gradients, learner.trainable_variables)
+    first_moment = next(v for v in optimizer.variables if "momentum" in v.path)
+    expected = 0.1 * np.clip(gradients[0], -0.125, 0.125)  # Adam's beta_1 is 0.9
+    np.testing.assert_allclose(first_moment, expected, rtol=1e-6)
+
+
+def test_sizes_without_a_row_take_the_first_rows_settings(monkeypatch):
+    settings, _ = parse(monkeypatch, omniglot.EXPERIMENT, "--ways", "10", "--shots", "3")
+    assert (settings.queries, settings.test_queries) == (3, (3, 15))
+    assert settings.inner_learning_rate == 2.0
+    assert omniglot.EXPERIMENT.departures(settings) == ["no such row in the paper's table 1"]
+    assert omniglot.EXPERIMENT.folder(settings) == "runs/omniglot-10way-3shot"
+    settings, _ = parse(monkeypatch, mini_imagenet.EXPERIMENT, "--shots", "3")
+    assert (settings.queries, settings.test_queries) == (15, (3, 15))
+
+
+def test_what_differs_from_the_row_is_said():
+    settings = Settings(iterations=1_000, filters=8, seed=3, test_tasks=5, first_order=True)
+    assert omniglot.EXPERIMENT.departures(settings) == [
+        "filters 8 instead of 64",
+        "cut short: 1,000 of 60,000 iterations",
+    ]
+
+
+def test_a_test_that_cannot_be_drawn_fails_before_anything_is_written(tmp_path):
+    settings = Settings(**TINY | {"test_queries": (1, 10_000)})
+    with pytest.raises(ValueError, match="10000"):
+        image_classification.run(glyphs.EXPERIMENT, settings, Files(output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_glyphs_are_not_read_from_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="leave --data out, got '/tmp/data'"):
+        image_classification.run(glyphs.EXPERIMENT, Settings(**TINY), Files("/tmp/data"))
+
+
+def weights(path):
+    """Reads all arrays of a weights file."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+    return found
+
+
+def options():
+    """Writes the tiny settings as a command's options."""
+    for name, value in TINY.items():
+        yield "--" + name.replace("_", "-")
+        yield str(value[0] if isinstance(value, tuple) else value)
+
+
+@pytest.fixture(scope="module")
+def killed_and_continued(tmp_path_factory):
+    """The folder of a run that was killed, and continued with the same command."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    arguments = [*options(), "--output", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, __file__, *arguments], env=environment, stdout=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not list(folder.glob("checkpoints/epoch-*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not (folder / "results.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["glyphs", *arguments])
+        image_classification.main(TINY_GLYPHS, "", arguments)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a run of the same settings."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    image_classification.run(TINY_GLYPHS, Settings(**TINY), Files(output=str(folder)))
+    return folder
+
+
+def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(killed_and_continued, uninterrupted):
+    ours, theirs = killed_and_continued, uninterrupted
+    for name in ("best.weights.h5", "epoch-000008.weights.h5"):
+        a, b = (weights(folder / "checkpoints" / name) for folder in (ours, theirs))
+        assert a.keys() == b.keys() and len(a) > 10
+        assert all(np.array_equal(a[key], b[key]) for key in a)
+    history = [
+        [line.rpartition(",")[0] for line in (folder / "history.csv").read_text().splitlines()]
+        for folder in (ours, theirs)
+    ]  # without the column of seconds
+    assert history[0] == history[1] and len(history[0]) == 9
+    for name in ("test_tasks.csv", "results.txt", "figures/hardest-1.png"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    records = [json.loads((folder / "results.json").read_text()) for folder in (ours, theirs)]
+    for key in ("results", "settings", "iterations_of_best_epoch", "departures"):
+        assert records[0][key] == records[1][key]
+
+
+def test_a_run_leaves_what_it_says(uninterrupted):
+    record = json.loads((uninterrupted / "results.json").read_text())
+    steps = {(row["batch_normalization"], row["step"]) for row in record["results"]}
+    assert steps == {(m, s) for m in ("transductive", "inductive") for s in range(11)}
+    assert record["licence"] and record["title"] == "Glyphs, 2-way 1-shot"
+    pictures = {path.name for path in (uninterrupted / "figures").iterdir()}
+    assert {f"{kind}-{i}.png" for kind in ("example", "hardest") for i in (1, 2, 3)} <= pictures
+    assert list((uninterrupted / "tensorboard").rglob("events*"))
+    text = (uninterrupted / "results.txt").read_text()
+    assert "1 query image per class" in text and "inductive" in text
+
+
+def test_a_finished_run_is_shown_again_without_training(uninterrupted, monkeypatch, capsys):
+    page = uninterrupted / "report.html"
+    first = page.read_text()
+    page.unlink()
+    before = (uninterrupted / "results.json").read_bytes()
+    monkeypatch.setattr(image_classification, "make_learner", None)
+    files = Files(output=str(uninterrupted))
+    record = image_classification.run(TINY_GLYPHS, Settings(**TINY), files)
+    assert (uninterrupted / "results.json").read_bytes() == before
+    assert record == json.loads(before)
+    assert page.read_text() == first
+    assert record["title"] in capsys.readouterr().out
+
+
+if __name__ == "__main__":
+    image_classification.main(TINY_GLYPHS, "", sys.argv[1:])
