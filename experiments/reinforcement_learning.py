@@ -308,7 +308,7 @@ class Checkpoint:
         self._last.parent.mkdir(parents=True, exist_ok=True)
         write_csv(self._history_path, self.history)
         epochs = epoch_returns(self.history, epoch_iterations)
-        if epochs[-1] >= np.nanmax(epochs):
+        if epochs[-1] >= epochs.max():
             self._write(self._best, self._agent.model.variables)
         self._write(self._last, self._agent.saved_variables)
 
@@ -337,10 +337,11 @@ class Checkpoint:
 
 
 def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:
-    """Returns the mean return after adaptation of every epoch of training."""
-    returns = [row["return"] for row in history]
-    firsts = range(0, len(returns), epoch_iterations)
-    return np.array([np.mean(returns[first : first + epoch_iterations]) for first in firsts])
+    """Returns the mean return after adaptation of every epoch, skipped iterations left out."""
+    firsts = range(0, len(history), epoch_iterations)
+    epochs = [[row["return"] for row in history[i : i + epoch_iterations]] for i in firsts]
+    finite = [[value for value in epoch if np.isfinite(value)] for epoch in epochs]
+    return np.array([np.mean(epoch) if epoch else -np.inf for epoch in finite])
 
 
 def evaluate(
@@ -391,7 +392,7 @@ def report(
                 "hours": round(history[-1]["seconds"] / 3600, 2),
                 "skipped": sum(row["accepted"] != 1 for row in history),
                 "iterations_of_best_epoch": int(
-                    min((np.nanargmax(epochs) + 1) * settings.epoch_iterations, len(history))
+                    min((np.argmax(epochs) + 1) * settings.epoch_iterations, len(history))
                 ),
             }
     write_text(this.folder / "results.txt", table(problem, settings, rows, training) + "\n")

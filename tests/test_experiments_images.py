@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import signal
-import subprocess
 import sys
-import time
 
 import h5py
 import numpy as np
 import pytest
+from interruption import kill_when
 
 from experiments import glyphs, image_classification, mini_imagenet, omniglot
 from experiments.image_classification import Files, Settings, Task
@@ -151,16 +148,7 @@ def killed_and_continued(tmp_path_factory):
     """The folder of a run that was killed, and continued with the same command."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     arguments = [*options(), "--output", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, __file__, *arguments], env=environment, stdout=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 300
-        while not list(folder.glob("checkpoints/epoch-*")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    kill_when(lambda: any(folder.glob("checkpoints/epoch-*")), [__file__, *arguments])
     assert not (folder / "results.json").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["glyphs", *arguments])

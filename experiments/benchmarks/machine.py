@@ -1,5 +1,6 @@
 """The machine: what it is, and how fast it multiplies matrices."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -12,7 +13,8 @@ from experiments.benchmarks.worker import Worker
 
 SIZE = 2048
 LIBRARIES = ("tensorflow", "torch")
-PACKAGES = ("tensorflow", "keras", "numpy", "torch", "jax", "jaxlib")
+PACKAGES = ("tensorflow", "keras", "numpy", "tf-agents", "gymnasium", "mujoco")
+PACKAGES += ("torch", "jax", "jaxlib")
 
 
 def describe() -> dict[str, str | int | dict[str, str]]:
@@ -21,7 +23,7 @@ def describe() -> dict[str, str | int | dict[str, str]]:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     versions = {}
     for name in PACKAGES:
-        if importlib.util.find_spec(name) is not None:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
         "cpu": models[0] if models else "unknown",

@@ -6,7 +6,9 @@ imported, which `keras_maml` itself does. So `use_legacy_keras` points ``tf.kera
 before TF-Agents is imported. ``import keras`` stays Keras 3.
 """
 
+import contextlib
 import importlib.util
+import io
 import sys
 
 import tensorflow as tf
@@ -42,6 +44,9 @@ def use_legacy_keras() -> None:
             "TF_USE_LEGACY_KERAS=1 before Python starts."
         )
     import tf_keras
+
+    with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO()):
+        import gym  # noqa: F401 (TF-Agents imports it, and it prints a notice when first imported)
 
     # Every name under which TF-Agents and TensorFlow Probability look for it.
     for module in (tf, tf.compat.v1, tf.compat.v2):

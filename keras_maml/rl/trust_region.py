@@ -95,13 +95,13 @@ class TrustRegion:
             The step; without change where no step of the line search is good, or anything is not
             finite.
         """
-        direction = conjugate_gradient(
+        direction, product = conjugate_gradient(
             lambda v: _add(kl_hessian(v), v, self.damping),
             gradient,
             iterations=self.iterations,
             residual_tolerance=self.residual_tolerance,
         )
-        curvature = _dot(direction, _add(kl_hessian(direction), direction, self.damping))
+        curvature = _dot(direction, product)
         length = tf.sqrt(2.0 * self.max_kl / tf.maximum(curvature, 1e-8))
         return line_search(
             weights,
@@ -116,7 +116,7 @@ class TrustRegion:
 
 def conjugate_gradient(
     product: Product, b: Tensors, *, iterations: int, residual_tolerance: float = 1e-10
-) -> Tensors:
+) -> tuple[Tensors, Tensors]:
     """Solves ``A x = b`` for a positive definite matrix that is given by its products.
 
     Args:
@@ -126,14 +126,15 @@ def conjugate_gradient(
         residual_tolerance: Stops when the squared norm of ``A x - b`` falls below.
 
     Returns:
-        ``x``.
+        ``x``, and ``A x`` as the iteration knows it: ``b`` minus the residual.
 
     Source: Hestenes and Stiefel 1952.
 
     Example:
         >>> double = lambda v: [2.0 * v[0]]
-        >>> conjugate_gradient(double, [tf.constant([2.0, 4.0])], iterations=2)[0].numpy().tolist()
-        [1.0, 2.0]
+        >>> (x,), (ax,) = conjugate_gradient(double, [tf.constant([2.0, 4.0])], iterations=2)
+        >>> x.numpy().tolist(), ax.numpy().tolist()
+        ([1.0, 2.0], [2.0, 4.0])
     """
 
     def unfinished(i: tf.Tensor, x: Tensors, r: Tensors, p: Tensors, rr: tf.Tensor) -> tf.Tensor:
@@ -148,7 +149,8 @@ def conjugate_gradient(
 
     zero = [tf.zeros_like(value) for value in b]
     start = (tf.constant(0), zero, list(b), list(b), _dot(b, b))
-    return tf.while_loop(unfinished, improve, start, maximum_iterations=iterations)[1]
+    _, x, residual, *_ = tf.while_loop(unfinished, improve, start, maximum_iterations=iterations)
+    return x, _add(b, residual, -1.0)
 
 
 def line_search(

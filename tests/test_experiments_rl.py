@@ -1,0 +1,165 @@
+"""Experiments of reinforcement learning: commands, results, run folders that survive SIGKILL."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from interruption import kill_when
+
+from experiments import locomotion, navigation, reinforcement_learning
+from experiments.reinforcement_learning import Files
+
+TINY = {
+    "methods": ("maml", "random", "oracle"),
+    "tasks": 2,
+    "rollouts": 3,
+    "horizon": 6,
+    "units": (4,),
+    "iterations": 6,
+    "baseline_iterations": 3,
+    "baseline_rollouts": 4,
+    "epoch_iterations": 2,
+    "test_tasks": 2,
+    "test_rollouts": 3,
+    "test_steps": 2,
+}
+SETTINGS = dataclasses.replace(navigation.PROBLEM.settings, **TINY)
+
+
+def options():
+    """The same settings as a command line."""
+    words = []
+    for name, value in TINY.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a whole run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    reinforcement_learning.run(navigation.PROBLEM, SETTINGS, Files(output=str(folder)))
+    return folder
+
+
+def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    command = ["-m", "experiments.navigation", *options(), "--output", str(folder)]
+    kill_when((folder / "maml" / "checkpoints" / "last.npz").exists, command)
+    assert not (folder / "oracle").exists()
+    reinforcement_learning.run(navigation.PROBLEM, SETTINGS, Files(output=str(folder)))
+    for method in ("maml", "oracle"):
+        for name in ("last.npz", "best.npz"):
+            path = f"{method}/checkpoints/{name}"
+            with np.load(folder / path) as ours, np.load(uninterrupted / path) as theirs:
+                assert ours.files == theirs.files and len(ours.files) > 4
+                assert all(np.array_equal(ours[key], theirs[key]) for key in ours.files)
+        histories = [
+            [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+            for path in (f / method / "history.csv" for f in (folder, uninterrupted))
+        ]  # without the column of seconds
+        assert histories[0] == histories[1] and len(histories[0]) > 3
+    results = [
+        json.loads((f / "results.json").read_text())["results"] for f in (folder, uninterrupted)
+    ]
+    assert results[0] == results[1]
+
+
+def test_a_run_writes_results_figures_and_policies(uninterrupted):
+    record = json.loads((uninterrupted / "results.json").read_text())
+    steps = {
+        method: [row["step"] for row in record["results"] if row["method"] == method]
+        for method in TINY["methods"]
+    }
+    assert steps == {"maml": [0, 1, 2], "random": [0, 1, 2], "oracle": [0]}
+    assert record["training"]["maml"]["iterations"] == 6
+    assert record["training"]["oracle"]["iterations"] == 3
+    assert "random" not in record["training"]
+    table = (uninterrupted / "results.txt").read_text()
+    assert "-11.7" in table and "the authors" in table
+    for name in ("returns.png", "learning_curves.png", "paths_maml.png"):
+        assert (uninterrupted / name).stat().st_size > 1000
+    assert (uninterrupted / "policy" / "maml" / "saved_model.pb").exists()
+    assert len(list((uninterrupted / "tensorboard" / "maml").iterdir())) == 1
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(uninterrupted, capsys):
+    before = (uninterrupted / "results.json").read_bytes()
+    reinforcement_learning.run(navigation.PROBLEM, SETTINGS, Files(output=str(uninterrupted)))
+    assert "continuing" not in capsys.readouterr().out
+    assert (uninterrupted / "results.json").read_bytes() == before
+
+
+def test_films_show_the_first_task_and_the_unlikest(uninterrupted, capsys):
+    settings = dataclasses.replace(SETTINGS, methods=("maml",))
+    with pytest.raises(FileExistsError, match="methods"):
+        reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(uninterrupted)))
+    reinforcement_learning.run(
+        navigation.PROBLEM, SETTINGS, Files(output=str(uninterrupted), film=True)
+    )
+    assert len(list(uninterrupted.glob("*.gif"))) == 2 * len(SETTINGS.methods)
+
+
+def test_unknown_methods_raise(tmp_path):
+    settings = dataclasses.replace(SETTINGS, methods=("maml", "magic"))
+    with pytest.raises(ValueError, match="methods must be some of .*'magic'"):
+        reinforcement_learning.run(
+            navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_task_chooses_the_settings(monkeypatch):
+    asked = []
+    monkeypatch.setattr(reinforcement_learning, "run", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("sys.argv", ["x", "--task", "ant-direction", "--max-kl", "0.02"])
+    reinforcement_learning.main("locomotion", "", locomotion.PROBLEMS)
+    [(problem, settings, _)] = asked
+    assert problem is locomotion.PROBLEMS["ant-direction"]
+    expected = dataclasses.replace(problem.settings, max_kl=0.02)
+    assert dataclasses.asdict(settings) == dataclasses.asdict(expected)
+    assert settings.rollouts == 40
+
+
+def test_the_settings_are_those_of_the_paper():
+    for name, problem in locomotion.PROBLEMS.items():
+        assert problem.settings.task == name
+        assert (problem.settings.tasks, problem.settings.horizon) == (40, 200)
+        assert len(problem.published["maml"]) == problem.settings.test_steps + 1
+    assert reinforcement_learning.rates(navigation.PROBLEM.settings, "maml") == [
+        0.5,
+        0.25,
+        0.25,
+        0.25,
+    ]
+
+
+def test_an_iteration_without_a_finite_result_is_skipped_and_counted(tmp_path, monkeypatch, caplog):
+    original = reinforcement_learning.keras_maml.rl.meta_iteration
+
+    def sometimes(agent, sampler, tasks, seed, iteration):
+        if iteration == 1:
+            raise FloatingPointError("the return of task 1 is NaN.")
+        return original(agent, sampler, tasks, seed, iteration)
+
+    monkeypatch.setattr(reinforcement_learning.keras_maml.rl, "meta_iteration", sometimes)
+    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=4)
+    record = reinforcement_learning.run(
+        navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+    )
+    assert "Meta-iteration 2 is skipped: the return of task 1 is NaN." in caplog.text
+    assert record["training"]["maml"]["skipped"] >= 1
+
+
+def test_ten_skips_in_a_row_end_the_run(tmp_path, monkeypatch):
+    def never(*_):
+        raise FloatingPointError("no good.")
+
+    monkeypatch.setattr(reinforcement_learning.keras_maml.rl, "meta_iteration", never)
+    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=20)
+    with pytest.raises(FloatingPointError, match="10 meta-iterations in a row"):
+        reinforcement_learning.run(
+            navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+        )
