@@ -14,9 +14,7 @@ lists, for every method a folder with its checkpoints and ``history.csv``, and::
 import argparse
 import dataclasses
 import functools
-import logging
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +23,10 @@ import tabulate
 import tensorflow as tf
 
 import keras_maml.rl
-from experiments.runs import Run, read_csv, run_command, with_defaults, write_csv, write_text
+from experiments.agent_training import epoch_returns, train_agent
+from experiments.runs import Run, run_command, with_defaults, write_text
 from keras_maml import evaluation, plots
 from keras_maml.rl import (
-    MetaLossInfo,
     MetaPolicyGradientAgent,
     Proximal,
     Sampler,
@@ -55,11 +53,6 @@ ADAPTING = ("maml", "first-order", "promp")
 TEST = 1_000_000
 PATHS = 8  # rollouts drawn in a plane
 FILM_EVERY = 4  # steps from one picture of a film to the next
-MAX_SKIPS = 10  # iterations in a row without a finite result
-
-MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
-
-logger = logging.getLogger("keras_maml")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,115 +226,22 @@ def train(
     tasks, rollouts = (
         (settings.tasks, settings.rollouts) if adapts else (1, settings.baseline_rollouts)
     )
-    iterations = settings.iterations if adapts else settings.baseline_iterations
     environment = make_environment(problem, settings, method, tasks * rollouts)
     agent = make_agent(settings, method, environment, tasks)
     if method == "random":
         return agent, []
     sampler = Sampler(environment, agent.collect_policy, steps=settings.horizon)
-    checkpoint = Checkpoint(this.folder / method, agent)
-    checkpoint.restore()
-    history = checkpoint.history
-    if history:
-        print(f"{TITLES[method]}: continuing after {len(history)} of {iterations} iterations.")
-    writer = tf.summary.create_file_writer(str(this.folder / "tensorboard" / method))
-    clock, skips = time.monotonic(), 0
-    for iteration in range(len(history), iterations):
-        chosen = environment.sample_tasks(tasks if adapts else rollouts, (settings.seed, iteration))
-        row = {"iterations": float(iteration + 1)} | dict.fromkeys(MEASURES, np.nan)
-        try:
-            info, returns = keras_maml.rl.meta_iteration(
-                agent, sampler, chosen, settings.seed, iteration
-            )
-            row |= {"return_before": returns[0].mean(), "return": returns[-1].mean()}
-            row |= {name: float(value) for name, value in info.extra._asdict().items()}
-            row["episode_length"] = float(sampler.episode_length.result())
-            skips = 0
-        except FloatingPointError as error:
-            skips += 1
-            logger.warning("Meta-iteration %d is skipped: %s", iteration + 1, error)
-            if skips == MAX_SKIPS:
-                raise FloatingPointError(
-                    f"{MAX_SKIPS} meta-iterations in a row had no finite result, the last because: "
-                    f"{error} Lower inner_learning_rate or max_kl."
-                ) from error
-        now = time.monotonic()
-        row["seconds"] = (history[-1]["seconds"] if history else 0.0) + now - clock
-        clock = now
-        history.append(row)
-        with writer.as_default(step=iteration + 1):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
-        if (iteration + 1) % settings.epoch_iterations == 0 or iteration + 1 == iterations:
-            checkpoint.save(settings.epoch_iterations)
-            print(
-                f"{TITLES[method]} {iteration + 1}/{iterations}: return "
-                f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
-                f"{row['seconds']:.0f} s",
-                flush=True,
-            )
-    writer.close()
-    checkpoint.restore_best()
+    history = train_agent(
+        this.folder / method,
+        agent,
+        sampler,
+        tasks=tasks if adapts else rollouts,
+        iterations=settings.iterations if adapts else settings.baseline_iterations,
+        epoch_iterations=settings.epoch_iterations,
+        seed=settings.seed,
+        tensorboard=this.folder / "tensorboard" / method,
+    )
     return agent, history
-
-
-class Checkpoint:
-    """The state of an agent after the last epoch, and the weights of the best one.
-
-    Args:
-        folder: Where ``checkpoints/`` and ``history.csv`` go.
-        agent: The agent.
-
-    Attributes:
-        history: A row per meta-iteration.
-    """
-
-    def __init__(self, folder: pathlib.Path, agent: MetaPolicyGradientAgent) -> None:
-        self.history: list[dict[str, float]] = []
-        self._history_path = folder / "history.csv"
-        self._last = folder / "checkpoints" / "last.npz"
-        self._best = folder / "checkpoints" / "best.npz"
-        self._agent = agent
-
-    def save(self, epoch_iterations: int) -> None:
-        """Writes the history, then the weights if they are the best, then the state."""
-        self._last.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(self._history_path, self.history)
-        epochs = epoch_returns(self.history, epoch_iterations)
-        if epochs[-1] >= epochs.max():
-            self._write(self._best, self._agent.model.variables)
-        self._write(self._last, self._agent.saved_variables)
-
-    def restore(self) -> None:
-        """Loads the last state, if there is one."""
-        if self._last.exists():
-            done = self._read(self._last, self._agent.saved_variables)
-            self.history.extend(read_csv(self._history_path)[:done])
-
-    def restore_best(self) -> None:
-        """Loads the weights of the best epoch, if there is one."""
-        if self._best.exists():
-            self._read(self._best, self._agent.model.variables)
-
-    def _write(self, path: pathlib.Path, variables: Sequence[Any]) -> None:
-        temporary = path.with_name("temporary.npz")
-        values = [np.asarray(variable) for variable in variables]
-        np.savez(temporary, *values, iterations=len(self.history))
-        temporary.replace(path)
-
-    def _read(self, path: pathlib.Path, variables: Sequence[Any]) -> int:
-        with np.load(path, allow_pickle=False) as file:
-            for index, variable in enumerate(variables):
-                variable.assign(file[f"arr_{index}"])
-            return int(file["iterations"])
-
-
-def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:
-    """Returns the mean return after adaptation of every epoch, skipped iterations left out."""
-    firsts = range(0, len(history), epoch_iterations)
-    epochs = [[row["return"] for row in history[i : i + epoch_iterations]] for i in firsts]
-    finite = [[value for value in epoch if np.isfinite(value)] for epoch in epochs]
-    return np.array([np.mean(epoch) if epoch else -np.inf for epoch in finite])
 
 
 def evaluate(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from interruption import kill_when
 
-from experiments import locomotion, navigation, reinforcement_learning
+from experiments import agent_training, locomotion, navigation, reinforcement_learning
 from experiments.reinforcement_learning import Files
 
 TINY = {
@@ -137,14 +137,14 @@ def test_the_settings_are_those_of_the_paper():
 
 
 def test_an_iteration_without_a_finite_result_is_skipped_and_counted(tmp_path, monkeypatch, caplog):
-    original = reinforcement_learning.keras_maml.rl.meta_iteration
+    original = agent_training.meta_iteration
 
     def sometimes(agent, sampler, tasks, seed, iteration):
         if iteration == 1:
             raise FloatingPointError("the return of task 1 is NaN.")
         return original(agent, sampler, tasks, seed, iteration)
 
-    monkeypatch.setattr(reinforcement_learning.keras_maml.rl, "meta_iteration", sometimes)
+    monkeypatch.setattr(agent_training, "meta_iteration", sometimes)
     settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=4)
     record = reinforcement_learning.run(
         navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
@@ -157,7 +157,7 @@ def test_ten_skips_in_a_row_end_the_run(tmp_path, monkeypatch):
     def never(*_):
         raise FloatingPointError("no good.")
 
-    monkeypatch.setattr(reinforcement_learning.keras_maml.rl, "meta_iteration", never)
+    monkeypatch.setattr(agent_training, "meta_iteration", never)
     settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=20)
     with pytest.raises(FloatingPointError, match="10 meta-iterations in a row"):
         reinforcement_learning.run(
