@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
+# Compiling takes most of the time, on one core: two processes, each with whole files of tests.
+TWO = -n 2 --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -19,10 +21,10 @@ demo: $(INSTALLED)
 	$(RUN) -m experiments.demo
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(TWO)
 
 test-all: lint
-	$(RUN) -m pytest -m "slow or not slow"
+	$(RUN) -m pytest $(TWO) -m "slow or not slow"
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

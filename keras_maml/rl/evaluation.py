@@ -36,6 +36,7 @@ def evaluate(
 
     Source: Finn et al. 2017, section 5.3 and figure 5.
     """
+    agent.check_tasks(tasks)
     sampler.set_tasks(tasks)
     agent.reset_adaptation()
     columns = []

@@ -86,7 +86,7 @@ class MetaObjective:
             for *parameters, stage in zip(old, new, stages, strict=True)
         ]
         loss = self.loss(self.objective.ratio(old[-1], new[-1], stages[-1].actions), stages[-1])
-        if self.inner_kl_penalty:
+        if self.inner_kl_penalty and divergences[:-1]:
             loss += self.inner_kl_penalty * tf.add_n(divergences[:-1])
         return loss, divergences[-1]
 

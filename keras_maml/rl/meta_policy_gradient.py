@@ -121,7 +121,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self.model = model
         self.tasks = tasks
         self.inner_steps = inner_steps
-        self.outer = outer or TrustRegion()
+        self.outer = TrustRegion() if outer is None else outer
+        if not isinstance(self.outer, TrustRegion | Proximal):
+            raise ValueError(f"outer must be a TrustRegion or a Proximal, got {outer!r}.")
         self.first_order = first_order
         self._objective = PolicyObjective(
             model,
@@ -155,6 +157,14 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self._compiled_train = self._compile(self._meta_step)
         self._inner_steps: dict[tuple, Callable] = {}
         self._adaptation_steps = 0
+
+    def check_tasks(self, tasks: Sequence) -> None:
+        """Raises ValueError unless the tasks can be divided among those of the agent."""
+        if not len(tasks) or len(tasks) % self.tasks:
+            raise ValueError(
+                f"The number of tasks must be a multiple of {self.tasks}, the tasks of the agent, "
+                f"got {len(tasks)}."
+            )
 
     def reset_adaptation(self) -> None:
         """Gives the collect policy the initial weights for every task."""
@@ -193,6 +203,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         Args:
             task: The number of the task.
         """
+        if not 0 <= task < self.tasks:
+            raise ValueError(f"task must be one of the agent's {self.tasks}, from 0, got {task!r}.")
         policy = TaskPolicy(
             self.time_step_spec,
             self.action_spec,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from absl import logging
@@ -173,6 +174,7 @@ class TaskPolicy(tf_policy.TFPolicy):
         self._distribution_of = distribution
         self._greedy = greedy
         self._stream = tf.Variable([0, 0], dtype=tf.int32, trainable=False)
+        self._drawn = tf.Variable(0, dtype=tf.int32, trainable=False)
 
     def assign(self, weights: Tensors) -> None:
         """Sets the weights of every task.
@@ -188,13 +190,11 @@ class TaskPolicy(tf_policy.TFPolicy):
         """Restarts the random numbers of the actions.
 
         Args:
-            *numbers: Any integers, such as a seed, an iteration and a stage; each sequence has
+            *numbers: Integers that are not negative, such as a seed, an iteration and a stage; each sequence has
                 its own stream.
         """
-        seed = tf.zeros([2], tf.int32)
-        for number in numbers:
-            seed = tf.random.experimental.stateless_fold_in(seed, number)
-        self._stream.assign(seed)
+        self._stream.assign(seed_words(numbers).view(np.int32))
+        self._drawn.assign(0)
 
     def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
         """Saves the policy as a SavedModel, with TF-Agents' `PolicySaver`, whole or not at all.
@@ -226,7 +226,7 @@ class TaskPolicy(tf_policy.TFPolicy):
             new.rename(folder)
 
     def _variables(self) -> list[tf.Variable]:
-        return [*self.fast_weights, *self._states, self._stream]
+        return [*self.fast_weights, *self._states, self._stream, self._drawn]
 
     def _distribution(
         self, time_step: time_step.TimeStep, policy_state: Any
@@ -251,10 +251,19 @@ class TaskPolicy(tf_policy.TFPolicy):
         if self._greedy:
             return step._replace(action=step.action.mode())
         if seed is None:
-            seed = self._stream.assign(
-                tf.random.experimental.stateless_fold_in(self._stream.read_value(), 1)
-            )
+            number = self._drawn.assign_add(1)
+            seed = tf.random.experimental.stateless_fold_in(self._stream.read_value(), number)
         return step._replace(action=step.action.sample(seed=seed))
+
+
+def seed_words(numbers: Sequence[int]) -> np.ndarray:
+    """Returns two random words, uint32 ``[2]``, that are a function of a sequence of integers.
+
+    Args:
+        numbers: Any integers that are not negative. Their number counts: without it NumPy makes
+            the same of ``(5,)`` and ``(5, 0)``.
+    """
+    return np.random.SeedSequence([len(numbers), *map(int, numbers)]).generate_state(2)
 
 
 class _Outputs:

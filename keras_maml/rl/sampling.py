@@ -15,6 +15,7 @@ from tf_agents.trajectories import TimeStep, Trajectory
 
 from keras_maml import validation
 from keras_maml.rl.meta_policy_gradient import MetaPolicyGradientAgent
+from keras_maml.rl.policy import seed_words
 
 
 class Sampler:
@@ -78,14 +79,14 @@ class Sampler:
         """Draws from fresh episodes.
 
         Args:
-            *seed: Any integers, such as a seed, an iteration and a stage: the same ones give the
+            *seed: Integers that are not negative, such as a seed, an iteration and a stage: the same ones give the
                 same trajectories.
 
         Returns:
             A trajectory of tensors ``[environments, steps, ...]``. Environments whose episodes
             end early begin another one.
         """
-        self.environment.seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        self.environment.seed(int(seed_words(seed)[0]))
         self.policy.seed_actions(*seed)
         self._recorded.clear()
         self.episode_length.reset()
@@ -104,7 +105,7 @@ def meta_iteration(
         agent: The agent.
         sampler: Draws with the agent's collect policy.
         tasks: ``[agent.tasks, ...]``.
-        *seed: Any integers, such as a seed and the number of the iteration: weights, tasks and
+        *seed: Integers that are not negative, such as a seed and the number of the iteration: weights, tasks and
             these determine everything.
 
     Returns:
@@ -115,6 +116,7 @@ def meta_iteration(
         FloatingPointError: An observation, a reward or the fast weights of a task are not finite.
             The agent's weights have not changed.
     """
+    agent.check_tasks(tasks)
     sampler.set_tasks(tasks)
     agent.reset_adaptation()
     experience = []

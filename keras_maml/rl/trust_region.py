@@ -223,7 +223,7 @@ def kl_hessian_product(
         >>> square = lambda old, new: tf.reduce_sum((new - old) ** 2)  # Hessian 2
         >>> triple = lambda weights: 3.0 * weights[0]
         >>> x = [tf.constant(1.0)]
-        >>> kl_hessian_product(triple, square, x, x)[0].numpy()
+        >>> float(kl_hessian_product(triple, square, x, x)[0])
         18.0
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:

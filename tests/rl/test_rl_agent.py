@@ -1,0 +1,258 @@
+"""The agent learns to adapt, within its limits; trouble changes nothing and is counted."""
+
+import keras
+import numpy as np
+import pytest
+import rl_zoo
+import tensorflow as tf
+from rl_zoo import draw, equal, make_agent, make_sampler, values
+
+from keras_maml.rl import (
+    Proximal,
+    TrustRegion,
+    categorical,
+    evaluate,
+    meta_iteration,
+)
+from keras_maml.rl.advantages import complete
+from keras_maml.update_rules import GradientDescent
+
+RATE, MAX_KL = 0.5, 0.05
+DIRECTIONS = np.array([-1.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def environment():
+    return rl_zoo.Line(40)
+
+
+@pytest.fixture(scope="module")
+def _trust_region(environment):
+    # Well damped: what conjugate gradient makes of a singular matrix is a matter of rounding.
+    outer = TrustRegion(max_kl=MAX_KL, damping=0.1)
+    agent = make_agent(environment, inner_learning_rate=RATE, outer=outer)
+    return agent, make_sampler(agent, environment), values(agent.saved_variables)
+
+
+@pytest.fixture
+def agent(_trust_region):
+    """An agent with one inner step and a trust region, as new; traced once for all tests."""
+    agent, _, start = _trust_region
+    for variable, value in zip(agent.saved_variables, start, strict=True):
+        variable.assign(value)
+    agent.reset_adaptation()
+    return agent
+
+
+@pytest.fixture
+def sampler(_trust_region):
+    return _trust_region[1]
+
+
+def test_it_learns_to_adapt_and_keeps_within_the_limit(agent, sampler):
+    """Before adaptation nobody can know the direction; after it, most should walk there."""
+    before, after = [], []
+    for iteration in range(14):
+        old = values(agent.model.variables)
+        info, returns = meta_iteration(agent, sampler, DIRECTIONS, 7, iteration)
+        before.append(returns[0].mean())
+        after.append(returns[1].mean())
+        extra = info.extra
+        assert 0 <= extra.kl <= MAX_KL and extra.gradient_norm > 0
+        if extra.accepted:
+            assert extra.loss_after < extra.loss_before and extra.kl > 0
+        else:
+            assert extra.loss_after == extra.loss_before
+        assert equal(old, agent.model.variables) != bool(extra.accepted)
+        assert equal(agent.policy.fast_weights, [v[None] for v in agent.model.variables])
+    assert agent.train_step_counter.numpy() == 14
+    assert np.mean(after[-3:]) > max(2, after[0] + 0.7)
+    assert abs(np.mean(before[-3:])) < 0.5
+
+
+def test_the_divergence_is_that_between_adapted_policies(agent, sampler):
+    experience = draw(agent, sampler)
+
+    def adapted():
+        agent.reset_adaptation()
+        agent.adapt(experience[0])
+        observations = tf.reshape(experience[1].observation, [2, -1, 2])
+        kernel, bias, last_kernel, last_bias, log_std = values(agent.collect_policy.fast_weights)
+        hidden = np.tanh(observations @ kernel + bias[:, None])
+        return hidden @ last_kernel + last_bias[:, None], log_std[:, None]
+
+    old_mean, old_log_std = adapted()
+    info = agent.train(experience).extra
+    mean, log_std = adapted()
+    squares = np.exp(2 * old_log_std) + (old_mean - mean) ** 2
+    kl = (log_std - old_log_std + 0.5 * squares / np.exp(2 * log_std) - 0.5)[..., 0]
+    counted = complete(experience[1]).numpy().reshape(2, -1)
+    expected = np.mean([np.mean(k[c]) for k, c in zip(kl, counted, strict=True)])
+    np.testing.assert_allclose(info.kl, expected, rtol=1e-3)
+    assert info.accepted and 0 < expected <= MAX_KL
+
+
+def test_compiled_by_xla_it_does_the_same(agent, sampler):
+    compiled = make_agent(
+        sampler.environment, inner_learning_rate=RATE, outer=agent.outer, jit_compile=True
+    )
+    experience = draw(agent, sampler)
+    compiled.reset_adaptation()
+    compiled.adapt(experience[0])
+    for fast, other in zip(
+        values(compiled.collect_policy.fast_weights),
+        values(agent.collect_policy.fast_weights),
+        strict=True,
+    ):
+        np.testing.assert_allclose(fast, other, rtol=1e-4, atol=1e-5)
+    infos = [a.train(experience).extra for a in (agent, compiled)]
+    np.testing.assert_allclose(values(infos[1]), values(infos[0]), rtol=1e-3, atol=1e-6)
+    for new, other in zip(agent.model.variables, compiled.model.variables, strict=True):
+        np.testing.assert_allclose(new, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_step_that_finds_nothing_is_counted(agent, sampler):
+    """Where all rewards are equal there is nothing to gain."""
+    before = values(agent.model.variables)
+    zero = [e.replace(reward=tf.zeros_like(e.reward)) for e in draw(agent, sampler)]
+    info = agent.train(zero).extra
+    assert not info.accepted and info.kl == 0 and info.gradient_norm == 0
+    assert equal(before, agent.model.variables)
+    assert agent.skipped_steps.numpy() == 1 and agent.train_step_counter.numpy() == 1
+
+
+def spoiled(trajectory, field, environment, value=np.nan):
+    array = getattr(trajectory, field).numpy()
+    array[environment, 1] = value
+    return trajectory.replace(**{field: tf.constant(array)})
+
+
+def test_an_observation_that_is_not_a_number_is_not_learned_from(agent, sampler):
+    experience = draw(agent, sampler)
+    before = values(agent.model.variables)
+    info = agent.train((experience[0], spoiled(experience[1], "observation", 30))).extra
+    assert not info.accepted and np.isnan(info.gradient_norm)
+    assert equal(before, agent.model.variables)
+    assert agent.skipped_steps.numpy() == 1
+    assert agent.train(experience).extra.accepted
+    assert agent.skipped_steps.numpy() == 1
+
+
+def test_adaptation_that_is_not_finite_names_the_task_and_changes_nothing(agent, sampler):
+    experience = draw(agent, sampler)
+    agent.reset_adaptation()
+    before = values(agent.collect_policy.fast_weights)
+    message = "not finite in 1 of 2 tasks, the first of them task 1"
+    with pytest.raises(FloatingPointError, match=f"weights that are {message}"):
+        agent.adapt(spoiled(experience[0], "observation", 30))
+    with pytest.raises(FloatingPointError, match=f"Rewards are {message}"):
+        agent.adapt(spoiled(experience[0], "reward", 20, np.inf))
+    with pytest.raises(FloatingPointError, match="in 2 of 2 tasks, .* task 0. Lower inner_learn"):
+        agent.adapt(experience[0], GradientDescent(1e39))
+    assert equal(before, agent.collect_policy.fast_weights)
+
+
+def test_experience_that_does_not_fit_is_refused(agent, sampler):
+    experience = draw(agent, sampler)
+    before = values(agent.saved_variables)
+    cut = [tf.nest.map_structure(lambda x: x[:, :1], e) for e in experience]
+    odd = [tf.nest.map_structure(lambda x: x[:39], e) for e in experience]
+    for wrong, message in [
+        (experience[:1], "needs 2 batches .* got 1"),
+        ([*experience, experience[0]], "got 3"),
+        (odd, r"multiple of 2 environments .* \(39, 5\)"),
+        (cut, "complete episode, but 2 of 2 have none in 1 steps, the first of them task 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            agent.train(wrong)
+    with pytest.raises(ValueError, match=r"\(39, 5\)"):
+        agent.adapt(odd[0])
+    with pytest.raises(FloatingPointError, match="Rewards .* first of them task 1"):
+        agent.train((experience[0], spoiled(experience[1], "reward", 39)))
+    with pytest.raises(ValueError, match="no weights"):
+        agent.train(experience, weights=tf.ones([40]))
+    with pytest.raises(NotImplementedError, match="use train"):
+        agent.loss(experience)
+    assert equal(before, agent.saved_variables)
+
+
+def test_the_update_rule_knows_the_number_of_the_step(agent, sampler):
+    (trajectory, _) = draw(agent, sampler)
+
+    def halving(weights, gradients, step):
+        rate = 0.2 / (1.0 + tf.cast(step, tf.float32))
+        return [w - rate * g for w, g in zip(weights, gradients, strict=True)]
+
+    results = []
+    for rules in ([halving] * 3, [GradientDescent(0.2 / n) for n in (1, 2, 3)]):
+        agent.reset_adaptation()
+        for rule in rules:
+            agent.adapt(trajectory, rule)
+        results.append(values(agent.collect_policy.fast_weights))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert not equal(results[0][0][0], results[0][0][1])
+
+
+def test_it_goes_on_from_what_it_saved_bit_for_bit(environment):
+    """With two inner steps, and Adam's state."""
+    settings = {"inner_steps": 2, "inner_loss": "likelihood_ratio", "outer": Proximal(epochs=3)}
+    first, second = make_agent(environment, **settings), make_agent(environment, **settings)
+    samplers = [make_sampler(agent, environment) for agent in (first, second)]
+    start = values(first.saved_variables)
+    info, returns = meta_iteration(first, samplers[0], DIRECTIONS, 0, 0)
+    assert len(returns) == 3
+    assert info.extra.accepted and info.extra.loss_after < info.extra.loss_before
+    assert not any(equal(a, b) for a, b in zip(start[:5], first.model.variables, strict=True))
+    for variable, value in zip(second.saved_variables, values(first.saved_variables), strict=True):
+        variable.assign(value)
+    infos = [
+        meta_iteration(a, s, DIRECTIONS, 0, 1)
+        for a, s in zip((first, second), samplers, strict=True)
+    ]
+    assert equal(*infos)
+    assert equal(first.saved_variables, second.saved_variables)
+
+    experience = draw(first, samplers[0])
+    before = values(first.saved_variables)
+    experience[2] = spoiled(experience[2], "observation", 3)
+    assert not first.train(experience).extra.accepted
+    skipped = first.saved_variables
+    assert equal(before[:-2], skipped[:-2])  # weights, Adam's moments and its step
+    assert skipped[-1].numpy() == 1 and skipped[-2].numpy() == before[-2] + 1
+
+
+def test_trust_region_optimisation_without_inner_steps():
+    """Of discrete actions, with an observation in two parts. It adapts all the same."""
+    environment = rl_zoo.Line(40, discrete=True, nested=True)
+    inputs = {name: keras.Input([1], name=name) for name in ("clock", "place")}
+    x = keras.layers.Concatenate()([inputs["place"], inputs["clock"]])
+    x = keras.layers.Dense(3, "tanh")(x)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    agent = make_agent(
+        environment,
+        model,
+        inner_steps=0,
+        inner_learning_rate=RATE,
+        distribution=categorical,
+        outer=TrustRegion(max_kl=MAX_KL),
+    )
+    sampler = make_sampler(agent, environment)
+    rules = [GradientDescent(2.0)] * 2
+    adapted = evaluate(agent, sampler, DIRECTIONS, rules, seed=1).values["adaptation"]["return"]
+    assert (adapted[:, 2] > adapted[:, 0] + 0.8).all()
+    history = []
+    for iteration in range(12):
+        # One direction for all: what needs no adaptation.
+        info, (returns,) = meta_iteration(agent, sampler, np.ones(2), 0, iteration)
+        assert info.extra.kl <= MAX_KL
+        history.append(returns.mean())
+    assert abs(history[0]) < 0.7 and np.mean(history[-3:]) > 2
+
+
+def test_proximal_optimisation_without_inner_steps():
+    """There are no inner steps whose divergence could be penalised."""
+    environment = rl_zoo.Line(20)
+    agent = make_agent(environment, inner_steps=0, outer=Proximal(epochs=2))
+    info = agent.train(draw(agent, make_sampler(agent, environment))).extra
+    assert info.accepted and info.loss_after < info.loss_before

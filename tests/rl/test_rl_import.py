@@ -1,0 +1,70 @@
+"""Importing the package gives TF-Agents its Keras, or says what to do."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import importlib.util
+import sys
+import types
+
+import keras
+import tensorflow as tf
+
+import keras_maml
+
+# The core needs none of it.
+EXTRA = {"tf_agents", "tf_keras", "tensorflow_probability", "gymnasium", "mujoco"}
+assert not EXTRA & set(sys.modules), EXTRA & set(sys.modules)
+assert "keras_maml.rl" not in sys.modules
+
+
+def error():
+    try:
+        import keras_maml.rl
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+# Packages that are not installed.
+real, missing = importlib.util.find_spec, {"tf_agents", "mujoco"}
+importlib.util.find_spec = lambda name, *rest: None if name in missing else real(name, *rest)
+message = error()
+assert "needs tf_agents, mujoco, which is not installed" in message, message
+assert "pip install 'keras-maml[rl]'" in message, message
+importlib.util.find_spec = real
+
+# Packages that were imported with the wrong Keras.
+for name in ("tensorflow_probability", "tf_agents"):
+    stand_in = types.ModuleType(name)
+    stand_in.__spec__ = real(name)
+    sys.modules[name] = stand_in
+message = error()
+for part in (
+    "tf_agents and tensorflow_probability was imported while tf.keras was Keras 3",
+    "Import keras_maml.rl first",
+    "TF_USE_LEGACY_KERAS=1",
+):
+    assert part in message, message
+assert tf.keras.layers.Layer.__module__.startswith("keras")  # nothing has changed
+for name in ("tensorflow_probability", "tf_agents"):
+    del sys.modules[name]
+
+# Failed imports leave nothing behind.
+assert error() == ""
+from tf_agents.networks import sequential
+
+assert keras.__version__.startswith("3.")
+assert tf.keras.__version__.startswith("2.") and tf.compat.v2.keras is tf.keras
+network = sequential.Sequential([tf.keras.layers.Dense(3)], tf.TensorSpec([2]))
+network.create_variables()
+assert len(network.trainable_variables) == 2
+print("done")
+"""
+
+
+def test_import_in_a_process_of_its_own():
+    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "done"
