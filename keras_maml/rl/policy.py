@@ -190,7 +190,7 @@ class TaskPolicy(tf_policy.TFPolicy):
         """Restarts the random numbers of the actions.
 
         Args:
-            *numbers: Integers that are not negative, such as a seed, an iteration and a stage; each sequence has
+            *numbers: Integers from 0, such as a seed, an iteration and a stage; each sequence has
                 its own stream.
         """
         self._stream.assign(seed_words(numbers).view(np.int32))

@@ -79,8 +79,8 @@ class Sampler:
         """Draws from fresh episodes.
 
         Args:
-            *seed: Integers that are not negative, such as a seed, an iteration and a stage: the same ones give the
-                same trajectories.
+            *seed: Integers from 0, such as a seed, an iteration and a stage: the same ones give
+                the same trajectories.
 
         Returns:
             A trajectory of tensors ``[environments, steps, ...]``. Environments whose episodes
@@ -105,7 +105,7 @@ def meta_iteration(
         agent: The agent.
         sampler: Draws with the agent's collect policy.
         tasks: ``[agent.tasks, ...]``.
-        *seed: Integers that are not negative, such as a seed and the number of the iteration: weights, tasks and
+        *seed: Integers from 0, such as a seed and the number of the iteration: weights, tasks and
             these determine everything.
 
     Returns:
