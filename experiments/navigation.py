@@ -9,7 +9,9 @@ from experiments.reinforcement_learning import Problem, Settings, main
 PROBLEM = Problem(
     title="2-D navigation",
     environment="keras_maml/Navigation2D-v0",
-    settings=Settings(),
+    # The number of iterations is that of the authors' script; more gain nothing. The paper halves
+    # the rate after the first gradient step; 0.4 did a little better on tasks that are in no test.
+    settings=Settings(iterations=100, baseline_iterations=200, later_rate=0.4),
     # Mean returns over 40 tasks, from the result files of the authors' code (maml_rl).
     published={
         "maml": (-40.41, -11.68, -3.33, -3.23, -3.35),

@@ -77,7 +77,8 @@ class Settings:
     epoch_iterations: int = 5  # between checkpoints
     test_tasks: int = 40  # in the end
     test_rollouts: int = 40  # per task and step
-    test_steps: int = 4  # gradient steps in the test; from the second on with half the rate
+    test_steps: int = 4  # gradient steps in the test
+    later_rate: float = 0.5  # from the second gradient step on, as a share of the rate of the first
     test_rate: float = 0.5  # of the first gradient step of what was trained to adapt
     pretrained_rate: float = 0.5  # the same, of the pre-trained policy
     random_rate: float = 0.5  # the same, of the random initialisation
@@ -262,12 +263,13 @@ def evaluate(
 
 
 def rates(settings: Settings, method: str) -> list[float]:
-    """Returns the rate of every gradient step of the test: then half (appendix A.2)."""
+    """Returns the rate of every gradient step of the test (halved in the paper, appendix A.2)."""
     if method == "oracle":
         return []
     own = {"pretrained": settings.pretrained_rate, "random": settings.random_rate}
     first = own.get(method, settings.test_rate)
-    return [first if step == 0 else first / 2 for step in range(settings.test_steps)]
+    later = settings.later_rate * first
+    return [first if step == 0 else later for step in range(settings.test_steps)]
 
 
 def report(
