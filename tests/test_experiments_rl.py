@@ -128,12 +128,10 @@ def test_the_settings_are_those_of_the_paper():
         assert problem.settings.task == name
         assert (problem.settings.tasks, problem.settings.horizon) == (40, 200)
         assert len(problem.published["maml"]) == problem.settings.test_steps + 1
-    assert reinforcement_learning.rates(navigation.PROBLEM.settings, "maml") == [
-        0.5,
-        0.25,
-        0.25,
-        0.25,
-    ]
+    rates = reinforcement_learning.rates(navigation.PROBLEM.settings, "maml")
+    assert rates == [0.5, 0.2, 0.2, 0.2]
+    rates = reinforcement_learning.rates(locomotion.PROBLEMS["ant-velocity"].settings, "maml")
+    assert rates == [0.1, 0.05, 0.05]
 
 
 def test_an_iteration_without_a_finite_result_is_skipped_and_counted(tmp_path, monkeypatch, caplog):
