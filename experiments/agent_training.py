@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from experiments.runs import read_csv, write_csv
+from experiments.runs import check_epochs, read_csv, write_csv
 from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_iteration
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
@@ -47,9 +47,12 @@ def train_agent(
         The history, a row per meta-iteration.
 
     Raises:
-        FloatingPointError: Ten meta-iterations in a row had no finite result; single ones are
-            logged, and marked in the history by NaN.
+        ValueError: ``iterations`` is not a multiple of ``epoch_iterations``.
+        FloatingPointError: Ten meta-iterations in a row changed nothing: their result was not
+            finite, or the line search found no better policy. Single ones are logged, and have
+            ``accepted`` 0 or NaN in the history.
     """
+    check_epochs(iterations, epoch_iterations)
     checkpoint = Checkpoint(folder, agent)
     checkpoint.restore()
     history = checkpoint.history
@@ -65,13 +68,17 @@ def train_agent(
             row |= {"return_before": returns[0].mean(), "return": returns[-1].mean()}
             row |= {name: float(value) for name, value in info.extra._asdict().items()}
             row["episode_length"] = float(sampler.episode_length.result())
+            if not info.extra.accepted:
+                raise FloatingPointError(
+                    "the outer step found no better policy, or its result was not finite."
+                )
             skips = 0
         except FloatingPointError as error:
             skips += 1
-            logger.warning("Meta-iteration %d is skipped: %s", iteration + 1, error)
+            logger.warning("Meta-iteration %d changes nothing: %s", iteration + 1, error)
             if skips == MAX_SKIPS:
                 raise FloatingPointError(
-                    f"{MAX_SKIPS} meta-iterations in a row had no finite result, the last because: "
+                    f"{MAX_SKIPS} meta-iterations in a row changed nothing, the last because: "
                     f"{error} Lower the inner learning rate or the limit of the outer step."
                 ) from error
         now = time.monotonic()
@@ -81,7 +88,7 @@ def train_agent(
         with writer.as_default(step=iteration + 1):
             for name, value in row.items():
                 tf.summary.scalar(name, value)
-        if (iteration + 1) % epoch_iterations == 0 or iteration + 1 == iterations:
+        if (iteration + 1) % epoch_iterations == 0:
             checkpoint.save(epoch_iterations)
             print(
                 f"{folder.name} {iteration + 1}/{iterations}: return "

@@ -23,8 +23,18 @@ import simple_parsing
 import tensorflow as tf
 
 from experiments.report import images as report
-from experiments.runs import Run, run_command, with_defaults, write_csv, write_text
+from experiments.runs import (
+    Run,
+    as_json,
+    check_epochs,
+    results_of,
+    run_command,
+    with_defaults,
+    write_csv,
+    write_text,
+)
 from keras_maml import MAML, callbacks, evaluation, plots
+from keras_maml.validation import check_count
 
 STEPS = 10  # inner steps that a test follows
 PICTURES = 3  # test tasks that are drawn, and hardest ones
@@ -198,12 +208,18 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     make_episodes = functools.partial(
         _episodes, functools.partial(experiment.make_episodes, files.data), settings
     )
-    for queries in settings.test_queries:  # a test that cannot be drawn fails here, not at the end
-        make_episodes("test", queries=queries)
-    keras.utils.set_random_seed(settings.seed)
-    this = Run(files.output or experiment.folder(settings), settings)
-    if this.results is None:
+    folder = files.output or experiment.folder(settings)
+    if results_of(folder, as_json(settings)) is None:
+        # What cannot be run fails before anything is written.
+        keras.utils.set_random_seed(settings.seed)
         learner = make_learner(experiment, settings)
+        check_epochs(settings.iterations, settings.epoch_iterations)
+        check_count("test_tasks", settings.test_tasks, minimum=1)
+        make_episodes("validation")
+        for queries in settings.test_queries:
+            make_episodes("test", queries=queries)
+    this = Run(folder, settings)
+    if this.results is None:
         history = train(this, learner, settings, make_episodes)
         test(this, learner, experiment, settings, make_episodes, history)
     page = report.write(this.folder)
@@ -268,7 +284,8 @@ def test(
     rows, tasks, tables = [], [], []
     for queries in settings.test_queries:
         episodes = make_episodes("test", queries=queries)
-        result = evaluation.evaluate(learner, episodes, tasks=settings.test_tasks, steps=STEPS)
+        steps = max(STEPS, settings.evaluation_steps)
+        result = evaluation.evaluate(learner, episodes, tasks=settings.test_tasks, steps=steps)
         rows += [{"queries": queries} | row for row in result.rows()]
         tasks += [{"queries": queries} | row for row in _task_rows(result, settings)]
         tables += [f"{report.count(queries, 'query image')} per class", result.to_text(), ""]

@@ -16,8 +16,8 @@ ROBOTS = {
     "test_rollouts": 20,
     "test_steps": 3,
     "test_rate": 0.1,
-    "pretrained_rate": 0.2,
-    "random_rate": 0.1,
+    "test_pretrained_rate": 0.2,
+    "test_random_rate": 1.0,
 }
 
 # Mean returns over 40 tasks, from the result files of the authors' code (maml_rl).
@@ -26,7 +26,9 @@ PROBLEMS = {
         title="HalfCheetah, forward or backward",
         environment="keras_maml/HalfCheetahDirection-v0",
         # The name of the authors' checkpoint has 0.02.
-        settings=Settings(task="cheetah-direction", max_kl=0.02, **ROBOTS),
+        settings=Settings(
+            task="cheetah-direction", max_kl=0.02, **ROBOTS | {"test_random_rate": 0.5}
+        ),
         published={
             "maml": (-50.69, 293.19, 313.48, 315.65),
             "pretrained": (-43.03, -24.75, -12.85, 19.57),
@@ -37,7 +39,10 @@ PROBLEMS = {
     "cheetah-velocity": Problem(
         title="HalfCheetah, goal velocity",
         environment="keras_maml/HalfCheetahVelocity-v0",
-        settings=Settings(task="cheetah-velocity", **ROBOTS | {"pretrained_rate": 0.02}),
+        settings=Settings(
+            task="cheetah-velocity",
+            **ROBOTS | {"test_pretrained_rate": 0.02, "test_random_rate": 0.1},
+        ),
         published={
             "maml": (-129.53, -78.57, -66.62, -60.78),
             "pretrained": (-158.00, -135.39, -128.47, -133.61),
@@ -48,7 +53,10 @@ PROBLEMS = {
     "ant-direction": Problem(
         title="Ant, forward or backward",
         environment="keras_maml/AntDirection-v0",
-        settings=Settings(task="ant-direction", **ROBOTS | {"rollouts": 40, "test_rollouts": 40}),
+        settings=Settings(
+            task="ant-direction",
+            **ROBOTS | {"rollouts": 40, "test_rollouts": 40, "test_later_rate": 0.01},
+        ),
         published={
             "maml": (8.66, 499.15, 500.68, 499.11),
             "pretrained": (3.16, 1.27, 6.51, 6.86),

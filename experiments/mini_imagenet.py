@@ -22,7 +22,7 @@ COMMON = {
     "inner_steps": 5,
     "evaluation_steps": 10,
     "filters": 32,
-    "epoch_iterations": 1_000,
+    "epoch_iterations": 250,
 }
 
 

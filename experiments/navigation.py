@@ -9,9 +9,16 @@ from experiments.reinforcement_learning import Problem, Settings, main
 PROBLEM = Problem(
     title="2-D navigation",
     environment="keras_maml/Navigation2D-v0",
-    # The number of iterations is that of the authors' script; more gain nothing. The paper halves
-    # the rate after the first gradient step; 0.4 did a little better on tasks that are in no test.
-    settings=Settings(iterations=100, baseline_iterations=200, later_rate=0.4),
+    # The number of iterations is that of the authors' script; the returns stop rising before. The
+    # paper halves the rate after the first gradient step; 0.4 of it did a little better on tasks
+    # that are in no test, on which the rates of the baselines were chosen, too.
+    settings=Settings(
+        iterations=100,
+        baseline_iterations=200,
+        test_later_rate=0.4,
+        test_pretrained_rate=0.05,
+        test_random_rate=1.0,
+    ),
     # Mean returns over 40 tasks, from the result files of the authors' code (maml_rl).
     published={
         "maml": (-40.41, -11.68, -3.33, -3.23, -3.35),

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import keras_maml.rl
 from experiments.agent_training import epoch_returns, train_agent
-from experiments.runs import Run, run_command, with_defaults, write_text
+from experiments.runs import Run, check_epochs, run_command, with_defaults, write_text
 from keras_maml import evaluation, plots
 from keras_maml.rl import (
     MetaPolicyGradientAgent,
@@ -67,6 +67,7 @@ class Settings:
     inner_learning_rate: float = 0.5  # alpha, of the policy gradient steps
     inner_steps: int = 1  # in training
     max_kl: float = 0.01  # of an outer step
+    cg_iterations: int = 10  # of conjugate gradient, for its direction
     discount: float = 0.99  # per step
     gae_lambda: float = 1.0  # of advantage estimation
     units: tuple[int, ...] = (100, 100)  # of the policy's hidden layers
@@ -78,10 +79,12 @@ class Settings:
     test_tasks: int = 40  # in the end
     test_rollouts: int = 40  # per task and step
     test_steps: int = 4  # gradient steps in the test
-    later_rate: float = 0.5  # from the second gradient step on, as a share of the rate of the first
+    test_later_rate: float = (
+        0.5  # from the second gradient step on, as a share of the rate of the first
+    )
     test_rate: float = 0.5  # of the first gradient step of what was trained to adapt
-    pretrained_rate: float = 0.5  # the same, of the pre-trained policy
-    random_rate: float = 0.5  # the same, of the random initialisation
+    test_pretrained_rate: float = 0.5  # the same, of the pre-trained policy
+    test_random_rate: float = 0.5  # the same, of the random initialisation
     physics: str = "paper"  # or gymnasium
     seed: int = 0  # of weights, tasks, resets and actions
 
@@ -151,6 +154,8 @@ def run(problem: Problem, settings: Settings, files: Files) -> dict[str, Any]:
     unknown = sorted({*settings.methods} - {*METHODS})
     if unknown or not settings.methods:
         raise ValueError(f"methods must be some of {METHODS}, got {settings.methods!r}.")
+    for iterations in (settings.iterations, settings.baseline_iterations):
+        check_epochs(iterations, settings.epoch_iterations)
     this = Run(files.output or f"runs/{settings.task}", settings)
     if this.results is None:
         learned = {method: train(this, problem, settings, method) for method in settings.methods}
@@ -200,6 +205,7 @@ def make_agent(
         seed=settings.seed,
     )
     proximal = method == "promp"
+    trust_region = TrustRegion(max_kl=settings.max_kl, iterations=settings.cg_iterations)
     return MetaPolicyGradientAgent(
         time_steps,
         actions,
@@ -207,7 +213,7 @@ def make_agent(
         tasks=tasks,
         inner_learning_rate=settings.inner_learning_rate,
         inner_steps=settings.inner_steps if method in ADAPTING else 0,
-        outer=Proximal() if proximal else TrustRegion(max_kl=settings.max_kl),
+        outer=Proximal() if proximal else trust_region,
         first_order=method == "first-order",
         discount=settings.discount,
         gae_lambda=settings.gae_lambda,
@@ -266,9 +272,9 @@ def rates(settings: Settings, method: str) -> list[float]:
     """Returns the rate of every gradient step of the test (halved in the paper, appendix A.2)."""
     if method == "oracle":
         return []
-    own = {"pretrained": settings.pretrained_rate, "random": settings.random_rate}
+    own = {"pretrained": settings.test_pretrained_rate, "random": settings.test_random_rate}
     first = own.get(method, settings.test_rate)
-    later = settings.later_rate * first
+    later = settings.test_later_rate * first
     return [first if step == 0 else later for step in range(settings.test_steps)]
 
 
@@ -293,9 +299,7 @@ def report(
                 "iterations": len(history),
                 "hours": round(history[-1]["seconds"] / 3600, 2),
                 "skipped": sum(row["accepted"] != 1 for row in history),
-                "iterations_of_best_epoch": int(
-                    min((np.argmax(epochs) + 1) * settings.epoch_iterations, len(history))
-                ),
+                "iterations_of_best_epoch": int(np.argmax(epochs) + 1) * settings.epoch_iterations,
             }
     write_text(this.folder / "results.txt", table(problem, settings, rows, training) + "\n")
     title = f"{problem.title}, {settings.test_tasks} test tasks"
@@ -349,7 +353,7 @@ def draw_paths(
         ("before adaptation", sampler.draw(settings.seed, settings.test_steps + 2)),
         (f"after {settings.test_steps} gradient steps", after),
     ):
-        first = slice(0, PATHS)  # environments of the first task
+        first = slice(0, min(PATHS, settings.test_rollouts))  # environments of the first task
         over = np.cumsum(np.asarray(trajectory.is_last())[first], axis=1) > 0
         positions = np.array(trajectory.observation)[first, :, :2]
         paths[name] = np.where(over[..., None], np.nan, positions)

@@ -45,15 +45,17 @@ class Run:
 
     Raises:
         FileExistsError: The folder holds something else than a run of these settings (a run of
-            fewer ``iterations``, ``methods`` or ``seeds`` is continued).
+            fewer ``iterations``, ``methods`` or ``seeds`` is continued, and one with other
+            settings named ``test_...`` is tested again).
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Any) -> None:
         self.folder = pathlib.Path(folder)
-        self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
+        self.settings = as_json(settings)
         path = self.folder / "settings.json"
         if not path.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
+            found = self.folder.iterdir() if self.folder.exists() else ()
+            if any(path.suffix != ".temporary" for path in found):  # what a killed start leaves
                 raise FileExistsError(
                     f"{self.folder} is not empty and holds no run. Choose another --output."
                 )
@@ -77,9 +79,7 @@ class Run:
     @property
     def results(self) -> dict[str, Any] | None:
         """The results of a run that has finished; None before."""
-        path = self.folder / "results.json"
-        results = json.loads(path.read_text()) if path.exists() else None
-        return results if results and results["settings"] == self.settings else None
+        return results_of(self.folder, self.settings)
 
     def finish(self, results: Any, **extra: Any) -> dict[str, Any]:
         """Writes the results with what they were made with, and returns them."""
@@ -127,11 +127,7 @@ class Run:
         Raises:
             ValueError: ``iterations`` is not a multiple of ``epoch_iterations``.
         """
-        epochs, rest = divmod(iterations, epoch_iterations)
-        if rest or not epochs:
-            raise ValueError(
-                f"iterations must be a multiple of {epoch_iterations} (an epoch), got {iterations}."
-            )
+        epochs = check_epochs(iterations, epoch_iterations)
         part = self.folder / name
         episodes = make_episodes(0)
         learner.build_on(episodes)
@@ -154,6 +150,32 @@ class Run:
         return checkpoint.history
 
 
+def results_of(folder: str | os.PathLike, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the results of a run of these settings (see `as_json`) if it has finished."""
+    path = pathlib.Path(folder) / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else None
+    return results if results and results["settings"] == settings else None
+
+
+def as_json(settings: Any) -> dict[str, Any]:
+    """Returns the settings of a dataclass as they are after writing and reading them as JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def check_epochs(iterations: int, epoch_iterations: int) -> int:
+    """Returns the number of epochs.
+
+    Raises:
+        ValueError: ``iterations`` is not a multiple of ``epoch_iterations``.
+    """
+    epochs, rest = divmod(iterations, epoch_iterations)
+    if rest or not epochs:
+        raise ValueError(
+            f"iterations must be a multiple of {epoch_iterations} (an epoch), got {iterations}."
+        )
+    return epochs
+
+
 def _defaults(settings: Any) -> dict[str, Any]:
     return {
         field.name: field.default
@@ -168,7 +190,7 @@ def _continues(name: str, there: Any, asked: Any) -> bool:
         return there <= asked
     if name in ("methods", "seeds"):
         return {*there} <= {*asked}
-    return there == asked
+    return there == asked or name.startswith("test_")
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -246,7 +268,11 @@ def run_command(name: str, description: str, run: Callable, *arguments: type) ->
     values = parser.parse_args()
     try:
         run(*(getattr(values, argument.__name__.lower()) for argument in arguments))
-    except (ValueError, OSError) as error:  # of the user's making: the message says it all
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+    ) as error:  # of the user's making: the message says it all
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 

@@ -117,6 +117,8 @@ def save(
     path = pathlib.Path(path)
     if path.exists() and not replace:
         raise FileExistsError(f"{path} is there already. Choose another name, or replace it.")
+    if path.exists() and not (path / CARD).exists():
+        raise FileExistsError(f"{path} holds no pretrained learner: it is not replaced.")
     # A learner that was never compiled is saved without the state of its optimizer.
     plain = type(learner).from_config(learner.get_config())
     plain.model.set_weights(learner.model.get_weights())

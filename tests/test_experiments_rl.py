@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ TINY = {
     "horizon": 6,
     "units": (4,),
     "iterations": 6,
-    "baseline_iterations": 3,
+    "baseline_iterations": 4,
     "baseline_rollouts": 4,
     "epoch_iterations": 2,
     "test_tasks": 2,
@@ -75,7 +76,7 @@ def test_a_run_writes_results_figures_and_policies(uninterrupted):
     }
     assert steps == {"maml": [0, 1, 2], "random": [0, 1, 2], "oracle": [0]}
     assert record["training"]["maml"]["iterations"] == 6
-    assert record["training"]["oracle"]["iterations"] == 3
+    assert record["training"]["oracle"]["iterations"] == 4
     assert "random" not in record["training"]
     table = (uninterrupted / "results.txt").read_text()
     assert "-11.7" in table and "the authors" in table
@@ -147,8 +148,17 @@ def test_an_iteration_without_a_finite_result_is_skipped_and_counted(tmp_path, m
     record = reinforcement_learning.run(
         navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
     )
-    assert "Meta-iteration 2 is skipped: the return of task 1 is NaN." in caplog.text
+    assert "Meta-iteration 2 changes nothing: the return of task 1 is NaN." in caplog.text
     assert record["training"]["maml"]["skipped"] >= 1
+
+
+def test_other_settings_of_the_test_are_tested_without_training(uninterrupted, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    settings = dataclasses.replace(SETTINGS, test_steps=1)
+    record = reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    assert "before adaptation," not in capsys.readouterr().out  # what training prints
+    assert max(row["step"] for row in record["results"]) == 1
 
 
 def test_ten_skips_in_a_row_end_the_run(tmp_path, monkeypatch):

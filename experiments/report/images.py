@@ -115,7 +115,7 @@ def _test(record, figures):
             columns.setdefault(name, []).append(row)
     for name, rows in columns.items():
         curves[name] = tuple(
-            np.array([row[key] or np.nan for row in rows], float) for key in ("mean", "ci95")
+            np.array([row[key] for row in rows], float) for key in ("mean", "ci95")
         )
     published = record["published"]
     plots.save(

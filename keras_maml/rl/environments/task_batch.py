@@ -141,7 +141,8 @@ class TaskBatch:
                 others means nothing.
 
         Raises:
-            ValueError: The actions have another shape, or are not finite.
+            ValueError: The actions have another shape.
+            FloatingPointError: They are not finite.
         """
         actions = np.asarray(actions, np.float64)
         if actions.shape != (self.count, self._world.action_size):
@@ -151,7 +152,7 @@ class TaskBatch:
             )
         if not np.isfinite(actions).all():
             index = int(np.argwhere(~np.isfinite(actions))[0][0])
-            raise ValueError(
+            raise FloatingPointError(
                 f"The action of environment {index} of {self._name} is not finite, "
                 f"{actions[index].tolist()} in step {self._clocks[index]}, with task "
                 f"{self.tasks[index].tolist()}. The policy has become NaN or infinite; look at "

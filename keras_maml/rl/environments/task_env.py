@@ -99,8 +99,8 @@ class TaskEnv(gymnasium.Env):
         """Takes a step; the parts of the reward are in the last value.
 
         Raises:
-            ValueError: The action has another shape, or is not finite.
-            FloatingPointError: The observation is not finite.
+            ValueError: The action has another shape.
+            FloatingPointError: The action or the observation is not finite.
         """
         steps = self._batch.step(np.asarray(action)[None])
         return (

@@ -147,8 +147,8 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
 
         Raises:
             gymnasium.error.ResetNeeded: No episode has been started.
-            ValueError: The actions have another shape, or are not finite.
-            FloatingPointError: An observation is not finite.
+            ValueError: The actions have another shape.
+            FloatingPointError: An action or an observation is not finite.
         """
         if self._ended is None:
             raise gymnasium.error.ResetNeeded("Call reset() before step().")
@@ -170,8 +170,8 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
 
         Raises:
             gymnasium.error.ResetNeeded: No episode has been started.
-            ValueError: The actions have another shape, or are not finite.
-            FloatingPointError: An observation is not finite.
+            ValueError: The actions have another shape.
+            FloatingPointError: An action or an observation is not finite.
         """
         observations, steps, started = self.advance(actions)
         infos = steps.parts | {f"_{name}": ~started for name in steps.parts}
