@@ -92,5 +92,5 @@ def navigation_paths(
     axes.plot(*goal, "*", color="tab:red", markersize=14, label="goal")
     axes.set(title=title, aspect="equal", xlabel="metres", ylabel="metres")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
