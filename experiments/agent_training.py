@@ -40,7 +40,7 @@ def train_agent(
         tasks: How many tasks to draw for an iteration.
         iterations: Meta-iterations in all.
         epoch_iterations: Meta-iterations between checkpoints.
-        seed: Any integer.
+        seed: An integer from 0.
         tensorboard: Where event files go.
 
     Returns:

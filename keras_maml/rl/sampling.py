@@ -11,7 +11,7 @@ from tf_agents.environments import py_environment
 from tf_agents.metrics import py_metrics
 from tf_agents.policies import py_tf_eager_policy, tf_policy
 from tf_agents.specs import tensor_spec
-from tf_agents.trajectories import TimeStep, Trajectory
+from tf_agents.trajectories import StepType, TimeStep, Trajectory
 
 from keras_maml import validation
 from keras_maml.rl.meta_policy_gradient import MetaPolicyGradientAgent
@@ -141,7 +141,9 @@ def episode_returns(trajectory: Trajectory, tasks: int) -> np.ndarray:
     Returns:
         float64 ``[tasks]``.
     """
-    ends = np.asarray(trajectory.is_last()) | np.asarray(trajectory.next_step_type == 2)
+    ends = np.asarray(trajectory.is_last()) | np.asarray(
+        trajectory.next_step_type == int(StepType.LAST)
+    )
     first = np.cumsum(ends, axis=1) - ends == 0
     rewards = np.where(first, np.asarray(trajectory.reward, "float64"), 0.0)
     return rewards.sum(axis=1).reshape(tasks, -1).mean(axis=1)
