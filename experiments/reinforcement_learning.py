@@ -66,6 +66,7 @@ class Settings:
     horizon: int = 100  # steps of an episode
     inner_learning_rate: float = 0.5  # alpha, of the policy gradient steps
     inner_steps: int = 1  # in training
+    inner_loss: str = "log_likelihood"  # or likelihood_ratio, of lower-variance second derivative
     max_kl: float = 0.01  # of an outer step
     cg_iterations: int = 10  # of conjugate gradient, for its direction
     discount: float = 0.99  # per step
@@ -217,7 +218,7 @@ def make_agent(
         first_order=method == "first-order",
         discount=settings.discount,
         gae_lambda=settings.gae_lambda,
-        inner_loss="likelihood_ratio" if proximal else "log_likelihood",
+        inner_loss="likelihood_ratio" if proximal else settings.inner_loss,
     )
 
 
