@@ -69,6 +69,7 @@ class Settings:
     inner_loss: str = "log_likelihood"  # or likelihood_ratio, of lower-variance second derivative
     max_kl: float = 0.01  # of an outer step
     cg_iterations: int = 10  # of conjugate gradient, for its direction
+    momentum: float = 0.0  # of the gradients that outer steps follow
     discount: float = 0.99  # per step
     gae_lambda: float = 1.0  # of advantage estimation
     units: tuple[int, ...] = (100, 100)  # of the policy's hidden layers
@@ -206,7 +207,9 @@ def make_agent(
         seed=settings.seed,
     )
     proximal = method == "promp"
-    trust_region = TrustRegion(max_kl=settings.max_kl, iterations=settings.cg_iterations)
+    trust_region = TrustRegion(
+        max_kl=settings.max_kl, iterations=settings.cg_iterations, momentum=settings.momentum
+    )
     return MetaPolicyGradientAgent(
         time_steps,
         actions,

@@ -137,6 +137,12 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         if isinstance(self.outer, Proximal):
             self._optimizer = self.outer.make_optimizer()
             self._optimizer.build(model.trainable_variables)
+        self._average_gradient = []
+        if isinstance(self.outer, TrustRegion) and self.outer.momentum:
+            self._average_gradient = [
+                tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False, name="average_gradient")
+                for v in model.trainable_variables
+            ]
         counter = train_step_counter
         if counter is None:
             counter = tf.Variable(0, dtype=tf.int64, trainable=False, name="train_step")
@@ -218,7 +224,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
     def saved_variables(self) -> list[Any]:
         """Everything a training run must save to go on: weights, optimizer, counters."""
         optimizer = [] if self._optimizer is None else self._optimizer.variables
-        return [*self.model.variables, *optimizer, self.train_step_counter, self.skipped_steps]
+        training = [*optimizer, *self._average_gradient]
+        return [*self.model.variables, *training, self.train_step_counter, self.skipped_steps]
 
     def _initialize(self) -> None:
         self.reset_adaptation()
@@ -256,7 +263,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             step = self.outer.step(
                 weights,
                 loss,
-                gradient,
+                self._averaged(gradient),
                 lambda vector: objective.kl_hessian(weights, vector),
                 objective.loss_and_kl,
             )
@@ -265,6 +272,19 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self.train_step_counter.assign_add(1)
         self.skipped_steps.assign_add(tf.cast(~step.accepted, tf.int64))
         return _info(loss, gradient, step)
+
+    def _averaged(self, gradient: Tensors) -> Tensors:
+        """Returns the moving average of gradients; its scale does not matter to the outer step."""
+        if not self._average_gradient:
+            return gradient
+        past, finite = self.outer.momentum, tf.math.is_finite(tf.linalg.global_norm(gradient))
+        averages = []
+        for variable, value in zip(self._average_gradient, gradient, strict=True):
+            average = past * variable + (1.0 - past) * value
+            # One that is not finite would stay for ever.
+            variable.assign(tf.where(finite, average, variable))
+            averages.append(average)
+        return averages
 
     def _inner_step(
         self, update_rule: UpdateRule, weights: Tensors, experience: Trajectory

@@ -250,6 +250,42 @@ def test_trust_region_optimisation_without_inner_steps():
     assert abs(history[0]) < 0.7 and np.mean(history[-3:]) > 2
 
 
+def test_momentum_follows_an_average_of_gradients(environment):
+    """Of two batches that differ in their rewards: their divergence has the same Hessian."""
+    settings = {"max_kl": MAX_KL, "damping": 0.1, "iterations": 100}
+    plain, agent = (
+        make_agent(environment, inner_steps=0, outer=TrustRegion(**settings, momentum=m))
+        for m in (0.0, 0.5)
+    )
+    (one,) = draw(plain, make_sampler(plain, environment))
+    other = one.replace(reward=tf.random.stateless_normal(one.reward.shape, [1, 2]))
+    start = values(plain.model.variables)
+
+    def change(agent, experience):
+        for variable, value in zip(agent.model.variables, start, strict=True):
+            variable.assign(value)
+        assert agent.train([experience]).extra.accepted
+        changes = zip(values(agent.model.variables), start, strict=True)
+        return np.concatenate([np.ravel(new - old) for new, old in changes])
+
+    parts = np.stack([change(plain, one), change(plain, other)], axis=1)
+    # The scale of a gradient does not matter: the first step is that without momentum.
+    np.testing.assert_allclose(change(agent, one), parts[:, 0], rtol=1e-3, atol=1e-5)
+    saved = values(agent.saved_variables)
+    both = change(agent, other)
+    shares, *_ = np.linalg.lstsq(parts, both)
+    assert (shares > 0.1).all()
+    np.testing.assert_allclose(parts @ shares, both, rtol=1e-2, atol=1e-4)
+
+    for variable, value in zip(agent.saved_variables, saved, strict=True):
+        variable.assign(value)
+    assert np.array_equal(change(agent, other), both)
+    for variable, value in zip(agent.saved_variables, saved, strict=True):
+        variable.assign(value)
+    assert not agent.train([spoiled(one, "observation", 3)]).extra.accepted
+    assert np.array_equal(change(agent, other), both)  # the average has not taken it in
+
+
 def test_proximal_optimisation_without_inner_steps():
     """There are no inner steps whose divergence could be penalised."""
     environment = rl_zoo.Line(20)

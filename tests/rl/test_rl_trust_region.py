@@ -182,6 +182,7 @@ def test_a_step_with_nan_changes_nothing(wrong):
         (TrustRegion, "damping", -1e-5),
         (TrustRegion, "residual_tolerance", -1.0),
         (TrustRegion, "backtrack_ratio", 1.0),
+        (TrustRegion, "momentum", 1.0),
         (TrustRegion, "iterations", 0),
         (TrustRegion, "max_backtracks", 0),
         (Proximal, "clip", 0.0),
