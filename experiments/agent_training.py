@@ -85,11 +85,10 @@ def train_agent(
         row["seconds"] = (history[-1]["seconds"] if history else 0.0) + now - clock
         clock = now
         history.append(row)
-        with writer.as_default(step=iteration + 1):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
         if (iteration + 1) % epoch_iterations == 0:
+            # Only what a continued run will not do again, lest TensorBoard shows it twice.
             checkpoint.save(epoch_iterations)
+            _summarise(writer, history[-epoch_iterations:])
             print(
                 f"{folder.name} {iteration + 1}/{iterations}: return "
                 f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
@@ -150,6 +149,14 @@ class Checkpoint:
             for index, variable in enumerate(variables):
                 variable.assign(file[f"arr_{index}"])
             return int(file["iterations"])
+
+
+def _summarise(writer: tf.summary.SummaryWriter, rows: Sequence[Mapping[str, float]]) -> None:
+    for row in rows:
+        with writer.as_default(step=int(row["iterations"])):
+            for name, value in row.items():
+                tf.summary.scalar(name, value)
+    writer.flush()
 
 
 def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:
