@@ -69,7 +69,11 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
     parser.add_argument("--output", default="runs/demo", help="folder of the run")
-    run(parser.parse_args().output)
+    output = parser.parse_args().output
+    try:
+        run(output)
+    except OSError as error:  # of the user's making: the message says it all
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

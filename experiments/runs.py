@@ -3,6 +3,7 @@
 A run writes into a folder of its own::
 
     settings.json     what was asked for; another run cannot move in
+    starts.json       command, commit, date and versions of every start
     checkpoints/      the state after the last epoch, and the best one on validation tasks
     history.csv       a line per epoch
     tensorboard/      event files
@@ -11,11 +12,12 @@ A run writes into a folder of its own::
 Every file is written under another name and then renamed, so that it is whole or not there. A
 run that was interrupted continues after its last epoch when the same command is given again, bit
 for bit, since episode i of a seed is always the same and a checkpoint holds weights, optimizer
-and random state.
+and random state. A folder belongs to one process at a time.
 """
 
 import csv
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -24,6 +26,7 @@ import platform
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +40,7 @@ PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
 
 
 class Run:
-    """A run folder.
+    """A run folder, kept from other processes as long as this object lives.
 
     Args:
         folder: The folder; created if need be.
@@ -47,19 +50,34 @@ class Run:
         FileExistsError: The folder holds something else than a run of these settings (a run of
             fewer ``iterations``, ``methods`` or ``seeds`` is continued, and one with other
             settings named ``test_...`` is tested again).
+        BlockingIOError: Another run is using the folder.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Any) -> None:
         self.folder = pathlib.Path(folder)
         self.settings = as_json(settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unlock = weakref.finalize(self, os.close, lock(self.folder))
+        try:
+            is_new = self._move_in(settings)
+        except BaseException:
+            unlock()
+            raise
+        self._starts = [] if is_new else self._read_starts()
+        self._noted = False
+        if self.results is None:
+            self._note_start()
+
+    def _move_in(self, settings: Any) -> bool:
+        """Checks what the folder holds and writes the settings; whether the run is new."""
         path = self.folder / "settings.json"
-        if not path.exists():
-            found = self.folder.iterdir() if self.folder.exists() else ()
-            if any(path.suffix != ".temporary" for path in found):  # what a killed start leaves
+        is_new = not path.exists()
+        if is_new:
+            found = {path.name for path in self.folder.iterdir()} - {"starts.json"}
+            if not all(name.endswith(".temporary") for name in found):  # what a killed start leaves
                 raise FileExistsError(
                     f"{self.folder} is not empty and holds no run. Choose another --output."
                 )
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, self.settings)
         found = json.loads(path.read_text())
         # A setting that is newer than the run had its default.
@@ -75,6 +93,21 @@ class Run:
                 "another --output, or give the settings it was started with to continue it."
             )
         write_json(path, self.settings)
+        return is_new
+
+    def _read_starts(self) -> list[dict[str, Any]]:
+        path, results = self.folder / "starts.json", self.folder / "results.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        # The run is older than the list: its results, if there are any, know its last start.
+        known = json.loads(results.read_text()) if results.exists() else {}
+        return [{name: known.get(name) for name in made_with()}]
+
+    def _note_start(self) -> None:
+        if not self._noted:
+            self._starts.append(made_with())
+            write_json(self.folder / "starts.json", self._starts)
+            self._noted = True
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -82,13 +115,20 @@ class Run:
         return results_of(self.folder, self.settings)
 
     def finish(self, results: Any, **extra: Any) -> dict[str, Any]:
-        """Writes the results with what they were made with, and returns them."""
+        """Writes the results with what they were made with, and returns them.
+
+        Args:
+            results: The results.
+            **extra: What else to keep.
+
+        Returns:
+            The content of ``results.json``: ``command``, ``commit`` and so on are those of the last
+            start, ``starts`` has them for every start.
+        """
+        self._note_start()
         record = {
-            "command": command_line(),
-            "commit": COMMIT,
-            "date": time.strftime("%Y-%m-%d"),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-            | {"python": platform.python_version()},
+            **made_with(),
+            "starts": self._starts,
             "settings": self.settings,
             **extra,
             "results": results,
@@ -116,8 +156,8 @@ class Run:
             iterations: Meta-iterations in all.
             epoch_iterations: Meta-iterations between checkpoints.
             callbacks: More callbacks for `fit`.
-            monitor: A metric to be maximised; if given, the learner has the weights of its best
-                epoch in the end.
+            monitor: A metric to be maximised; if given, the learner has weights and optimizer of
+                its best epoch in the end.
             name: Distinguishes the parts of a run that trains several learners.
             **fit_arguments: Passed on to `fit`.
 
@@ -162,6 +202,43 @@ def as_json(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
+def lock(folder: pathlib.Path) -> int:
+    """Keeps a folder from other runs.
+
+    The system forgets the lock when the process ends, however it does, and nothing is left in the
+    folder. File systems that lock no folders (NFS) keep nobody out.
+
+    Returns:
+        A file descriptor; closing it gives the folder free.
+
+    Raises:
+        BlockingIOError: Another run is using the folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BlockingIOError(
+            f"{folder} is in use by another run. Wait until that has ended, or choose another "
+            "--output."
+        ) from None
+    except OSError:  # no locks here
+        pass
+    return descriptor
+
+
+def made_with() -> dict[str, Any]:
+    """Returns what says how results are made: command, commit, date and versions."""
+    return {
+        "command": command_line(),
+        "commit": COMMIT,
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+    }
+
+
 def check_epochs(iterations: int, epoch_iterations: int) -> int:
     """Returns the number of epochs.
 
@@ -198,7 +275,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         folder: Where ``checkpoints/`` and ``history.csv`` go.
-        monitor: The metric whose highest value makes the best epoch; None keeps no best.
+        monitor: The metric whose highest value makes the best epoch, the one with the lowest
+            ``val_loss`` if there are several; None keeps no best.
     """
 
     def __init__(self, folder: pathlib.Path, monitor: str | None = None) -> None:
@@ -235,8 +313,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._clock = now
         write_csv(self._history_path, self.history)
         if self._monitor:
-            scores = [row[self._monitor] for row in self.history]
-            if scores[-1] > max(scores[:-1], default=float("-inf")):
+            scores = [(row[self._monitor], -row.get("val_loss", 0.0)) for row in self.history]
+            if len(scores) == 1 or scores[-1] > max(scores[:-1]):
                 self._save(self.best_path)
         old = list(self.folder.glob("epoch-*.weights.h5"))
         self._save(self.folder / f"epoch-{epoch + 1:06d}.weights.h5")
@@ -316,7 +394,7 @@ def read_csv(path: pathlib.Path) -> list[dict[str, float]]:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes text, whole or not at all."""
     temporary = path.with_name(path.name + ".temporary")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

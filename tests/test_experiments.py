@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from experiments import demo, runs, sinusoid
 from keras_maml import episodes
 
+ROOT = pathlib.Path(__file__).parents[1]
 TINY = sinusoid.Settings(
     methods=sinusoid.METHODS,
     seeds=(0,),
@@ -99,6 +103,31 @@ def test_the_best_epoch_is_kept(tmp_path):
     )
     for variable, best in zip(learner.variables, saved[1], strict=True):
         assert np.array_equal(variable, best)
+    assert learner.optimizer.iterations == 20
+
+
+@pytest.mark.parametrize("interrupted_after", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("scores", "losses", "best"),
+    [
+        ([1, 3, 2, 0], [0.5, 0.5, 0.1, 0.1], 2),
+        ([3, 1, 3, 3], [0.5, 0.1, 0.25, 1 / 3], 3),
+        ([3, 3, 2, 3], [0.1, 0.2, 0.1, 0.1], 1),
+    ],
+    ids=["the highest", "of several the one with the lowest loss", "or else the first"],
+)
+def test_which_epoch_is_best(tmp_path, interrupted_after, scores, losses, best):
+    learner = sinusoid.make_learner(TINY, "maml", seed=0)
+    learner.build_on(episodes.sinusoid(meta_batch_size=4))
+    for epoch, (score, loss) in enumerate(zip(scores, losses, strict=True)):
+        if epoch in (0, interrupted_after):
+            checkpoint = runs.Checkpoint(tmp_path, "score")
+            checkpoint.set_model(learner)
+            assert checkpoint.restore(learner) == epoch
+        learner.optimizer.iterations.assign(epoch + 1)
+        checkpoint.on_epoch_end(epoch, {"score": score, "val_loss": loss})
+    learner.load_weights(checkpoint.best_path)
+    assert learner.optimizer.iterations == best
 
 
 def test_a_run_goes_on_with_more_methods_and_with_settings_it_did_not_know(tmp_path):
@@ -123,6 +152,66 @@ def test_another_run_may_not_move_in(tmp_path):
     with pytest.raises(FileExistsError, match="iterations: 20 there, 10 asked for"):
         runs.Run(tmp_path, dataclasses.replace(TINY, iterations=10))
     assert (tmp_path / "settings.json").read_bytes() == before
+
+
+def test_a_folder_that_a_run_is_using_is_refused(tmp_path):
+    run = runs.Run(tmp_path, TINY)
+    with pytest.raises(BlockingIOError, match=f"{tmp_path} is in use by another run. Wait until"):
+        runs.Run(tmp_path, TINY)
+    del run
+    with pytest.raises(FileExistsError):  # and what is refused keeps nobody out
+        runs.Run(tmp_path, dataclasses.replace(TINY, iterations=10))
+    runs.Run(tmp_path, TINY)
+
+
+def test_another_process_is_told_that_the_folder_is_in_use(tmp_path):
+    run = runs.Run(tmp_path, TINY)
+    command = ["-m", "experiments.sinusoid", "--output", str(tmp_path)]
+    process = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    expected = f"python -m experiments.sinusoid: {tmp_path} is in use by another run."
+    assert process.stderr.startswith(expected)
+    assert (run.folder / "settings.json").exists()
+
+
+def test_every_start_of_a_run_is_listed(tmp_path, monkeypatch):
+    for commit in ("a", "a", "b"):
+        monkeypatch.setattr(runs, "COMMIT", commit)
+        run = None  # the one before has ended
+        run = runs.Run(tmp_path, TINY)
+    record = run.finish([])
+    assert [start["commit"] for start in record["starts"]] == ["a", "a", "b"]
+    assert record["starts"][-1] == {key: record[key] for key in record["starts"][-1]}
+    assert json.loads((tmp_path / "starts.json").read_text()) == record["starts"]
+    del run
+    monkeypatch.setattr(runs, "COMMIT", "c")
+    runs.Run(tmp_path, TINY)  # shows results and makes none
+    assert json.loads((tmp_path / "starts.json").read_text()) == record["starts"]
+    run = runs.Run(tmp_path, TINY)
+    assert [start["commit"] for start in run.finish([])["starts"]] == ["a", "a", "b", "c"]
+
+
+def test_of_starts_before_there_was_a_list_the_results_know_the_last(tmp_path):
+    run = runs.Run(tmp_path, TINY)
+    (tmp_path / "starts.json").unlink()
+    del run
+    run = runs.Run(tmp_path, TINY)
+    record = run.finish([])
+    assert [start["commit"] for start in record["starts"]] == [None, runs.COMMIT]
+    (tmp_path / "starts.json").unlink()
+    (tmp_path / "results.json").write_text(json.dumps(record | {"commit": "old"}))
+    del run
+    starts = runs.Run(tmp_path, TINY).finish([])["starts"]
+    assert [start["commit"] for start in starts] == ["old", runs.COMMIT]
+
+
+def test_a_new_run_takes_over_no_list(tmp_path):
+    run = runs.Run(tmp_path, TINY)
+    (tmp_path / "settings.json").unlink()  # as a benchmark does that is started over
+    del run
+    assert len(runs.Run(tmp_path, TINY).finish([])["starts"]) == 1
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
