@@ -164,7 +164,7 @@ def loss_over_steps(
 
 def accuracy_over_steps(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    published: tuple[float, float, int] | None = None,
+    published: tuple[float, float, int, str] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Plots the accuracy over inner steps, a curve per way of testing, in percent.
@@ -172,8 +172,8 @@ def accuracy_over_steps(
     Args:
         curves: By name, the mean ``[steps + 1]`` and the half-width of its 95 % interval, both
             in 0 .. 1.
-        published: What the paper gives, drawn as a line with its interval: accuracy, half-width
-            and the inner steps after which it holds.
+        published: What is published, drawn as a line with its interval: accuracy, half-width, the
+            inner steps after which it holds, and where.
         title: The title.
     """
     percent = {
@@ -185,7 +185,7 @@ def accuracy_over_steps(
         accuracy, half_width, step = 100 * published[0], 100 * published[1], published[2]
         axes.axhspan(accuracy - half_width, accuracy + half_width, color="k", alpha=0.15, lw=0)
         axes.axhline(accuracy, color="k", ls="--", lw=1)
-        label = f"the paper: {accuracy:.1f} ± {half_width:.1f} after {step}"
+        label = f"{published[3]}:\n{accuracy:.1f} ± {half_width:.1f} after {step}"
         axes.plot([step], [accuracy], "k*", ms=10, label=label)
     axes.legend(fontsize=8, loc="lower right")
     return figure

@@ -147,6 +147,13 @@ def test_the_headline_names_step_and_source(record):
     assert images.headline(record) == "Glyphs: 81.00 ± 1.50 % after 1 step."
 
 
+def test_a_run_that_went_on_with_other_commits_names_them(folder, record):
+    record["starts"] = [{"commit": commit} for commit in (None, "old", "old", "abc")]
+    assert images.commits(record) == "unknown, then old, then abc"
+    (folder / "results.json").write_text(json.dumps(record))
+    assert "unknown, then old, then abc" in Structure(images.write(folder).read_text()).text
+
+
 def test_what_has_no_number_is_a_dash():
     assert images.percent(None) == images.percent({"mean": None, "ci95": None}) == "-"
     assert images.percent({"mean": 0.5, "ci95": None}) == "50.00 %"
@@ -163,10 +170,12 @@ def test_the_marked_row_is_the_one_marked():
 
 def test_the_published_value_is_a_line_at_its_height():
     curve = (np.array([0.2, 0.9]), np.array([0.01, 0.01]))
-    figure = plots.accuracy_over_steps({"ours": curve}, published=(0.987, 0.004, 1))
+    figure = plots.accuracy_over_steps({"ours": curve}, published=(0.987, 0.004, 1, "table 2"))
     lines = [line for line in figure.axes[0].lines if len(set(line.get_ydata())) == 1]
     assert {line.get_ydata()[0] for line in lines} == {98.7}
     band = figure.axes[0].patches[0]
     assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((98.3, 99.1))
     ours = next(line for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 1])
     assert ours.get_ydata().tolist() == [20.0, 90.0]
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "table 2:\n98.7 ± 0.4 after 1" in labels

@@ -79,6 +79,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
 
 
+def commits(record: Row) -> str:
+    """Names the commit of a run, or those of all its starts in their order, if they differ."""
+    names = [start["commit"] or "unknown" for start in record.get("starts", [record])]
+    changes = [name for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+    return ", then ".join(changes)
+
+
 def hardest(tasks: Sequence[Row]) -> list[Row]:
     """Sorts test tasks, of the first number of queries, from the lowest accuracy up; then by loss.
 
@@ -118,12 +125,9 @@ def _test(record, figures):
             np.array([row[key] for row in rows], float) for key in ("mean", "ci95")
         )
     published = record["published"]
-    plots.save(
-        plots.accuracy_over_steps(
-            curves, published and (published["accuracy"], published["ci95"], step)
-        ),
-        figures / "accuracy_over_steps.png",
-    )
+    if published:
+        published = (published["accuracy"], published["ci95"], step, published["source"])
+    plots.save(plots.accuracy_over_steps(curves, published), figures / "accuracy_over_steps.png")
     steps = range(len(next(iter(columns.values()))))
     lines = [[i, *(percent(rows[i]) for rows in columns.values())] for i in steps]
     yield page.heading("Accuracy on test tasks")
@@ -184,7 +188,7 @@ def _provenance(record):
     yield page.heading("How it was made")
     yield page.code(record["command"])
     facts = {"data": record["data"], "licence of the data": record["licence"]}
-    facts |= {"commit": record["commit"], "date": record["date"]} | record["versions"]
+    facts |= {"commit": commits(record), "date": record["date"]} | record["versions"]
     yield page.side_by_side(
         [
             page.table(["", ""], list(facts.items())),
