@@ -157,7 +157,13 @@ def _group(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def check_classes(
-    classes: np.ndarray, counts: np.ndarray, *, ways: int, shots: int, queries: int
+    classes: np.ndarray,
+    counts: np.ndarray,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    where: str = "labels",
 ) -> None:
     """Checks that episodes can be drawn from classes.
 
@@ -167,6 +173,7 @@ def check_classes(
         ways: Classes per episode.
         shots: Support examples per class.
         queries: Query examples per class.
+        where: Names what the classes come from, for the error.
 
     Raises:
         ValueError: If a size is not positive, there are fewer classes than ``ways``, or a class
@@ -178,7 +185,7 @@ def check_classes(
     require_positive(ways=ways, shots=shots, queries=queries)
     if len(classes) < ways:
         raise ValueError(
-            f"An episode of ways={ways} needs at least {ways} classes, but labels has "
+            f"An episode of ways={ways} needs at least {ways} classes, but {where} has "
             f"{len(classes)}. Use fewer ways or more classes."
         )
     small = np.flatnonzero(counts < shots + queries)

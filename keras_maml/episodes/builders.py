@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from keras_maml.episodes.class_builder import ImageClassesBuilder
 from keras_maml.episodes.image_archives import ImageArchive
 from keras_maml.episodes.image_files import read_classes, resize
-from keras_maml.episodes.mini_imagenet_source import find_mini_imagenet
+from keras_maml.episodes.mini_imagenet_source import ADVICE, find_mini_imagenet
 from keras_maml.episodes.omniglot_source import (
     DOWNLOAD_ADVICE,
     DOWNLOADS,
@@ -71,7 +71,13 @@ class MiniImagenetBuilder(ImageClassesBuilder, skip_registration=True):
 
     def read_source(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, Classes]:
         """Reads whatever form of the data is in the user's folder."""
-        return find_mini_imagenet(dl_manager.manual_dir).splits()
+        try:
+            folder = dl_manager.manual_dir
+        except AssertionError as error:  # As above.
+            raise FileNotFoundError(
+                f"mini-ImageNet must be prepared again from its images: pass folder=... {ADVICE}"
+            ) from error
+        return find_mini_imagenet(folder).splits()
 
 
 class ImageFolderBuilder(ImageClassesBuilder, skip_registration=True):

@@ -106,6 +106,18 @@ def check_split(split: str | Sequence[str], fractions: Sequence[float]) -> None:
         )
 
 
+def named_split(split: str | Sequence[str], fractions: Sequence[float]) -> str:
+    """Names a split of `split_classes`, for errors.
+
+    Example:
+        >>> named_split("test", (0.5, 0.2, 0.3))
+        "split='test' with fractions=(0.5, 0.2, 0.3)"
+    """
+    if isinstance(split, str):
+        return f"split={split!r} with fractions={tuple(fractions)}"
+    return f"split=[{_listed([repr(name) for name in split])}]"
+
+
 def _chosen(names: Sequence[str], chosen: list[str]) -> list[str]:
     unknown = sorted(set(chosen) - set(names))
     if unknown or len(set(chosen)) != len(chosen):

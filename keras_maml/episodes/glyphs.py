@@ -74,7 +74,7 @@ def glyphs(
     check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
     numbers = np.array(CLASSES[split])
     sizes = np.full(len(numbers), DRAWINGS)
-    check_classes(numbers, sizes, ways=ways, shots=shots, queries=queries)
+    check_classes(numbers, sizes, ways=ways, shots=shots, queries=queries, where=f"split={split!r}")
     return load_glyphs(split).episodes(
         ways=ways,
         shots=shots,

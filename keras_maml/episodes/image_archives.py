@@ -46,8 +46,8 @@ class ImageArchive:
     """The images of a zip file or of a folder, listed at once and read when asked for.
 
     The images must lie at the same depth below one folder, whose name does not matter. Hidden
-    files and other suffixes are passed over, as is what macOS adds to archives. Nothing is ever
-    unpacked to disk.
+    files and other suffixes are passed over, as is what macOS adds to archives. Links are followed.
+    Nothing is ever unpacked to disk.
 
     Args:
         path: A zip file or a folder.
@@ -157,14 +157,25 @@ def combined_identity(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def _files_of_folder(folder: Path) -> list[tuple[str, str]]:
+def _files_of_folder(
+    folder: Path, above: str = "", ancestors: tuple[tuple[int, int], ...] = ()
+) -> list[tuple[str, str]]:
+    """Lists the files below a folder; links are followed, but not into a folder around them."""
+    status = folder.stat()
+    identity = status.st_dev, status.st_ino
+    if identity in ancestors:
+        return []
     files = []
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            status = path.stat()
-            fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
-            files.append((path.relative_to(folder).as_posix(), fingerprint))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = above + entry.name
+            if _is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                files += _files_of_folder(Path(entry), f"{name}/", (*ancestors, identity))
+            else:
+                status = entry.stat()
+                files.append((name, f"{status.st_size}-{status.st_mtime_ns}"))
     return files
 
 
@@ -183,8 +194,12 @@ def _files_of_zip(path: Path) -> list[tuple[str, str]]:
 
 
 def _is_image(parts: tuple[str, ...], levels: int, suffixes: Sequence[str]) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    hidden = any(map(_is_hidden, parts))
     return len(parts) >= levels and not hidden and Path(parts[-1]).suffix.lower() in suffixes
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.arrays import from_arrays
+from keras_maml.episodes.arrays import check_classes, from_arrays
 
 ALIGNMENT = 64
 """Bytes to which TensorFlow aligns its tensors."""
@@ -37,18 +37,31 @@ class ImageClasses:
         """The name of each image's class, ``[N]``."""
         return np.repeat(np.array(self.names), self.counts)
 
-    def episodes(self, **settings: Any) -> tf.data.Dataset:
+    def episodes(
+        self, *, ways: int, shots: int, queries: int, where: str = "this set", **settings: Any
+    ) -> tf.data.Dataset:
         """Episodes of these images, without a copy of them: they must not be changed any more.
 
         Args:
-            **settings: As those of `from_arrays`.
+            ways: Classes per episode.
+            shots: Support images per class.
+            queries: Query images per class.
+            where: Names what the classes come from, for the error if they do not suffice.
+            **settings: Further ones as those of `from_arrays`.
 
         Returns:
             What `from_arrays` returns.
+
+        Raises:
+            ValueError: As `from_arrays` does.
         """
+        sizes = {"ways": ways, "shots": shots, "queries": queries}
+        check_classes(np.array(self.names), np.array(self.counts), **sizes, where=where)
         aligned = self.images.ctypes.data % ALIGNMENT == 0 and self.images.flags.c_contiguous
         images = tf.experimental.dlpack.from_dlpack(self.images.__dlpack__()) if aligned else None
-        return from_arrays(self.images if images is None else images, self.labels, **settings)
+        return from_arrays(
+            self.images if images is None else images, self.labels, **sizes, **settings
+        )
 
 
 def aligned_empty(shape: Sequence[int]) -> np.ndarray:

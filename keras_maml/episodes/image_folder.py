@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from keras_maml.episodes.class_lists import check_split, split_classes
+from keras_maml.episodes.class_lists import check_split, named_split, split_classes
 from keras_maml.episodes.image_archives import ImageArchive, combined_identity
 from keras_maml.episodes.image_classes import ImageClasses
 from keras_maml.episodes.image_files import SUFFIXES, check_image_size
@@ -76,6 +76,7 @@ def image_folder(
         cache_dir=cache_dir,
     )
     return data.episodes(
+        where=named_split(split, fractions),
         ways=ways,
         shots=shots,
         queries=queries,
@@ -106,7 +107,8 @@ def load_image_folder(
 
     Args:
         path: A folder, or a zip file, with a folder of JPEG, PNG, BMP or GIF files per class. The
-            name of the folder is that of the class. Hidden files and other files are passed over.
+            name of the folder is that of the class. Hidden files and other files are passed over,
+            links are followed.
         image_size: Height and width in pixels, or one number for both. Images are stretched to it.
         channels: 3 for colour or 1 for grey; images are converted.
         split: "train", "validation" or "test"; or the names of the classes.

@@ -70,7 +70,7 @@ def mini_imagenet(
     check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
     classes = np.array(CLASSES[split])
     sizes = np.full(len(classes), IMAGES_PER_CLASS)
-    check_classes(classes, sizes, ways=ways, shots=shots, queries=queries)
+    check_classes(classes, sizes, ways=ways, shots=shots, queries=queries, where=f"split={split!r}")
 
     data = load_mini_imagenet(folder, split=split, cache_dir=cache_dir)
     return data.episodes(

@@ -118,7 +118,14 @@ def omniglot(
     check_choice("split", split, tuple(SPLITS))
     check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
     sizes = np.full(SPLITS[split], OFFICIAL.drawings)
-    check_classes(np.arange(SPLITS[split]), sizes, ways=ways, shots=shots, queries=queries)
+    check_classes(
+        np.arange(SPLITS[split]),
+        sizes,
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        where=f"split={split!r}",
+    )
 
     data = load_omniglot(folder, cache_dir=cache_dir).split(split)
     return from_arrays(

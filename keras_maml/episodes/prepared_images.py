@@ -1,11 +1,12 @@
 """Image sets that are prepared once, by tensorflow_datasets, and trusted only as far as checked."""
 
+import contextlib
 import logging
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:  # Importing it imports tensorflow_datasets.
     from keras_maml.episodes.class_builder import ImageClassesBuilder
 
 logger = logging.getLogger(__name__)
+
+INCOMPLETE = "incomplete."
+"""How the names of folders begin in which images are being prepared."""
 
 
 def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
@@ -38,10 +42,10 @@ class PreparedImages:
     """What a builder has prepared in ``<cache>/<key>``, or prepares there now.
 
     The key is the identity of the source and of the settings: other images are another folder, and
-    nothing is ever replaced unless it is damaged, which costs one line in the log. tfds prepares in
-    a folder beside and renames it, so that no other process ever sees half of it; if two prepare
-    the same, the first one counts. If the cache cannot be written to, a temporary folder does,
-    which costs a warning.
+    nothing is ever replaced unless it is damaged, which costs one line in the log; what is damaged
+    stays until it could be made again. Images are prepared in a folder beside, which is then
+    renamed, so that no other process ever sees half of it; if two prepare the same, the first one
+    counts. If the cache cannot be written to, a temporary folder does, which costs a warning.
 
     Args:
         builder_class: The builder.
@@ -68,6 +72,7 @@ class PreparedImages:
         self._make = lambda data_dir: builder_class(data_dir=str(data_dir), **(settings or {}))
         self._place = builder_place(builder_class)
         self._data_dir, self._manual_dir = cache_folder(cache_dir) / key, manual_dir
+        self._is_damaged = False
         self._builder = self._open() or self._prepare()
 
     def class_sizes(self, split: str) -> dict[str, int]:
@@ -90,7 +95,7 @@ class PreparedImages:
         except MemoryError:
             raise
         except Exception as error:  # Damage shows in many ways: TensorFlow's, the system's, ours.
-            self._discard(error)
+            self._note_damage(error)
         self._builder = self._prepare()
         return self._builder.read_classes(split, names)
 
@@ -102,33 +107,39 @@ class PreparedImages:
             if not all(builder.class_sizes(split) for split in builder.info.splits or [""]):
                 raise ValueError("it names no classes.")
         except Exception as error:  # As above.
-            self._discard(error)
+            self._note_damage(error)
             return None
         return builder
 
-    def _discard(self, error: Exception) -> None:
+    def _note_damage(self, error: Exception) -> None:
         reason = str(error).partition("\n")[0] or type(error).__name__
         logger.warning("Preparing %s again: %s", self._data_dir, reason)
-        shutil.rmtree(self._data_dir / self._place, ignore_errors=True)
+        self._is_damaged = True
 
     def _prepare(self) -> "ImageClassesBuilder":
         import tensorflow_datasets as tfds
 
         self._data_dir = self._writable(self._data_dir)
-        builder = self._make(self._data_dir)
+        place, downloads = self._data_dir / self._place, self._data_dir / "downloads"
         config = tfds.download.DownloadConfig(
             manual_dir=self._manual_dir, force_checksums_validation=True
         )
         try:
-            builder.download_and_prepare(download_config=config)
+            with _folder_beside(place) as beside:
+                # tfds prepares beside and renames, too, but not where something damaged is.
+                builder = self._make(beside if self._is_damaged else self._data_dir)
+                builder.download_and_prepare(download_dir=str(downloads), download_config=config)
+                if self._is_damaged:
+                    if place.exists():
+                        place.rename(beside / "damaged")
+                    (beside / self._place).rename(place)
         except OSError:
-            if not (self._data_dir / self._place).exists():
+            if self._is_damaged or not place.exists():
                 raise
             # Another process was faster, and its folder cannot be renamed over. It is the same.
         finally:
-            _remove_empty(
-                self._data_dir / self._place.parent, self._data_dir / "downloads" / "extracted"
-            )
+            _remove_empty(place.parent, downloads / "extracted")
+        self._is_damaged = False
         return self._make(self._data_dir)
 
     def _writable(self, folder: Path) -> Path:
@@ -156,6 +167,26 @@ def newest_key(
     place = builder_place(builder_class)
     found = list(cache_folder(cache_dir).glob(f"*/{place}"))
     return max(found, key=lambda path: path.stat().st_mtime).parents[1].name if found else None
+
+
+@contextlib.contextmanager
+def _folder_beside(place: Path) -> Iterator[Path]:
+    """Makes a folder beside another; it is removed in the end, or by the next call if killed."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        # Where folders cannot be locked, what killed processes left stays.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(place.parent, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            with contextlib.suppress(BlockingIOError):  # Another process prepares there now.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for left in place.parent.glob(f"{INCOMPLETE}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        beside = tempfile.TemporaryDirectory(prefix=INCOMPLETE, dir=place.parent)
+        yield Path(stack.enter_context(beside))
 
 
 def _remove_empty(*folders: Path) -> None:

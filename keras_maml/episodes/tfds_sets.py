@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from keras_maml.episodes.class_lists import check_split, split_classes
+from keras_maml.episodes.class_lists import check_split, named_split, split_classes
 from keras_maml.episodes.image_archives import combined_identity
 from keras_maml.episodes.image_classes import ImageClasses
 from keras_maml.episodes.image_files import check_image_size
@@ -89,6 +89,7 @@ def from_tfds(
         cache_dir=cache_dir,
     )
     return data.episodes(
+        where=named_split(split, fractions),
         ways=ways,
         shots=shots,
         queries=queries,

@@ -168,3 +168,31 @@ def test_lanczos_matrix_is_the_linear_map_of_tensorflow():
     matrix = lanczos_matrix(105, 28)
     expected = tf.image.resize(image[..., None], [28, 28], "lanczos3", antialias=True)[..., 0]
     np.testing.assert_allclose(matrix @ image @ matrix.T, expected, atol=1e-5)
+
+
+def test_links_are_followed_but_not_in_circles(folder, tmp_path):
+    before = load(folder).images
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in NAMES[:5]:
+        (linked / name).symlink_to(folder / name)
+    for name in NAMES[5:]:
+        (linked / name).mkdir()
+        for path in (folder / name).iterdir():
+            (linked / name / path.name).symlink_to(path)
+    (linked / NAMES[9] / "around").symlink_to(linked)
+    (linked / NAMES[9] / ".gone.png").symlink_to(tmp_path / "gone")
+    np.testing.assert_array_equal(load(linked).images, before)
+    archive = ImageArchive(linked, levels=2, suffixes=[".png"])
+    assert archive.names == ImageArchive(folder, levels=2, suffixes=[".png"]).names
+
+
+def test_too_few_classes_in_a_split_name_its_fractions(folder):
+    message = (
+        r"needs at least 3 classes, but split='test' with fractions=\(0.64, 0.16, 0.2\) has 2. Use"
+    )
+    sizes = {"image_size": 8, "ways": 3, "shots": 1, "queries": 1}
+    with pytest.raises(ValueError, match=message):
+        image_folder(folder, split="test", **sizes)
+    with pytest.raises(ValueError, match=r"but split=\['class 7', 'class 2'\] has 2"):
+        image_folder(folder, split=["class 7", "class 2"], **sizes)

@@ -109,6 +109,18 @@ def test_without_folder_what_was_prepared_is_enough(tmp_path, images):
     np.testing.assert_array_equal(data.images, images["n02"])
 
 
+def test_damaged_images_stay_and_their_folder_is_asked_for(tmp_path, images, cache):
+    write_zips(tmp_path / "data", images)
+    load_mini_imagenet(tmp_path / "data")
+    path = next(cache.glob("**/*val*tfrecord*"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(FileNotFoundError, match="prepared again from its images: pass folder="):
+        load_mini_imagenet(split="validation")
+    np.testing.assert_array_equal(load_mini_imagenet(split="test").images[:EACH], images["n04"])
+    data = load_mini_imagenet(tmp_path / "data", split="validation")
+    np.testing.assert_array_equal(data.images, images["n02"])
+
+
 def test_episodes_hold_images_of_the_split_in_the_unit_interval(tmp_path, images, concatenate):
     write_zips(tmp_path / "data", images)
     sizes = {"ways": 2, "shots": 1, "queries": 2, "meta_batch_size": 2, "tasks": 20}
@@ -242,7 +254,7 @@ def test_an_image_listed_for_two_classes_is_refused(tmp_path, images):
     ("arguments", "message"),
     [
         ({"split": "val"}, r"split must be one of \('train', 'validation', 'test'\), got 'val'"),
-        ({"ways": 4}, "ways=4 needs at least 4 classes, but labels has 3"),
+        ({"ways": 4}, "ways=4 needs at least 4 classes, but split='train' has 3"),
         ({"ways": 3, "queries": 4}, r"at least shots \+ queries = 1 \+ 4 = 5 examples"),
         ({"ways": 3, "tasks": 33}, "tasks=33 and meta_batch_size=4. Use tasks=36"),
     ],

@@ -367,7 +367,7 @@ def test_rotations_are_on_by_default(folder):
     ("arguments", "message"),
     [
         ({"split": "val"}, r"split must be one of \('train', 'validation', 'test'\), got 'val'"),
-        ({"ways": 5}, "ways=5 needs at least 5 classes, but labels has 4"),
+        ({"ways": 5}, "ways=5 needs at least 5 classes, but split='train' has 4"),
         ({"ways": 3, "queries": 4}, r"at least shots \+ queries = 1 \+ 4 = 5 examples"),
         ({"ways": 0}, "ways must be an integer of at least 1, got 0"),
         ({"ways": 3, "tasks": 33}, "tasks=33 and meta_batch_size=32. Use tasks=64"),

@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from keras_maml.episodes import class_builder
 from keras_maml.episodes.class_builder import ImageClassesBuilder
@@ -162,32 +161,46 @@ def test_a_failed_preparation_leaves_nothing(cache):
     assert not cache.exists()
 
 
-def test_a_process_that_was_faster_wins(cache, monkeypatch):
-    def prepared_meanwhile(self, **arguments):
+def test_a_process_that_was_faster_wins_and_removes_nothing(cache, monkeypatch):
+    original = Pictures.read_source
+
+    def slow(self, dl_manager):
+        own = list((cache / "key" / "pictures").glob("incomplete.*"))
         monkeypatch.undo()
-        monkeypatch.setenv("KERAS_MAML_CACHE", str(cache))
         load()
-        raise OSError(39, "Directory not empty")
+        assert own and all(path.exists() for path in own)
+        return original(self, dl_manager)
 
-    monkeypatch.setattr(Pictures, "download_and_prepare", prepared_meanwhile)
+    with monkeypatch.context() as monkeypatch:
+        monkeypatch.setattr(Pictures, "read_source", slow)
+        assert_complete(load())
+    assert Pictures.prepared == 2
+
+
+DAMAGES = [
+    lambda folder: flip_a_bit(records(folder)),
+    lambda folder: next(folder.glob("**/dataset_info.json")).write_text("{"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["found in reading", "found in opening"])
+def test_what_is_damaged_stays_until_it_is_made_again(cache, damage):
+    load()
+    damage(cache)
+    damaged = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="b.png is not a readable image"):
+        load(fail=True)
+    assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == damaged
     assert_complete(load())
-    assert Pictures.prepared == 1
+    assert [path.name for path in (cache / "key" / "pictures").iterdir()] == ["1.0.0"]
 
 
-def test_a_rename_over_a_prepared_folder_is_an_oserror(cache):
-    """What the handling of two processes rests on, with tfds itself."""
-    builder = Pictures(data_dir=str(cache / "key"))
-    config = tfds.download.DownloadConfig()
-    original = builder.read_source
-
-    def slow(dl_manager):
-        load()
-        return original(dl_manager)
-
-    builder.read_source = slow
-    with pytest.raises(OSError, match="already exists"):
-        builder.download_and_prepare(download_config=config)
-    assert_complete(load())
+def test_what_a_killed_preparation_left_is_removed(cache):
+    left = cache / "key" / "pictures" / "incomplete.abc_1.0.0"
+    left.mkdir(parents=True)
+    (left / "pictures-train.tfrecord").write_bytes(b"half")
+    load()
+    assert [path.name for path in (cache / "key" / "pictures").iterdir()] == ["1.0.0"]
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(cache, caplog):
