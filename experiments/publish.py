@@ -21,6 +21,7 @@ from keras_maml import pretrained
 
 FACTS = ("title", "command", "commit", "date", "versions", "data", "licence", "published")
 FACTS += ("departures", "train_hours", "iterations_of_best_epoch", "settings")
+NEWER_FACTS = ("starts", "images")  # runs from before these were kept have none
 
 CARD = string.Template("""\
 # $name
@@ -29,16 +30,17 @@ $headline
 
 ```python
 learner = keras_maml.load("$name")
-adapted = learner.adapt(x_support, y_support)  # a keras.Model; images float32 in 0 .. 1
+adapted = learner.adapt(x_support, y_support)  # a keras.Model
 ```
 
 | | |
 |---|---|
-| task | $ways classes, $support of each, $shape |
+| task | $ways classes, $support of each |
+| images | float32, $images |
 | adaptation | $steps of gradient descent, rate $rate |
 | weights | $weights |
 | command | `$command` |
-| commit | $commit |
+| commit | $commits |
 | training | $iterations meta-iterations, $hours hours; the best on validation tasks: $best |
 | differs from the full setting | $departures |
 | data | $data |
@@ -70,6 +72,7 @@ def publish(
     Raises:
         FileNotFoundError: The run has not finished.
         FileExistsError: There is a learner of this name.
+        ValueError: The run is none of image classification.
     """
     run = pathlib.Path(run)
     if not (run / "results.json").exists() or not (run / "learner.keras").exists():
@@ -78,9 +81,16 @@ def publish(
             "published. Give its command again to finish it."
         )
     record = json.loads((run / "results.json").read_text())
+    missing = [fact for fact in FACTS if fact not in record]
+    if missing:
+        raise ValueError(
+            f"{run} holds no run of image classification: its results.json has no "
+            f"{', '.join(missing)}. Give the folder of such a run."
+        )
     learner = keras.models.load_model(run / "learner.keras")
     scores = [row for row in record["results"] if row["metric"] == "accuracy"]
-    card = {"name": name, **{fact: record[fact] for fact in FACTS}, "accuracy": scores}
+    facts = {fact: record[fact] for fact in (*FACTS, *NEWER_FACTS) if fact in record}
+    card = {"name": name, **facts, "accuracy": scores}
     path = pretrained.models_folder(folder) / name
     pretrained.save(learner, path, card, _text(card, learner, record), **options)
     return path
@@ -94,6 +104,7 @@ def _text(card: Mapping[str, Any], learner: Any, record: Mapping[str, Any]) -> s
         [mode, queries, *(report.percent(report.accuracy(record, s, queries, mode)) for s in steps)]
         for mode, queries in ways
     ]
+    shape = " x ".join(str(size) for size in learner.model.input_shape[1:])
     headers = [
         "batch normalisation",
         "query images per class",
@@ -104,7 +115,8 @@ def _text(card: Mapping[str, Any], learner: Any, record: Mapping[str, Any]) -> s
         headline=report.headline(record),
         ways=settings["ways"],
         support=report.count(settings["shots"], "support image"),
-        shape=" x ".join(str(size) for size in learner.model.input_shape[1:]),
+        images=card.get("images", f"{shape} in 0 .. 1"),
+        commits=report.commits(record),
         steps=report.count(learner.evaluation_steps, "step"),
         rate=learner.inner_learning_rate,
         weights=f"{sum(math.prod(w.shape) for w in learner.model.trainable_variables):,}",
@@ -132,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = parser.parse_args(arguments)
     try:
         path = publish(values.run, values.name, values.folder, replace=values.replace)
-    except OSError as error:  # of the user's making: the message says it all
+    except (OSError, ValueError) as error:  # of the user's making: the message says it all
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"{path}: keras_maml.load({values.name!r})")
 

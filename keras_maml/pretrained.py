@@ -6,9 +6,11 @@ saved_models/omniglot-5way-1shot/
   card.md          the same to read
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +20,8 @@ import keras
 from keras_maml.maml import MAML
 
 LEARNER, CARD = "learner.keras", "card.json"
+REPLACED = ".replaced"
+"""Where a learner waits until the one that replaces it is in place."""
 
 
 def load(name: str, folder: str | os.PathLike | None = None) -> MAML:
@@ -38,15 +42,9 @@ def load(name: str, folder: str | os.PathLike | None = None) -> MAML:
         >>> learner = keras_maml.load("omniglot-5way-1shot")  # doctest: +SKIP
         >>> adapted = learner.adapt(x_support, y_support)  # doctest: +SKIP
     """
-    path = models_folder(folder) / name
-    if not name or not (path / LEARNER).exists():
-        names = ", ".join(available(folder)) or "none at all"
-        raise FileNotFoundError(
-            f"{path.parent} holds no pretrained learner {name!r}. There are: {names}. Other "
-            "folders: keras_maml.load(name, folder) or the environment variable KERAS_MAML_MODELS."
-        )
+    path = _find(name, folder)
     learner = keras.models.load_model(path / LEARNER)
-    learner.compile_from_config(card(name, folder)["compile"])
+    learner.compile_from_config(json.loads((path / CARD).read_text())["compile"])
     return learner
 
 
@@ -59,7 +57,9 @@ def available(folder: str | os.PathLike | None = None) -> list[str]:
     Raises:
         FileNotFoundError: There is no such folder.
     """
-    return sorted(path.parent.name for path in models_folder(folder).glob(f"*/{LEARNER}"))
+    models = models_folder(folder)
+    found = (*models.glob(f"*/{LEARNER}"), *models.glob(f"{REPLACED}/*/{LEARNER}"))
+    return sorted({path.parent.name for path in found})
 
 
 def card(name: str, folder: str | os.PathLike | None = None) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def card(name: str, folder: str | os.PathLike | None = None) -> dict[str, Any]:
     Raises:
         FileNotFoundError: There is no such learner.
     """
-    return json.loads((models_folder(folder) / name / CARD).read_text())
+    return json.loads((_find(name, folder) / CARD).read_text())
 
 
 def models_folder(folder: str | os.PathLike | None = None) -> pathlib.Path:
@@ -104,6 +104,10 @@ def save(
 ) -> None:
     """Writes the folder of a pretrained learner, whole or not at all.
 
+    A folder cannot be renamed over another one. The old learner is moved aside for the moment
+    between two renames, and `load` finds it there, also if the process is killed in between. Only
+    who is reading one while it is replaced may get the files of both.
+
     Args:
         learner: A built and compiled learner.
         path: The folder to be written.
@@ -115,7 +119,8 @@ def save(
         FileExistsError: The folder is there and not to be replaced.
     """
     path = pathlib.Path(path)
-    if path.exists() and not replace:
+    aside = path.parent / REPLACED / path.name
+    if (path.exists() or aside.exists()) and not replace:
         raise FileExistsError(f"{path} is there already. Choose another name, or replace it.")
     if path.exists() and not (path / CARD).exists():
         raise FileExistsError(f"{path} holds no pretrained learner: it is not replaced.")
@@ -131,5 +136,25 @@ def save(
         (new / CARD).write_text(json.dumps(content, indent=1) + "\n")
         (new / "card.md").write_text(text)
         if path.exists():
-            path.rename(new.with_name("old"))
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            path.rename(aside)
         new.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):  # there is none, or another learner waits there
+        aside.parent.rmdir()
+
+
+def _find(name: str, folder: str | os.PathLike | None) -> pathlib.Path:
+    """Returns the folder of a learner, or of the one that is just being replaced."""
+    models = models_folder(folder)
+    path = models / name
+    # The new one may have come into place between the first look and the second.
+    for place in (path, models / REPLACED / name, path):
+        if name and (place / LEARNER).exists():
+            return place
+    names = ", ".join(available(folder)) or "none at all"
+    raise FileNotFoundError(
+        f"{models} holds no pretrained learner {name!r}. There are: {names}. Other "
+        "folders: keras_maml.load(name, folder) or the environment variable KERAS_MAML_MODELS."
+    )

@@ -1,6 +1,7 @@
 """Pretrained learners: what is published loads, is small, says what it is, and adapts."""
 
 import json
+import pathlib
 import zipfile
 
 import keras
@@ -45,6 +46,7 @@ def card():
         "versions": {"keras": "3"},
         "data": "glyphs",
         "licence": "free",
+        "images": "28 x 28 x 1, ink 1 on paper 0",
         "published": None,
         "departures": ["cut short: 150 of 600 iterations"],
         "train_hours": 0.01,
@@ -122,6 +124,7 @@ def test_the_card_has_the_numbers_of_the_run(folder, card):
     for step in (0, 1, 3, 10):
         assert f"{100 * (0.5 + 0.04321 * step):.2f} ± 1.23 %" in text
     assert card["command"] in text and "cut short: 150 of 600 iterations" in text
+    assert "| images | float32, 28 x 28 x 1, ink 1 on paper 0 |" in text
     known = pretrained.card("glyphs", folder)
     assert known["accuracy"] == card["results"] and known["licence"] == "free"
 
@@ -137,6 +140,52 @@ def test_nothing_is_replaced_unasked(folder):
     publish.main([str(run), "glyphs", "--folder", str(folder), "--replace"])
     assert pretrained.card("glyphs", folder)["commit"] == "def"
     assert [item.name for item in folder.iterdir()] == ["glyphs"]  # and nothing half-written
+
+
+def test_a_run_from_before_images_were_described_is_published(folder, card):
+    del card["images"]
+    run = folder.parent / "run"
+    (run / "results.json").write_text(json.dumps(card))
+    publish.publish(run, "older", folder)
+    assert "| images | float32, 28 x 28 x 1 in 0 .. 1 |" in (folder / "older/card.md").read_text()
+
+
+def test_a_run_of_something_else_is_not_published(folder, capsys):
+    run = folder.parent / "run"
+    (run / "results.json").write_text(json.dumps({"settings": {}, "results": []}))
+    with pytest.raises(SystemExit) as exit_:
+        publish.main([str(run), "name", "--folder", str(folder)])
+    assert exit_.value.code == 2
+    assert (
+        "no run of image classification: its results.json has no title" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("moment", [1, 2], ids=["the old one is aside", "the new one is in place"])
+def test_killed_while_it_is_replaced_a_learner_is_still_there(folder, monkeypatch, learner, moment):
+    path, rename, done = folder / "glyphs", pathlib.Path.rename, []
+
+    def die(self, target):
+        rename(self, target)
+        done.append(target)
+        if len(done) == moment:
+            raise KeyboardInterrupt
+
+    before = pretrained.card("glyphs", folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            pretrained.save(learner, path, {"new": True}, "", replace=True)
+    assert path.exists() == (moment == 2)
+    card = pretrained.card("glyphs", folder)
+    assert card == before if moment == 1 else card["new"]
+    assert pretrained.available(folder) == ["glyphs"]
+    assert keras_maml.load("glyphs", folder).model.count_params() == learner.model.count_params()
+    with pytest.raises(FileExistsError, match="is there already"):
+        pretrained.save(learner, path, {}, "")
+    pretrained.save(learner, path, {"newer": True}, "", replace=True)
+    assert pretrained.card("glyphs", folder)["newer"]
+    assert [item.name for item in folder.iterdir()] == ["glyphs"]
 
 
 def test_a_run_that_has_not_finished_is_not_published(tmp_path, capsys):
