@@ -6,7 +6,6 @@
 Takes a few minutes, and shows what the experiments on Omniglot and mini-ImageNet write.
 """
 
-import sys
 from typing import Any
 
 import tensorflow as tf
@@ -41,7 +40,8 @@ EXPERIMENT = Experiment(
     make_episodes=make_episodes,
     data="glyphs, test classes",
     licence="drawn by keras_maml",
+    images=omniglot.IMAGES,
 )
 
 if __name__ == "__main__":
-    main(EXPERIMENT, __doc__, sys.argv[1:])
+    main(EXPERIMENT, __doc__)

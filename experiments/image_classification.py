@@ -10,6 +10,10 @@ the checkpoint that is best on validation tasks, tests it, and writes into its f
     learner.keras     the learner, with its optimizer
     figures/          learning curves, accuracy over inner steps, test tasks, the hardest of them
     report.html       all of it on one page
+
+What differs from the authors' code: losses are means and the rates higher for it (see the
+settings); the inner loop adapts every weight, with the offsets of batch normalisation, which are
+meta-trained only there.
 """
 
 import dataclasses
@@ -108,6 +112,9 @@ class Experiment:
         make_episodes: As `keras_maml.episodes.omniglot`, the folder first.
         data: What the test tasks are drawn from.
         licence: The licence of the data.
+        images: What an image is, for who wants to use the learner.
+        clip: The bound of each element of the authors' meta-gradient, which is that of a sum over
+            the query images divided by the shots; None: there is none.
     """
 
     name: str
@@ -118,6 +125,8 @@ class Experiment:
     make_episodes: Callable[..., tf.data.Dataset]
     data: str
     licence: str
+    images: str
+    clip: float | None = None
 
     def row(self, task: Task) -> Settings | None:
         """Returns the settings of a row, or None if there is no such row."""
@@ -131,6 +140,8 @@ class Experiment:
         first = self.rows[0]
         queries = task.shots if first.queries == first.shots else first.queries
         sizes = {"queries": queries, "test_queries": (task.shots, *first.test_queries[1:])}
+        if self.clip is not None:
+            sizes["clip_gradient"] = clip_of_mean(self.clip, task.ways, task.shots, queries)
         return dataclasses.replace(first, **dataclasses.asdict(task), **sizes)
 
     def folder(self, settings: Settings) -> str:
@@ -168,19 +179,34 @@ class Experiment:
         ]
 
 
-def main(experiment: Experiment, description: str, arguments: Sequence[str]) -> None:
+def clip_of_mean(clip: float, ways: int, shots: int, queries: int) -> float:
+    """Returns the bound of the gradient of a mean over all query images of an episode.
+
+    Args:
+        clip: The bound where the loss is a sum over them, divided by the shots, as the authors'.
+        ways: Classes.
+        shots: Support images per class.
+        queries: Query images per class.
+
+    Example:
+        >>> clip_of_mean(10, ways=5, shots=1, queries=15) == 10 / 75
+        True
+    """
+    return clip * shots / (ways * queries)
+
+
+def main(experiment: Experiment, description: str) -> None:
     """Runs an experiment as a command: ways, shots and network choose the defaults of the rest.
 
     Args:
         experiment: The experiment.
         description: What ``--help`` says.
-        arguments: What the command got.
     """
     parser = simple_parsing.ArgumentParser(
         add_help=False, add_option_string_dash_variants=simple_parsing.DashVariant.DASH
     )
     parser.add_arguments(Task, "task")
-    defaults = experiment.defaults(parser.parse_known_args(arguments)[0].task)
+    defaults = experiment.defaults(parser.parse_known_args()[0].task)
     run_command(
         experiment.name,
         description,
@@ -203,6 +229,7 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
 
     Raises:
         FileExistsError: The folder holds another run, or something else.
+        BlockingIOError: Another run is using the folder.
         ValueError: The data set has no such episodes, or a setting is out of range.
     """
     make_episodes = functools.partial(
@@ -215,15 +242,18 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
         learner = make_learner(experiment, settings)
         check_epochs(settings.iterations, settings.epoch_iterations)
         check_count("test_tasks", settings.test_tasks, minimum=1)
-        make_episodes("validation")
+        if not settings.test_queries:
+            raise ValueError("test_queries must be one number of query images or several, got ().")
         for queries in settings.test_queries:
-            make_episodes("test", queries=queries)
+            check_count("test_queries", queries, minimum=1)
+        make_episodes("test", queries=max(settings.test_queries))
+        validation = make_episodes("validation", tasks=settings.validation_tasks)
     this = Run(folder, settings)
     if this.results is None:
-        history = train(this, learner, settings, make_episodes)
+        history = train(this, learner, settings, make_episodes, validation)
         test(this, learner, experiment, settings, make_episodes, history)
     page = report.write(this.folder)
-    print((this.folder / "results.txt").read_text())
+    print((this.folder / "results.txt").read_text(encoding="utf-8"))
     print(f"Results, learning curve and checkpoints: {this.folder}")
     print(f"Report: {page}")
     return this.results
@@ -248,10 +278,13 @@ def make_learner(experiment: Experiment, settings: Settings) -> MAML:
 
 
 def train(
-    this: Run, learner: MAML, settings: Settings, make_episodes: Callable[..., tf.data.Dataset]
+    this: Run,
+    learner: MAML,
+    settings: Settings,
+    make_episodes: Callable[..., tf.data.Dataset],
+    validation: tf.data.Dataset,
 ) -> list[dict[str, float]]:
-    """Trains, or continues; the learner ends with the weights that are best in validation."""
-    validation = make_episodes("validation", tasks=settings.validation_tasks)
+    """Trains, or continues; the learner ends as it was when it was best in validation."""
     picture = next(iter(validation))
     summary = callbacks.AdaptationSummary(
         this.folder / "tensorboard",
@@ -299,9 +332,10 @@ def test(
         "data": experiment.data,
         "licence": experiment.licence,
         "published": published and dataclasses.asdict(published),
+        "images": experiment.images,
         "departures": departures,
         "train_hours": round(history[-1]["seconds"] / 3600, 2),
-        "iterations_of_best_epoch": max(history, key=lambda row: row["val_accuracy"])["iterations"],
+        "iterations_of_best_epoch": float(learner.optimizer.iterations),
     }
     headline = report.headline(record | {"settings": this.settings, "results": rows})
     write_text(this.folder / "results.txt", "\n".join([headline, *departures, "", *tables]))

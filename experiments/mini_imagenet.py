@@ -7,15 +7,18 @@ FOLDER is what `keras_maml.episodes.mini_imagenet` takes; it may be left out onc
 The number of shots chooses a row of the paper's table 1; every other option overrides it.
 """
 
-import sys
-
 import keras
 
-from experiments.image_classification import Experiment, Published, Settings, main
+from experiments.image_classification import (
+    Experiment,
+    Published,
+    Settings,
+    clip_of_mean,
+    main,
+)
 from keras_maml import episodes, networks
 
-# The authors clip each element of their meta-gradient to +-10. Their query loss is a sum divided
-# by the shots: 75 and 15 times the mean over the 75 query images, and the bound that much higher.
+CLIP = 10  # the bound of each element of the authors' meta-gradient
 COMMON = {
     "queries": 15,
     "inner_learning_rate": 0.05,  # for a mean over examples: 5 x 0.01
@@ -38,8 +41,14 @@ EXPERIMENT = Experiment(
     name="mini_imagenet",
     title="mini-ImageNet",
     rows=(
-        Settings(**COMMON, meta_batch_size=4, clip_gradient=10 / 75),
-        Settings(**COMMON, shots=5, meta_batch_size=2, clip_gradient=10 / 15, test_queries=(5, 15)),
+        Settings(**COMMON, meta_batch_size=4, clip_gradient=clip_of_mean(CLIP, 5, 1, 15)),
+        Settings(
+            **COMMON,
+            shots=5,
+            meta_batch_size=2,
+            clip_gradient=clip_of_mean(CLIP, 5, 5, 15),
+            test_queries=(5, 15),
+        ),
     ),
     published={
         (5, 1, True, False): Published(0.4870, 0.0184),
@@ -51,7 +60,9 @@ EXPERIMENT = Experiment(
     make_episodes=episodes.mini_imagenet,
     data="mini-ImageNet, test classes (20)",
     licence="ImageNet's terms: non-commercial research and education",
+    images="84 x 84 x 3, RGB in 0 .. 1",
+    clip=CLIP,
 )
 
 if __name__ == "__main__":
-    main(EXPERIMENT, __doc__, sys.argv[1:])
+    main(EXPERIMENT, __doc__)

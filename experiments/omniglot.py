@@ -8,8 +8,6 @@ FOLDER holds images_background.zip and images_evaluation.zip; without --data the
 Ways, shots and network choose a row of the paper's table 1; every other option overrides it.
 """
 
-import sys
-
 import keras
 
 from experiments.image_classification import Experiment, Published, Settings, main
@@ -17,6 +15,7 @@ from keras_maml import episodes, networks
 
 TWENTY_WAYS = {"ways": 20, "inner_steps": 5, "evaluation_steps": 5, "meta_batch_size": 16}
 FIVE_SHOTS = {"shots": 5, "queries": 5, "test_queries": (5, 15)}
+IMAGES = "28 x 28 x 1, ink 1 on paper 0"
 FIRST_ORDER = "Nichol, Achiam and Schulman 2018 (arXiv 1803.02999), table 2"
 
 
@@ -55,7 +54,8 @@ EXPERIMENT = Experiment(
     make_episodes=episodes.omniglot,
     data="Omniglot, test characters (423)",
     licence="MIT (Brenden Lake)",
+    images=IMAGES,
 )
 
 if __name__ == "__main__":
-    main(EXPERIMENT, __doc__, sys.argv[1:])
+    main(EXPERIMENT, __doc__)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import sys
 
 import h5py
 import numpy as np
@@ -12,6 +11,7 @@ from interruption import kill_when
 
 from experiments import glyphs, image_classification, mini_imagenet, omniglot
 from experiments.image_classification import Files, Settings, Task
+from experiments.runs import read_csv
 from keras_maml import networks
 
 EXPERIMENTS = [omniglot.EXPERIMENT, mini_imagenet.EXPERIMENT, glyphs.EXPERIMENT]
@@ -41,7 +41,7 @@ def parse(monkeypatch, experiment, *options):
     seen = []
     monkeypatch.setattr(image_classification, "run", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr("sys.argv", [experiment.name, *options])
-    image_classification.main(experiment, "", options)
+    image_classification.main(experiment, "")
     ((ours, settings, files),) = seen
     assert ours is experiment and type(settings) is Settings
     return settings, files
@@ -102,6 +102,9 @@ def test_sizes_without_a_row_take_the_first_rows_settings(monkeypatch):
     assert omniglot.EXPERIMENT.folder(settings) == "runs/omniglot-10way-3shot"
     settings, _ = parse(monkeypatch, mini_imagenet.EXPERIMENT, "--shots", "3")
     assert (settings.queries, settings.test_queries) == (15, (3, 15))
+    assert settings.clip_gradient * (5 * 15 / 3) == pytest.approx(10)
+    settings, _ = parse(monkeypatch, mini_imagenet.EXPERIMENT, "--ways", "10")
+    assert settings.clip_gradient * (10 * 15 / 1) == pytest.approx(10)
 
 
 def test_what_differs_from_the_row_is_said():
@@ -112,9 +115,18 @@ def test_what_differs_from_the_row_is_said():
     ]
 
 
-def test_a_test_that_cannot_be_drawn_fails_before_anything_is_written(tmp_path):
-    settings = Settings(**TINY | {"test_queries": (1, 10_000)})
-    with pytest.raises(ValueError, match="10000"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_queries": (1, 10_000)}, "10000"),
+        ({"test_queries": (1, 0)}, "test_queries must be an integer of at least 1, got 0"),
+        ({"test_queries": ()}, "test_queries must be one number of query images or several"),
+        ({"validation_tasks": 3}, "tasks=3 and meta_batch_size=2"),
+    ],
+)
+def test_what_cannot_be_drawn_fails_before_anything_is_written(tmp_path, changes, message):
+    settings = Settings(**TINY | changes)
+    with pytest.raises(ValueError, match=message):
         image_classification.run(glyphs.EXPERIMENT, settings, Files(output=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
@@ -152,7 +164,7 @@ def killed_and_continued(tmp_path_factory):
     assert not (folder / "results.json").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["glyphs", *arguments])
-        image_classification.main(TINY_GLYPHS, "", arguments)
+        image_classification.main(TINY_GLYPHS, "")
     return folder
 
 
@@ -180,6 +192,7 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(killed_and_continue
     records = [json.loads((folder / "results.json").read_text()) for folder in (ours, theirs)]
     for key in ("results", "settings", "iterations_of_best_epoch", "departures"):
         assert records[0][key] == records[1][key]
+    assert [len(record["starts"]) for record in records] == [2, 1]
 
 
 def test_a_run_leaves_what_it_says(uninterrupted):
@@ -187,6 +200,11 @@ def test_a_run_leaves_what_it_says(uninterrupted):
     steps = {(row["batch_normalization"], row["step"]) for row in record["results"]}
     assert steps == {(m, s) for m in ("transductive", "inductive") for s in range(11)}
     assert record["licence"] and record["title"] == "Glyphs, 2-way 1-shot"
+    best = max(
+        read_csv(uninterrupted / "history.csv"),
+        key=lambda row: (row["val_accuracy"], -row["val_loss"]),
+    )
+    assert record["iterations_of_best_epoch"] == best["iterations"]
     pictures = {path.name for path in (uninterrupted / "figures").iterdir()}
     assert {f"{kind}-{i}.png" for kind in ("example", "hardest") for i in (1, 2, 3)} <= pictures
     assert list((uninterrupted / "tensorboard").rglob("events*"))
@@ -209,4 +227,4 @@ def test_a_finished_run_is_shown_again_without_training(uninterrupted, monkeypat
 
 
 if __name__ == "__main__":
-    image_classification.main(TINY_GLYPHS, "", sys.argv[1:])
+    image_classification.main(TINY_GLYPHS, "")
