@@ -381,7 +381,7 @@ def film(this: Run, problem: Problem, settings: Settings, method: str) -> None:
         policy.seed_actions(settings.seed, number)
         pair.set_tasks(np.stack([tasks[number]] * 2))
         pictures, returns = record(pair, policy, steps=settings.horizon, every=FILM_EVERY)
-        label = np.array2string(tasks[number], precision=2)
+        label = " ".join(f"{value:.3g}" for value in np.ravel(tasks[number]))
         names = "before", f"after {len(rates(settings, method))} steps"
         captions = [
             f"task {label}, {n}: return {r:.0f}" for n, r in zip(names, returns, strict=True)
