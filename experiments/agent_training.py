@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from experiments.runs import check_epochs, read_csv, write_csv
+from experiments.runs import check_epochs
+from keras_maml.files import read_csv, whole, write_csv
 from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_iteration
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
@@ -139,10 +140,9 @@ class Checkpoint:
             self._read(self._best, self._agent.model.variables)
 
     def _write(self, path: pathlib.Path, variables: Sequence[Any]) -> None:
-        temporary = path.with_name("temporary.npz")
         values = [np.asarray(variable) for variable in variables]
-        np.savez(temporary, *values, iterations=len(self.history))
-        temporary.replace(path)
+        with whole(path) as temporary:
+            np.savez(temporary, *values, iterations=len(self.history))
 
     def _read(self, path: pathlib.Path, variables: Sequence[Any]) -> int:
         with np.load(path, allow_pickle=False) as file:

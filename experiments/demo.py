@@ -10,6 +10,7 @@ import keras
 from experiments import sinusoid
 from experiments.runs import Run
 from keras_maml import callbacks, episodes, plots
+from keras_maml.files import whole, write_text
 
 # The rate of the paper's text: big steps that can be seen.
 SETTINGS = sinusoid.Settings(
@@ -48,10 +49,11 @@ def run(output: str, settings: sinusoid.Settings = SETTINGS) -> None:
         )
         result = sinusoid.test(learner, settings, 10, "maml")
         plots.save(picture(learner), folder / "adaptation.png")
-        learner.save(folder / "learner.keras")
+        with whole(folder / "learner.keras") as temporary:
+            learner.save(temporary)
         learner.export(folder / "saved_model" / "1", overwrite=True, verbose=False)
         report = f"Mean squared error on new curves, adapted from 10 points\n{result.to_text()}\n"
-        (folder / "results.txt").write_text(report)
+        write_text(folder / "results.txt", report)
         this.finish(result.rows(), data="sine curves, test seed 20000")
     print(f"\n{(folder / 'results.txt').read_text()}")
     print(f"picture     {folder / 'adaptation.png'}")

@@ -26,18 +26,11 @@ import keras
 import simple_parsing
 import tensorflow as tf
 
+from experiments.command_line import run_command, with_defaults
 from experiments.report import images as report
-from experiments.runs import (
-    Run,
-    as_json,
-    check_epochs,
-    results_of,
-    run_command,
-    with_defaults,
-    write_csv,
-    write_text,
-)
+from experiments.runs import Run, as_json, check_epochs, results_of
 from keras_maml import MAML, callbacks, evaluation, plots
+from keras_maml.files import whole, write_csv, write_text
 from keras_maml.validation import check_count
 
 STEPS = 10  # inner steps that a test follows
@@ -323,7 +316,8 @@ def test(
         tasks += [{"queries": queries} | row for row in _task_rows(result, settings)]
         tables += [f"{report.count(queries, 'query image')} per class", result.to_text(), ""]
     write_csv(this.folder / "test_tasks.csv", tasks)
-    _save(learner, this.folder / "learner.keras")
+    with whole(this.folder / "learner.keras") as temporary:
+        learner.save(temporary)
     draw(this.folder / "figures", learner, settings, make_episodes, tasks)
     published = experiment.published.get((*dataclasses.astuple(settings)[:3], settings.first_order))
     departures = experiment.departures(settings)
@@ -382,9 +376,3 @@ def _task_rows(result: evaluation.Evaluation, settings: Settings) -> list[dict[s
         {"task": task} | {name: round(float(column[task]), 4) for name, column in columns.items()}
         for task in range(result.tasks)
     ]
-
-
-def _save(learner: MAML, path: pathlib.Path) -> None:
-    temporary = path.with_name("temporary.keras")
-    learner.save(temporary)
-    temporary.replace(path)

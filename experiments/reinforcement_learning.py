@@ -24,8 +24,10 @@ import tensorflow as tf
 
 import keras_maml.rl
 from experiments.agent_training import epoch_returns, train_agent
-from experiments.runs import Run, check_epochs, run_command, with_defaults, write_text
+from experiments.command_line import run_command, with_defaults
+from experiments.runs import Run, check_epochs
 from keras_maml import evaluation, plots
+from keras_maml.files import write_text
 from keras_maml.rl import (
     MetaPolicyGradientAgent,
     Proximal,
@@ -66,10 +68,10 @@ class Settings:
     horizon: int = 100  # steps of an episode
     inner_learning_rate: float = 0.5  # alpha, of the policy gradient steps
     inner_steps: int = 1  # in training
-    inner_loss: str = "log_likelihood"  # or likelihood_ratio, of lower-variance second derivative
-    max_kl: float = 0.01  # of an outer step
-    cg_iterations: int = 10  # of conjugate gradient, for its direction
-    momentum: float = 0.0  # of the gradients that outer steps follow
+    inner_loss: str = "log_likelihood"  # or likelihood_ratio, which promp always has
+    max_kl: float = 0.01  # of an outer step; promp has none
+    cg_iterations: int = 10  # of conjugate gradient, for its direction; promp has none
+    momentum: float = 0.0  # of the gradients that outer steps follow; promp has none
     discount: float = 0.99  # per step
     gae_lambda: float = 1.0  # of advantage estimation
     units: tuple[int, ...] = (100, 100)  # of the policy's hidden layers

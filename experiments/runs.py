@@ -15,7 +15,6 @@ for bit, since episode i of a seed is always the same and a checkpoint holds wei
 and random state. A folder belongs to one process at a time.
 """
 
-import csv
 import dataclasses
 import fcntl
 import importlib.metadata
@@ -24,17 +23,17 @@ import os
 import pathlib
 import platform
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import keras
-import simple_parsing
 import tensorflow as tf
 
 import keras_maml
+from experiments.command_line import as_typed
+from keras_maml.files import TEMPORARY, read_csv, whole, write_csv, write_json
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
 
@@ -74,7 +73,7 @@ class Run:
         is_new = not path.exists()
         if is_new:
             found = {path.name for path in self.folder.iterdir()} - {"starts.json"}
-            if not all(name.endswith(".temporary") for name in found):  # what a killed start leaves
+            if not all(name.startswith(TEMPORARY) for name in found):  # what a killed start leaves
                 raise FileExistsError(
                     f"{self.folder} is not empty and holds no run. Choose another --output."
                 )
@@ -231,7 +230,7 @@ def lock(folder: pathlib.Path) -> int:
 def made_with() -> dict[str, Any]:
     """Returns what says how results are made: command, commit, date and versions."""
     return {
-        "command": command_line(),
+        "command": as_typed(),
         "commit": COMMIT,
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -322,86 +321,8 @@ class Checkpoint(keras.callbacks.Callback):
             path.unlink()
 
     def _save(self, path: pathlib.Path) -> None:
-        temporary = path.with_name("temporary.weights.h5")
-        self.model.save_weights(temporary, overwrite=True)
-        temporary.replace(path)
-
-
-def run_command(name: str, description: str, run: Callable, *arguments: type) -> None:
-    """Runs an experiment as a command: its options are the fields of dataclasses.
-
-    Args:
-        name: The module's name in `experiments`.
-        description: What ``--help`` says.
-        run: Called with an instance of each dataclass.
-        *arguments: The dataclasses.
-    """
-    parser = simple_parsing.ArgumentParser(
-        prog=f"python -m experiments.{name}",
-        description=description,
-        add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
-    )
-    for argument in arguments:
-        parser.add_arguments(argument, argument.__name__.lower())
-    values = parser.parse_args()
-    try:
-        run(*(getattr(values, argument.__name__.lower()) for argument in arguments))
-    except (
-        ValueError,
-        OSError,
-        FloatingPointError,
-    ) as error:  # of the user's making: the message says it all
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
-def with_defaults(settings: Any) -> type:
-    """Returns a dataclass like that of ``settings`` whose defaults are its values.
-
-    Args:
-        settings: An instance of a frozen dataclass.
-    """
-    kind = type(settings)
-    fields = [
-        (f.name, f.type, dataclasses.field(default=getattr(settings, f.name), metadata=f.metadata))
-        for f in dataclasses.fields(kind)
-    ]
-    changed = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
-    changed.__doc__ = kind.__doc__
-    return changed
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_csv(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
-    """Writes a table with a header, whole or not at all."""
-    temporary = path.with_name(path.name + ".temporary")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
-
-
-def read_csv(path: pathlib.Path) -> list[dict[str, float]]:
-    """Reads a table of numbers that `write_csv` has written."""
-    with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes text, whole or not at all."""
-    temporary = path.with_name(path.name + ".temporary")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def command_line() -> str:
-    """Returns the command that started this process, as a user would type it."""
-    module = getattr(sys.modules["__main__"].__spec__, "name", None)
-    return " ".join(["python", "-m", module or "experiments", *sys.argv[1:]])
+        with whole(path) as temporary:
+            self.model.save_weights(temporary, overwrite=True)
 
 
 def commit() -> str | None:

@@ -15,8 +15,10 @@ import keras
 import numpy as np
 import tabulate
 
-from experiments.runs import Run, run_command, write_text
+from experiments.command_line import run_command
+from experiments.runs import Run
 from keras_maml import MAML, episodes, evaluation, networks, plots
+from keras_maml.files import write_text
 
 METHODS = ("maml", "first-order", "pretrained", "oracle")
 TITLES = {

@@ -8,18 +8,17 @@ The number of inner steps has a signature of its own: a SavedModel can give an i
 value, but Python's loader refuses a request that leaves such an input out (TensorFlow 2.21).
 """
 
-import contextlib
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from keras_maml import validation
+from keras_maml.files import whole_folder
 from keras_maml.functional import Tensors, as_tensors, task_states
 from keras_maml.layers import flatten_layers
 from keras_maml.task_map import TaskMap
@@ -119,8 +118,8 @@ def export(
     module.layers = [
         layer for layer in flatten_layers(learner.model) if not isinstance(layer, keras.Model)
     ]
-    with _staged(filepath, overwrite) as folder:
-        tf.saved_model.save(module, folder, signatures)
+    with whole_folder(filepath, replace=overwrite) as folder:
+        tf.saved_model.save(module, str(folder), signatures)
     if verbose:
         calls = [
             f"{name}({', '.join(sorted(signature.structured_input_signature[1]))})"
@@ -301,23 +300,3 @@ def _check_destination(filepath: pathlib.Path, overwrite: bool) -> None:
             f"{filepath} already holds a SavedModel: choose another folder (the next version "
             "number), or pass overwrite=True to replace it."
         )
-
-
-@contextlib.contextmanager
-def _staged(filepath: pathlib.Path, overwrite: bool) -> Iterator[str]:
-    """Yields a folder to write to, and moves it to ``filepath`` unless something fails."""
-    # On the same disk, so that the move is atomic and a server that watches the parent never
-    # sees half a version; above the folders to create, so that a failure leaves none behind.
-    above = next(parent for parent in filepath.absolute().parents if parent.exists())
-    with tempfile.TemporaryDirectory(dir=above, prefix=f".{filepath.name}-") as staging:
-        new, old = pathlib.Path(staging, "new"), pathlib.Path(staging, "old")
-        yield str(new)
-        filepath.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite and filepath.exists():
-            filepath.rename(old)
-        try:
-            new.rename(filepath)
-        except OSError:
-            if old.exists():
-                old.rename(filepath)
-            raise

@@ -1,7 +1,6 @@
 """Figures of the paper and of a run, as `matplotlib.figure.Figure` (no display needed)."""
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -9,15 +8,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from keras_maml.files import whole
 from keras_maml.maml import MAML
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Writes a figure as PNG, whole or not at all."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".temporary")
-    figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    temporary.replace(path)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
 
 
 def to_array(figure: Figure) -> np.ndarray:

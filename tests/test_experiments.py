@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from experiments import demo, runs, sinusoid
+from experiments import command_line, demo, runs, sinusoid
 from keras_maml import episodes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -258,7 +258,7 @@ def test_a_command_says_what_is_wrong_without_a_traceback(tmp_path, capsys, monk
     (tmp_path / "thesis.txt").write_text("precious")
     monkeypatch.setattr("sys.argv", ["sinusoid", "--output", str(tmp_path), "--iterations", "1000"])
     with pytest.raises(SystemExit) as exit_:
-        runs.run_command("sinusoid", "", sinusoid.run, sinusoid.Settings, sinusoid.Files)
+        command_line.run_command("sinusoid", "", sinusoid.run, sinusoid.Settings, sinusoid.Files)
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m experiments.sinusoid: ") and "holds no run" in error

@@ -11,8 +11,8 @@ from interruption import kill_when
 
 from experiments import glyphs, image_classification, mini_imagenet, omniglot
 from experiments.image_classification import Files, Settings, Task
-from experiments.runs import read_csv
 from keras_maml import networks
+from keras_maml.files import read_csv
 
 EXPERIMENTS = [omniglot.EXPERIMENT, mini_imagenet.EXPERIMENT, glyphs.EXPERIMENT]
 # What `python -m experiments.glyphs` runs, with a network that compiles quickly.

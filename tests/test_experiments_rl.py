@@ -9,6 +9,7 @@ import pytest
 from interruption import kill_when
 
 from experiments import agent_training, locomotion, navigation, reinforcement_learning
+from experiments.benchmarks import meta_iteration
 from experiments.reinforcement_learning import Files
 
 TINY = {
@@ -171,3 +172,23 @@ def test_ten_skips_in_a_row_end_the_run(tmp_path, monkeypatch):
         reinforcement_learning.run(
             navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
         )
+
+
+def test_the_benchmark_of_meta_iterations_accounts_for_all_of_their_time(tmp_path):
+    problems = {"navigation": dataclasses.replace(navigation.PROBLEM, settings=SETTINGS)}
+    settings = meta_iteration.Settings(tasks=("navigation",), repeats=1)
+    files = meta_iteration.Files(output=str(tmp_path / "run"))
+    store = meta_iteration.run(settings, files, problems)
+    *parts, whole = store.records["navigation"]["parts"].values()
+    assert len(parts) == 4 and all(part["median_ms"] > 0 for part in parts)
+    assert sum(part["median_ms"] for part in parts) == pytest.approx(whole["median_ms"])
+    assert "outer step" in store.path.read_text()
+
+
+def test_the_benchmark_of_meta_iterations_refuses_what_it_does_not_know(tmp_path):
+    files = meta_iteration.Files(output=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"cheetah-direction.*got \['flea'\]"):
+        meta_iteration.run(meta_iteration.Settings(tasks=("flea",)), files)
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        meta_iteration.run(meta_iteration.Settings(repeats=0), files)
+    assert not (tmp_path / "run").exists()

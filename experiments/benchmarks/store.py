@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments import runs
 from experiments.benchmarks import machine
+from keras_maml.files import write_text
 
 FILES = ("settings.json", "results.json", "results.txt")
 
@@ -57,7 +58,7 @@ class Store:
             record = function()
             self.records[key] = record | {"commit": runs.COMMIT, "date": time.strftime("%Y-%m-%d")}
             self._run.finish(self.records, machine=machine.describe())
-        runs.write_text(self.path, self.text())
+        write_text(self.path, self.text())
         return self.records[key]
 
     def text(self) -> str:

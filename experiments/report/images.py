@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.report import page
-from experiments.runs import read_csv, write_text
 from keras_maml import plots
+from keras_maml.files import read_csv, write_text
 
 Row = Mapping[str, Any]
 

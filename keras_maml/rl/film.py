@@ -1,13 +1,13 @@
 """Films of environments, as animated GIFs."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tf_agents.policies import tf_policy
 
+from keras_maml.files import whole
 from keras_maml.rl.environments import TaskPyEnvironment
 
 
@@ -78,14 +78,13 @@ def write_gif(
             draw.text((6, height - 14), caption, fill="black")
             panels.append(np.asarray(image))
         frames.append(Image.fromarray(np.concatenate(panels, axis=1)).quantize(64))
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".temporary")
-    frames[0].save(
-        temporary,
-        format="GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=round(1000 / frames_per_second),
-        loop=0,
-    )
-    temporary.replace(path)
+    duration = round(1000 / frames_per_second)
+    with whole(path) as temporary:
+        frames[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=duration,
+            loop=0,
+        )

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from absl import logging
 from tf_agents.policies import policy_saver, tf_policy
 from tf_agents.trajectories import policy_step, time_step
 
+from keras_maml.files import whole_folder
 from keras_maml.functional import Tensors, as_tensors, forward, task_states
 from keras_maml.layers import Route
 from keras_maml.task_map import TaskMap
@@ -214,16 +214,10 @@ class TaskPolicy(tf_policy.TFPolicy):
             raise FileExistsError(
                 f"{folder} exists: choose another folder, or pass overwrite=True to replace it."
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            new, old = pathlib.Path(temporary, "new"), pathlib.Path(temporary, "old")
-            with warnings.catch_warnings(), _quiet_absl():
-                # Of the distributions that PolicySaver saves beside the actions.
-                warnings.filterwarnings("ignore", "Encoding a StructuredValue")
-                policy_saver.PolicySaver(self, batch_size=None).save(str(new))
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
+        with whole_folder(folder) as new, warnings.catch_warnings(), _quiet_absl():
+            # Of the distributions that PolicySaver saves beside the actions.
+            warnings.filterwarnings("ignore", "Encoding a StructuredValue")
+            policy_saver.PolicySaver(self, batch_size=None).save(str(new))
 
     def _variables(self) -> list[tf.Variable]:
         return [*self.fast_weights, *self._states, self._stream, self._drawn]

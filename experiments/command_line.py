@@ -1,0 +1,54 @@
+"""Command lines of experiments: their options are the fields of dataclasses."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import simple_parsing
+
+
+def run_command(name: str, description: str, run: Callable, *arguments: type) -> None:
+    """Runs an experiment as a command.
+
+    Args:
+        name: The module's name in `experiments`.
+        description: What ``--help`` says.
+        run: Called with an instance of each dataclass.
+        *arguments: The dataclasses.
+    """
+    parser = simple_parsing.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=description,
+        add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
+    )
+    for argument in arguments:
+        parser.add_arguments(argument, argument.__name__.lower())
+    values = parser.parse_args()
+    try:
+        run(*(getattr(values, argument.__name__.lower()) for argument in arguments))
+    except (ValueError, OSError, FloatingPointError) as error:
+        # Of the user's making: the message says it all.
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def with_defaults(settings: Any) -> type:
+    """Returns a dataclass like that of ``settings`` whose defaults are its values.
+
+    Args:
+        settings: An instance of a frozen dataclass.
+    """
+    kind = type(settings)
+    fields = [
+        (f.name, f.type, dataclasses.field(default=getattr(settings, f.name), metadata=f.metadata))
+        for f in dataclasses.fields(kind)
+    ]
+    changed = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
+    changed.__doc__ = kind.__doc__
+    return changed
+
+
+def as_typed() -> str:
+    """Returns the command that started this process, as a user would type it."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)
+    return " ".join(["python", "-m", module or "experiments", *sys.argv[1:]])
