@@ -119,8 +119,8 @@ def table(records: dict[str, dict]) -> str:
         about = (
             f"{task}: {chosen['tasks']} tasks, {chosen['rollouts']} rollouts, {chosen['horizon']} "
             f"steps, before and after adaptation; {len(record['backtracks'])} meta-iterations "
-            f"after the first, which took {record['first_seconds']:.1f} s; the line search went back "
-            f"{sum(record['backtracks'])} times"
+            f"after the first, which took {record['first_seconds']:.1f} s; the line search "
+            f"went back {sum(record['backtracks'])} times"
         )
         headers = ["", "seconds [quartiles]", "share"]
         text = tabulate.tabulate(rows, headers, stralign="right", disable_numparse=True)

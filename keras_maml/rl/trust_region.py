@@ -55,9 +55,8 @@ class TrustRegion:
         backtrack_ratio: By which the line search shortens a step.
         max_backtracks: How many steps it tries.
         momentum: Weight of the past in a moving average of gradients, for which the direction is
-            sought. A meta-gradient is mostly noise: of the gain on the transitions that it was
-            computed from, less than a tenth remains on others (HalfCheetah, 40 tasks, 20
-            rollouts). 0: every step has its own gradient, as the authors.
+            sought, since a meta-gradient of a few rollouts is mostly noise. 0: every step has its
+            own gradient, as the authors.
     """
 
     max_kl: float = 0.01
