@@ -46,7 +46,10 @@ PROBLEMS = {
         settings=Settings(
             task="cheetah-velocity",
             # The authors' checkpoint was trained with 10 rollouts.
-            **ROBOTS | {"rollouts": 10, "test_pretrained_rate": 0.02, "test_random_rate": 0.1},
+            rollouts=10,
+            # Below it a gradient step of the same rate goes too far.
+            min_std=0.25,
+            **ROBOTS | {"test_pretrained_rate": 0.02, "test_random_rate": 0.1},
         ),
         published={
             "maml": (-129.53, -78.57, -66.62, -60.78),

@@ -76,6 +76,7 @@ class Settings:
     gae_lambda: float = 1.0  # of advantage estimation
     units: tuple[int, ...] = (100, 100)  # of the policy's hidden layers
     activation: str = "relu"  # of the policy's hidden layers
+    min_std: float = 1e-6  # of actions; smaller deviations count as this
     iterations: int = 500  # meta-iterations of MAML
     baseline_iterations: int = 1_000  # of the pre-trained policy and the oracle
     baseline_rollouts: int = 100  # in each of these, each with a task of its own
@@ -206,6 +207,7 @@ def make_agent(
         actions.shape[0],
         settings.units,
         activation=settings.activation,
+        min_std=settings.min_std,
         seed=settings.seed,
     )
     proximal = method == "promp"

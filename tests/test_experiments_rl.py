@@ -192,3 +192,13 @@ def test_the_benchmark_of_meta_iterations_refuses_what_it_does_not_know(tmp_path
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         meta_iteration.run(meta_iteration.Settings(repeats=0), files)
     assert not (tmp_path / "run").exists()
+
+
+def test_deviations_of_actions_have_the_floor_of_the_settings():
+    settings = dataclasses.replace(SETTINGS, min_std=0.25)
+    environment = reinforcement_learning.make_environment(navigation.PROBLEM, settings, "maml", 1)
+    agent = reinforcement_learning.make_agent(settings, "maml", environment, 1)
+    layer = agent.model.get_layer("log_std")
+    layer.vector.assign(np.full(2, -5.0, "float32"))
+    deviations = np.exp(agent.model(np.zeros([1, 2], "float32"))["log_std"])
+    np.testing.assert_allclose(deviations, 0.25, rtol=1e-6)
