@@ -99,7 +99,7 @@ def check_split(split: str | Sequence[str], fractions: Sequence[float]) -> None:
     if isinstance(split, str):
         check_choice("split", split, SPLITS)
     shares = tuple(fractions)
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != 3 or not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):
         raise ValueError(
             f"fractions must be three shares of train, validation and test that sum to 1, got "
             f"{shares}."
@@ -120,8 +120,9 @@ def named_split(split: str | Sequence[str], fractions: Sequence[float]) -> str:
 
 def _chosen(names: Sequence[str], chosen: list[str]) -> list[str]:
     unknown = sorted(set(chosen) - set(names))
-    if unknown or len(set(chosen)) != len(chosen):
-        trouble = f"does not know {_listed(unknown)}" if unknown else "got a class twice"
+    if unknown or not chosen or len(set(chosen)) != len(chosen):
+        trouble = "got no class" if not chosen else "got a class twice"
+        trouble = f"does not know {_listed(unknown)}" if unknown else trouble
         raise ValueError(
             f"split must be one of {SPLITS} or a list of different classes of this data set, which "
             f"{trouble}. Its classes are {_listed(sorted(names))}."

@@ -107,6 +107,9 @@ class ImageArchive:
         self.names = tuple(sorted(members))
         self.identity = digest.hexdigest()
         self._members = members
+        paths = (PurePosixPath(member).parts for member, _ in files)
+        self._beside = [p for p in paths if len(p) >= levels and "/".join(p[:-levels]) in roots]
+        self._levels = levels
 
     def read(self, names: Iterable[str] | None = None) -> Iterator[bytes]:
         """Reads image files.
@@ -139,6 +142,15 @@ class ImageArchive:
         for name in self.names:
             folders.setdefault(name.rpartition("/")[0], []).append(name)
         return folders
+
+    def other_folders(self) -> dict[str, str]:
+        """The first file of each folder that lies beside those of `by_folder` without an image."""
+        there, others = self.by_folder(), {}
+        for parts in sorted(self._beside):
+            folder = "/".join(parts[-self._levels : -1])
+            if folder not in there and not any(map(_is_hidden, parts)):
+                others.setdefault(folder, parts[-1])
+        return others
 
 
 def combined_identity(*parts: object) -> str:
@@ -180,6 +192,9 @@ def _files_of_folder(
 
 
 def _files_of_zip(path: Path) -> list[tuple[str, str]]:
+    with path.open("rb") as file:
+        if file.read(2) not in (b"PK", b""):
+            raise ValueError(f"{path} is no folder and no zip file. Pass one of these.")
     try:
         with zipfile.ZipFile(path) as file:
             members = [info for info in file.infolist() if not info.is_dir()]

@@ -1,16 +1,18 @@
 """Decodes image files to uint8 and resizes them with a Lanczos filter."""
 
 import functools
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageOps
 
 from keras_maml.episodes.image_archives import ImageArchive
 from keras_maml.validation import check_count
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """Files that `decode` reads, in lower case."""
 
 
@@ -30,22 +32,23 @@ def check_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
         >>> check_image_size(84)
         (84, 84)
     """
-    size = (image_size,) * 2 if isinstance(image_size, int) else image_size
+    size = (image_size,) * 2 if isinstance(image_size, int | np.integer) else image_size
     if not isinstance(size, tuple | list) or len(size) != 2:
         raise ValueError(
             f"image_size must be a number of pixels or (height, width), got {image_size!r}."
         )
     for name, pixels in zip(("height", "width"), size, strict=True):
         check_count(f"The {name} in image_size", pixels, minimum=1)
-    return tuple(size)
+    return int(size[0]), int(size[1])
 
 
 def decode(content: bytes, *, channels: int, where: str) -> np.ndarray:
-    """Decodes a JPEG, PNG, BMP or (the first frame of a) GIF file.
+    """Decodes an image file: JPEG, PNG, BMP, WebP, TIFF or GIF, of several frames the first.
 
     Args:
         content: The file.
-        channels: 1 for grey, 3 for colour; the image is converted.
+        channels: 1 for grey, 3 for colour; the image is converted. What is transparent becomes
+            white, a photograph is turned as its camera noted (EXIF), 16 bits become 8.
         where: Names the file, for the error.
 
     Returns:
@@ -60,15 +63,29 @@ def decode(content: bytes, *, channels: int, where: str) -> np.ndarray:
         (4, 5, 3)
     """
     try:
-        if content.startswith(b"\xff\xd8"):  # The exact inverse transform, as in other libraries.
-            image = tf.io.decode_jpeg(content, channels=channels, dct_method="INTEGER_ACCURATE")
-        else:
-            image = tf.io.decode_image(content, channels=channels, expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
+        with Image.open(io.BytesIO(content)) as image:
+            if channels == 1:
+                image.draft("L", None)  # a JPEG file holds the grey image as such
+            upright = _of_bytes(ImageOps.exif_transpose(image))
+            pixels = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+    except Exception as error:  # A damaged image can raise nearly anything.
+        trouble = str(error) or type(error).__name__
         raise ValueError(
-            f"{where} is not a readable image: {error.message} Replace or remove it."
+            f"{where} is not a readable image: {trouble}. Replace or remove it."
         ) from error
-    return image.numpy()
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """Returns an image without transparency and with 8 bits per channel."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits per pixel and channel")
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 @functools.lru_cache(maxsize=256)

@@ -106,9 +106,9 @@ def load_image_folder(
     have changed.
 
     Args:
-        path: A folder, or a zip file, with a folder of JPEG, PNG, BMP or GIF files per class. The
-            name of the folder is that of the class. Hidden files and other files are passed over,
-            links are followed.
+        path: A folder, or a zip file, with a folder of JPEG, PNG, BMP, GIF, WebP or TIFF files per
+            class. The name of the folder is that of the class. Hidden files, empty folders and
+            files that are no images are passed over, links are followed.
         image_size: Height and width in pixels, or one number for both. Images are stretched to it.
         channels: 3 for colour or 1 for grey; images are converted.
         split: "train", "validation" or "test"; or the names of the classes.
@@ -137,6 +137,11 @@ def load_image_folder(
     if not path.exists():
         raise FileNotFoundError(f"Expected a folder (or zip file) of classes, but {path} is none.")
     archive = ImageArchive(path, levels=2, suffixes=SUFFIXES)
+    for name, file in archive.other_folders().items():
+        raise ValueError(
+            f"The folder {name} in {path} holds no image with suffix {', '.join(SUFFIXES)}; its "
+            f"first file is {file}. Convert its images, or remove it: each folder is a class."
+        )
     names = split_classes(list(archive.by_folder()), split, fractions=fractions, seed=split_seed)
     from keras_maml.episodes.builders import ImageFolderBuilder  # Imports tensorflow_datasets.
 

@@ -1,8 +1,10 @@
+import io
 import zipfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from keras_maml.episodes import builders, image_folder, load_image_folder, split_classes
 from keras_maml.episodes.image_archives import ImageArchive, find_archive
@@ -99,6 +101,8 @@ def test_episodes(folder, concatenate):
         ({"split": ["class 1", "class 1"]}, "which got a class twice"),
         ({"fractions": (0.5, 0.5)}, r"three shares .* sum to 1, got \(0.5, 0.5\)"),
         ({"fractions": (0.5, 0.6, -0.1)}, "three shares"),
+        ({"fractions": (0.5, 0.5, float("nan"))}, "three shares"),
+        ({"split": []}, "which got no class. Its classes are class 0"),
     ],
 )
 def test_arguments_are_checked(folder, cache, arguments, message):
@@ -196,3 +200,67 @@ def test_too_few_classes_in_a_split_name_its_fractions(folder):
         image_folder(folder, split="test", **sizes)
     with pytest.raises(ValueError, match=r"but split=\['class 7', 'class 2'\] has 2"):
         image_folder(folder, split=["class 7", "class 2"], **sizes)
+
+
+def encoded(image, form, **options):
+    """A file of an image, written by Pillow."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [("GIF", "P"), ("BMP", "RGB"), ("BMP", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("TIFF", "L")],
+)
+def test_every_form_of_image_becomes_grey_or_colour(form, mode, channels):
+    image = Image.new("RGB", (6, 5), (204, 204, 204)).convert(mode)
+    pixels = decode(encoded(image, form), channels=channels, where="")
+    assert pixels.shape == (5, 6, channels) and pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - 204).max() <= 6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_transparent_becomes_white(channels):
+    ink = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    ink.putpixel((1, 0), (0, 0, 0, 255))
+    for image in (ink, ink.convert("LA")):
+        pixels = decode(encoded(image, "PNG"), channels=channels, where="")
+        assert pixels[0, :, 0].tolist() == [255, 0]
+
+
+def test_a_photograph_is_turned_as_its_camera_noted():
+    notes = Image.Exif()
+    notes[0x0112] = 6  # to be turned by 90 degrees
+    content = encoded(Image.new("RGB", (6, 4)), "JPEG", exif=notes)
+    assert decode(content, channels=3, where="").shape == (6, 4, 3)
+
+
+def test_16_bits_become_8():
+    deep = Image.fromarray(np.array([[0, 256 * 7 + 255, 65535]], "uint16"))
+    assert decode(encoded(deep, "PNG"), channels=1, where="").ravel().tolist() == [0, 7, 255]
+    with pytest.raises(ValueError, match="a.tif is not a readable image: it has 32 bits"):
+        decode(encoded(deep.convert("F"), "TIFF"), channels=1, where="a.tif")
+
+
+def test_a_class_without_readable_images_is_not_left_out_silently(folder, tmp_path):
+    (folder / "class x").mkdir()
+    load(folder)
+    (folder / "class x" / ".hidden").write_text("x")
+    load(folder)
+    (folder / "class x" / "1.heic").write_bytes(b"x")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for path in folder.rglob("*.*"):
+            file.write(path, path.relative_to(folder).as_posix())
+    for path in (folder, tmp_path / "a.zip"):
+        with pytest.raises(
+            ValueError, match=r"folder class x in .* no image .*first file is 1.heic"
+        ):
+            load(path)
+
+
+def test_a_file_that_is_no_archive_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"a.txt is no folder and no zip file"):
+        load(tmp_path / "a.txt")
