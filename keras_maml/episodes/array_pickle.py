@@ -126,9 +126,9 @@ def read_arrays(path: str | os.PathLike) -> Any:
     try:
         with Path(path).open("rb") as file:
             return _unwrap(ArrayUnpickler(file, encoding="latin1").load())
-    except (MemoryError, FileNotFoundError):
+    except FileNotFoundError:
         raise
-    except Exception as error:  # A damaged pickle can raise nearly anything.
+    except Exception as error:  # A damaged pickle can raise nearly anything, also MemoryError.
         raise ValueError(
             f"{path} cannot be read as a pickle of arrays: "
             f"{error or type(error).__name__}. Download it again, or use the images themselves."

@@ -2,7 +2,6 @@
 
 import csv
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -122,16 +121,21 @@ class CsvLists:
             find_archive(folder, "images", advice=ADVICE), levels=1, suffixes=SUFFIXES
         )
         there, lists = set(self._archive.names), []
+        owner: dict[str, str] = {}  # the list that an image is in
         self._files = {}
         for split, name in FILES.items():
             path = _require(folder / f"{name}.csv")
             self._files[split] = _read_list(path)
             counts = {label: len(set(names)) for label, names in self._files[split].items()}
             check_split(split, counts, where=str(path))
-            listed = Counter(n for names in self._files[split].values() for n in names)
-            twice = [name for name, times in listed.items() if times > 1]
-            if twice:
-                raise ValueError(f"{path} lists {twice[0]} more than once. Correct the list.")
+            listed = [name for names in self._files[split].values() for name in names]
+            for name in listed:
+                if name in owner:
+                    raise ValueError(
+                        f"{path} lists {name}, which is in {owner[name]} already. Correct the "
+                        "lists: an image belongs to one class."
+                    )
+                owner[name] = path.name
             missing = sorted(set(listed) - there)
             if missing:
                 raise ValueError(

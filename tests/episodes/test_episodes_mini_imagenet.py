@@ -247,7 +247,14 @@ def test_an_image_listed_for_two_classes_is_refused(tmp_path, images):
     write_csv(tmp_path / "data", images)
     path = tmp_path / "data" / "train.csv"
     path.write_text(path.read_text().replace("n0100000001.png", "n0300000001.png"))
-    assert_refused(tmp_path / "data", r"train.csv lists n0300000001.png more than once")
+    assert_refused(tmp_path / "data", r"train.csv lists n0300000001.png, which is in train.csv al")
+
+
+def test_a_test_image_cannot_be_trained_on(tmp_path, images):
+    write_csv(tmp_path / "data", images)
+    path = tmp_path / "data" / "test.csv"
+    path.write_text(path.read_text().replace("n0400000001.png", "n0100000001.png"))
+    assert_refused(tmp_path / "data", r"test.csv lists n0100000001.png, which is in train.csv al")
 
 
 @pytest.mark.parametrize(

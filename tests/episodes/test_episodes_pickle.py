@@ -110,6 +110,7 @@ def attack(module, name, arguments=b"(t", then=b""):
         pickle.dumps({"a": np.array(["text"])}),
         pickle.dumps({"a": np.array([None])}),
         pickle.dumps(CONTENT)[:-30],
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f.",  # bytes that are longer than any memory
         b"",
         b"PK\x03\x04 not a pickle",
         b"\x80\x02" + b"]" * 3 + b"Pabc\n.",
