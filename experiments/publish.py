@@ -17,6 +17,7 @@ import keras
 import tabulate
 
 from experiments.report import images as report
+from experiments.runs import results_of
 from keras_maml import pretrained
 
 FACTS = ("title", "command", "commit", "date", "versions", "data", "licence", "published")
@@ -72,15 +73,19 @@ def publish(
     Raises:
         FileNotFoundError: The run has not finished.
         FileExistsError: There is a learner of this name.
-        ValueError: The run is none of image classification.
+        ValueError: The run is none of image classification, or the name is a path.
     """
     run = pathlib.Path(run)
-    if not (run / "results.json").exists() or not (run / "learner.keras").exists():
+    if not pretrained.is_name(name):
+        raise ValueError(f"A learner's name must be that of a folder, not a path, got {name!r}.")
+    settings = run / "settings.json"
+    # Results of other settings are older than the learner: the run was lengthened, or tested anew.
+    record = settings.exists() and results_of(run, json.loads(settings.read_text()))
+    if not record or not (run / "learner.keras").exists():
         raise FileNotFoundError(
-            f"{run} holds no results.json and learner.keras: only a run that has finished can be "
-            "published. Give its command again to finish it."
+            f"{run} holds no learner.keras with a results.json of the run's settings: only a run "
+            "that has finished can be published. Give its command again to finish it."
         )
-    record = json.loads((run / "results.json").read_text())
     missing = [fact for fact in FACTS if fact not in record]
     if missing:
         raise ValueError(

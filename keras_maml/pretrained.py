@@ -36,6 +36,7 @@ def load(name: str, folder: str | os.PathLike | None = None) -> MAML:
 
     Raises:
         FileNotFoundError: There is no such folder, or no learner of this name in it.
+        ValueError: The learner's files are damaged.
 
     Example:
         >>> import keras_maml
@@ -43,8 +44,14 @@ def load(name: str, folder: str | os.PathLike | None = None) -> MAML:
         >>> adapted = learner.adapt(x_support, y_support)  # doctest: +SKIP
     """
     path = _find(name, folder)
-    learner = keras.models.load_model(path / LEARNER)
-    learner.compile_from_config(json.loads((path / CARD).read_text())["compile"])
+    try:
+        learner = keras.models.load_model(path / LEARNER)
+        learner.compile_from_config(json.loads((path / CARD).read_text())["compile"])
+    except Exception as error:  # Damaged files raise nearly anything.
+        raise ValueError(
+            f"{path} cannot be loaded ({type(error).__name__}: {error}). Publish the learner again "
+            "or check it out again."
+        ) from error
     return learner
 
 
@@ -145,14 +152,20 @@ def save(
         aside.parent.rmdir()
 
 
+def is_name(name: Any) -> bool:
+    """Whether a learner can have this name: that of a folder, not a path, not hidden."""
+    return isinstance(name, str) and name == pathlib.Path(name).name and name[:1] not in ("", ".")
+
+
 def _find(name: str, folder: str | os.PathLike | None) -> pathlib.Path:
     """Returns the folder of a learner, or of the one that is just being replaced."""
     models = models_folder(folder)
-    path = models / name
-    # The new one may have come into place between the first look and the second.
-    for place in (path, models / REPLACED / name, path):
-        if name and (place / LEARNER).exists():
-            return place
+    if is_name(name):
+        path = models / name
+        # The new one may have come into place between the first look and the second.
+        for place in (path, models / REPLACED / name, path):
+            if (place / LEARNER).exists():
+                return place
     names = ", ".join(available(folder)) or "none at all"
     raise FileNotFoundError(
         f"{models} holds no pretrained learner {name!r}. There are: {names}. Other "

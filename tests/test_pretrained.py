@@ -70,6 +70,7 @@ def folder(tmp_path, learner, card):
     models.mkdir()
     learner.save(run / "learner.keras")
     (run / "results.json").write_text(json.dumps(card))
+    (run / "settings.json").write_text(json.dumps(card["settings"]))
     publish.publish(run, "glyphs", models)
     return models
 
@@ -153,6 +154,7 @@ def test_a_run_from_before_images_were_described_is_published(folder, card):
 def test_a_run_of_something_else_is_not_published(folder, capsys):
     run = folder.parent / "run"
     (run / "results.json").write_text(json.dumps({"settings": {}, "results": []}))
+    (run / "settings.json").write_text("{}")
     with pytest.raises(SystemExit) as exit_:
         publish.main([str(run), "name", "--folder", str(folder)])
     assert exit_.value.code == 2
@@ -194,6 +196,29 @@ def test_a_run_that_has_not_finished_is_not_published(tmp_path, capsys):
     assert exit_.value.code == 2
     assert "only a run that has finished can be published" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_results_of_a_shorter_run_are_not_published_with_a_longer_ones_learner(folder, card):
+    run = folder.parent / "run"
+    (run / "settings.json").write_text(json.dumps(card["settings"] | {"iterations": 300}))
+    with pytest.raises(FileNotFoundError, match="only a run that has finished"):
+        publish.publish(run, "longer", folder)
+    assert pretrained.available(folder) == ["glyphs"]
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "..", None])
+def test_a_name_is_no_path(folder, name):
+    with pytest.raises(ValueError, match="must be that of a folder, not a path, got"):
+        publish.publish(folder.parent / "run", name, folder)
+    with pytest.raises(FileNotFoundError, match="holds no pretrained learner"):
+        keras_maml.load(name, folder)
+
+
+@pytest.mark.parametrize("damaged", [pretrained.LEARNER, pretrained.CARD])
+def test_damaged_files_are_named(folder, damaged):
+    (folder / "glyphs" / damaged).write_bytes(b"x")
+    with pytest.raises(ValueError, match="glyphs cannot be loaded .*. Publish the learner again"):
+        keras_maml.load("glyphs", folder)
 
 
 def test_an_unknown_name_lists_what_there_is(folder, monkeypatch):
