@@ -1,6 +1,7 @@
 """Command lines of experiments: their options are the fields of dataclasses."""
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -51,4 +52,4 @@ def with_defaults(settings: Any) -> type:
 def as_typed() -> str:
     """Returns the command that started this process, as a user would type it."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
-    return " ".join(["python", "-m", module or "experiments", *sys.argv[1:]])
+    return shlex.join(["python", "-m", module or "experiments", *sys.argv[1:]])

@@ -31,7 +31,7 @@ from experiments.report import images as report
 from experiments.runs import Run, as_json, check_epochs, results_of
 from keras_maml import MAML, callbacks, evaluation, plots
 from keras_maml.files import whole, write_csv, write_text
-from keras_maml.validation import check_count
+from keras_maml.validation import check_count, check_positive
 
 STEPS = 10  # inner steps that a test follows
 PICTURES = 3  # test tasks that are drawn, and hardest ones
@@ -50,8 +50,9 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Task):
-    """Settings of a run. The defaults are those of Omniglot, 5-way 1-shot.
+    """Settings of a run.
 
+    The defaults of the class are those of Omniglot, 5-way 1-shot, those of a command of its row.
     The authors divide the sum of the losses of a support set by its shots alone; with a mean over
     all its examples the same step has a rate that is higher by the number of ways: 5 x 0.4.
     """
@@ -154,8 +155,8 @@ class Experiment:
     def departures(self, settings: Settings) -> list[str]:
         """Says where settings are not those of the row, as far as training depends on them."""
         row = self.row(settings)
-        if row is None:
-            return ["no such row in the paper's table 1"] if self.published else []
+        no_row = ["no such row in the paper's table 1"] if self.published and row is None else []
+        row = row or self.defaults(Task(*dataclasses.astuple(settings)[:3]))
         free = ("first_order", "epoch_iterations", "validation_tasks", "test_tasks")
         free += ("test_queries", "seed")
         changed = [
@@ -163,7 +164,7 @@ class Experiment:
             for field in dataclasses.fields(row)
             if field.name not in free
         ]
-        return [
+        return no_row + [
             f"cut short: {ours:,} of {theirs:,} iterations"
             if name == "iterations" and ours < theirs
             else f"{name} {ours} instead of {theirs}"
@@ -232,13 +233,8 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     if results_of(folder, as_json(settings)) is None:
         # What cannot be run fails before anything is written.
         keras.utils.set_random_seed(settings.seed)
+        check(settings)
         learner = make_learner(experiment, settings)
-        check_epochs(settings.iterations, settings.epoch_iterations)
-        check_count("test_tasks", settings.test_tasks, minimum=1)
-        if not settings.test_queries:
-            raise ValueError("test_queries must be one number of query images or several, got ().")
-        for queries in settings.test_queries:
-            check_count("test_queries", queries, minimum=1)
         make_episodes("test", queries=max(settings.test_queries))
         validation = make_episodes("validation", tasks=settings.validation_tasks)
     this = Run(folder, settings)
@@ -250,6 +246,24 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     print(f"Results, learning curve and checkpoints: {this.folder}")
     print(f"Report: {page}")
     return this.results
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError where a setting is out of range, as far as nothing else checks it."""
+    check_epochs(settings.iterations, settings.epoch_iterations)
+    for name in ("inner_steps", "evaluation_steps", "test_tasks"):
+        check_count(name, getattr(settings, name), minimum=1)
+    check_positive("learning_rate", settings.learning_rate)
+    check_positive("inner_learning_rate", settings.inner_learning_rate)
+    if settings.clip_gradient is not None:
+        check_positive("clip_gradient", settings.clip_gradient)
+    if not settings.test_queries or len({*settings.test_queries}) < len(settings.test_queries):
+        raise ValueError(
+            "test_queries must be one number of query images or several different ones, got "
+            f"{settings.test_queries}."
+        )
+    for queries in settings.test_queries:
+        check_count("test_queries", queries, minimum=1)
 
 
 def make_learner(experiment: Experiment, settings: Settings) -> MAML:

@@ -7,7 +7,8 @@ A run writes into a folder of its own::
     checkpoints/      the state after the last epoch, and the best one on validation tasks
     history.csv       a line per epoch
     tensorboard/      event files
-    results.json      written last: the numbers, and what they were made with
+    results.json      written last: the numbers, and what they were made with; earlier ones, of
+                      a shorter run or of another test, stay as results-1.json and so on
 
 Every file is written under another name and then renamed, so that it is whole or not there. A
 run that was interrupted continues after its last epoch when the same command is given again, bit
@@ -34,6 +35,7 @@ import tensorflow as tf
 import keras_maml
 from experiments.command_line import as_typed
 from keras_maml.files import TEMPORARY, read_csv, whole, write_csv, write_json
+from keras_maml.validation import check_count
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
 
@@ -125,6 +127,10 @@ class Run:
             start, ``starts`` has them for every start.
         """
         self._note_start()
+        path = self.folder / "results.json"
+        if path.exists():  # of a shorter run, or of another test
+            number = len([*self.folder.glob("results-*.json")]) + 1
+            path.rename(self.folder / f"results-{number}.json")
         record = {
             **made_with(),
             "starts": self._starts,
@@ -132,7 +138,7 @@ class Run:
             **extra,
             "results": results,
         }
-        write_json(self.folder / "results.json", record)
+        write_json(path, record)
         return record
 
     def train(
@@ -242,10 +248,12 @@ def check_epochs(iterations: int, epoch_iterations: int) -> int:
     """Returns the number of epochs.
 
     Raises:
-        ValueError: ``iterations`` is not a multiple of ``epoch_iterations``.
+        ValueError: One is below 1, or the first not a multiple of the second.
     """
+    check_count("iterations", iterations, minimum=1)
+    check_count("epoch_iterations", epoch_iterations, minimum=1)
     epochs, rest = divmod(iterations, epoch_iterations)
-    if rest or not epochs:
+    if rest:
         raise ValueError(
             f"iterations must be a multiple of {epoch_iterations} (an epoch), got {iterations}."
         )

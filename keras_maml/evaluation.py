@@ -14,6 +14,7 @@ from keras_maml.maml import MAML
 from keras_maml.meta_gradients import BATCH_NORMALIZATIONS
 
 Value = float | int | str | None
+STATISTICS = ("mean", "ci95", "median", "not_finite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,14 @@ class Evaluation:
 
         Returns:
             An array ``[steps + 1]``.
+
+        Raises:
+            ValueError: There is no such statistic, metric or batch normalisation here.
         """
         mode = batch_normalization or next(iter(self.values))
+        validation.check_choice("batch_normalization", mode, self.values)
+        validation.check_choice("metric", metric, self.values[mode])
+        validation.check_choice("statistic", statistic, STATISTICS)
         return np.array([_summary(column)[statistic] for column in self.values[mode][metric].T])
 
     def rows(self) -> list[dict[str, Value]]:
@@ -140,6 +147,11 @@ def evaluate(
             batch_normalizations = sorted(
                 BATCH_NORMALIZATIONS, key=lambda mode: mode != learner.batch_normalization
             )
+    if isinstance(batch_normalizations, str) or not len(batch_normalizations):
+        raise ValueError(
+            f"batch_normalizations must be a list of {BATCH_NORMALIZATIONS} or of one of them, got "
+            f"{batch_normalizations!r}."
+        )
     for mode in batch_normalizations:
         validation.check_choice("batch_normalizations", mode, BATCH_NORMALIZATIONS)
     parts: dict[str, dict[str, list]] = {mode: {} for mode in batch_normalizations}

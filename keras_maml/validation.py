@@ -1,5 +1,7 @@
 """Checks of what users pass in: each says what was expected, what came, and what to do."""
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,12 @@ def check_count(name: str, value: Any, minimum: int = 0) -> None:
     """Raises ValueError unless ``value`` is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

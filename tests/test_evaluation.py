@@ -33,6 +33,19 @@ def test_every_step_equals_adapting_to_each_task_alone():
             task += 1
 
 
+def test_unknown_names_say_what_there_is():
+    learner = make_regressor(steps=0)
+    data = episodes.sinusoid(meta_batch_size=4)
+    for modes in ([], "inductive"):
+        with pytest.raises(ValueError, match="batch_normalizations must be a list of"):
+            evaluate(learner, data, tasks=4, batch_normalizations=modes)
+    result = evaluate(learner, data, tasks=4)
+    with pytest.raises(ValueError, match=r"metric must be one of \('loss', 'mae'\), got 'acc'"):
+        result.curve("acc")
+    with pytest.raises(ValueError, match="batch_normalization must be one of .* got 'inductive'"):
+        result.curve("loss", batch_normalization="inductive")
+
+
 def test_the_last_meta_batch_is_cut_to_the_number_of_tasks():
     learner = make_regressor(steps=0)
     data = episodes.sinusoid(meta_batch_size=4)

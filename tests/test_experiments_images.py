@@ -100,6 +100,8 @@ def test_sizes_without_a_row_take_the_first_rows_settings(monkeypatch):
     assert settings.inner_learning_rate == 2.0
     assert omniglot.EXPERIMENT.departures(settings) == ["no such row in the paper's table 1"]
     assert omniglot.EXPERIMENT.folder(settings) == "runs/omniglot-10way-3shot"
+    short = dataclasses.replace(settings, iterations=500)
+    assert omniglot.EXPERIMENT.departures(short)[1] == "cut short: 500 of 60,000 iterations"
     settings, _ = parse(monkeypatch, mini_imagenet.EXPERIMENT, "--shots", "3")
     assert (settings.queries, settings.test_queries) == (15, (3, 15))
     assert settings.clip_gradient * (5 * 15 / 3) == pytest.approx(10)
@@ -121,6 +123,13 @@ def test_what_differs_from_the_row_is_said():
         ({"test_queries": (1, 10_000)}, "10000"),
         ({"test_queries": (1, 0)}, "test_queries must be an integer of at least 1, got 0"),
         ({"test_queries": ()}, "test_queries must be one number of query images or several"),
+        ({"test_queries": (1, 1)}, r"several different ones, got \(1, 1\)"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
+        ({"inner_learning_rate": float("nan")}, "inner_learning_rate must be a finite number"),
+        ({"clip_gradient": -1.0}, "clip_gradient must be a finite number above 0, got -1.0"),
+        ({"inner_steps": 0}, "inner_steps must be an integer of at least 1, got 0"),
+        ({"epoch_iterations": 0}, "epoch_iterations must be an integer of at least 1, got 0"),
+        ({"iterations": -8}, "iterations must be an integer of at least 1, got -8"),
         ({"validation_tasks": 3}, "tasks=3 and meta_batch_size=2"),
     ],
 )
