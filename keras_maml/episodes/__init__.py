@@ -10,14 +10,13 @@ from keras_maml.episodes.glyphs import glyphs, load_glyphs
 from keras_maml.episodes.image_classes import ImageClasses
 from keras_maml.episodes.image_folder import image_folder, load_image_folder
 from keras_maml.episodes.mini_imagenet import load_mini_imagenet, mini_imagenet
-from keras_maml.episodes.omniglot import OmniglotImages, load_omniglot, omniglot
+from keras_maml.episodes.omniglot import load_omniglot, omniglot
 from keras_maml.episodes.sampling import episode_dataset, uniform
 from keras_maml.episodes.sinusoid import sinusoid, sinusoid_parameters
 from keras_maml.episodes.tfds_sets import from_tfds, load_tfds
 
 __all__ = [
     "ImageClasses",
-    "OmniglotImages",
     "episode_dataset",
     "from_arrays",
     "from_tfds",

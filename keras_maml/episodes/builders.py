@@ -75,7 +75,7 @@ class MiniImagenetBuilder(ImageClassesBuilder, skip_registration=True):
             folder = dl_manager.manual_dir
         except AssertionError as error:  # As above.
             raise FileNotFoundError(
-                f"mini-ImageNet must be prepared again from its images: pass folder=... {ADVICE}"
+                f"mini-ImageNet must be prepared again from its images: pass their folder. {ADVICE}"
             ) from error
         return find_mini_imagenet(folder).splits()
 

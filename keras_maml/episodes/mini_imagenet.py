@@ -130,6 +130,6 @@ def load_mini_imagenet(
 
     key = newest_key(MiniImagenetBuilder, cache_dir) if folder is None else source.identity
     if key is None:
-        raise FileNotFoundError(f"No mini-ImageNet was prepared yet: pass folder=... {ADVICE}")
+        raise FileNotFoundError(f"No mini-ImageNet was prepared yet: pass its folder. {ADVICE}")
     prepared = PreparedImages(MiniImagenetBuilder, key, cache_dir=cache_dir, manual_dir=folder)
     return prepared.read(split)

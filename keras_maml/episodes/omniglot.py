@@ -1,13 +1,15 @@
 """Omniglot: few-shot classification of 1623 handwritten characters from 50 alphabets."""
 
+import itertools
 import os
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.arrays import check_classes, from_arrays
+from keras_maml.episodes.arrays import check_classes
+from keras_maml.episodes.image_classes import ImageClasses
 from keras_maml.episodes.omniglot_source import (
     OFFICIAL,
     OmniglotArchives,
@@ -19,45 +21,6 @@ from keras_maml.validation import check_choice
 
 SPLITS = {"train": 1100, "validation": 100, "test": 423}
 """Number of characters of each split."""
-
-
-@dataclass(frozen=True)
-class OmniglotImages:
-    """The images of Omniglot, or of a part of it.
-
-    Attributes:
-        images: uint8 ``[characters, 20, 28, 28]``, ink 255 on paper 0.
-        names: Name of each character, such as ``"Greek/character01"``.
-    """
-
-    images: np.ndarray
-    names: tuple[str, ...]
-
-    def split(self, split: str) -> "OmniglotImages":
-        """The characters of one split, whatever their alphabets.
-
-        The sorted names are shuffled with ``random.Random(1)``; the first 1100 are the training
-        split, the next 100 the validation split, the last 423 the test split.
-
-        Args:
-            split: "train", "validation" or "test".
-
-        Returns:
-            The characters of the split, in the shuffled order.
-
-        Raises:
-            ValueError: If there is no such split.
-
-        Source: the protocol of Finn, Abbeel and Levine 2017 (arXiv 1703.03400), section 5.2, with
-        their 1200 training characters parted as in their code.
-        """
-        check_choice("split", split, tuple(SPLITS))
-        names = list(SPLITS)
-        first = sum(SPLITS[name] for name in names[: names.index(split)])
-        order = sorted(range(len(self.names)), key=self.names.__getitem__)
-        random.Random(1).shuffle(order)
-        chosen = order[first : first + SPLITS[split]]
-        return OmniglotImages(self.images[chosen], tuple(self.names[i] for i in chosen))
 
 
 def omniglot(
@@ -127,10 +90,8 @@ def omniglot(
         where=f"split={split!r}",
     )
 
-    data = load_omniglot(folder, cache_dir=cache_dir).split(split)
-    return from_arrays(
-        data.images.reshape(-1, *data.images.shape[2:], 1),
-        np.repeat(data.names, data.images.shape[1]),
+    data = load_omniglot(folder, split=split, cache_dir=cache_dir)
+    return data.episodes(
         ways=ways,
         shots=shots,
         queries=queries,
@@ -143,9 +104,12 @@ def omniglot(
 
 
 def load_omniglot(
-    folder: str | os.PathLike | None = None, *, cache_dir: str | os.PathLike | None = None
-) -> OmniglotImages:
-    """Loads all images of Omniglot, reduced to 28 x 28 pixels.
+    folder: str | os.PathLike | None = None,
+    *,
+    split: str | None = "train",
+    cache_dir: str | os.PathLike | None = None,
+) -> ImageClasses:
+    """Loads the images of one split, reduced to 28 x 28 pixels.
 
     The drawings (105 x 105, black on white) are inverted and reduced with a Lanczos-3 filter,
     widened for antialiasing. tensorflow_datasets keeps the result in ``cache_dir`` (25 MB), with
@@ -157,24 +121,28 @@ def load_omniglot(
             ``images_evaluation.zip``, or the folders that they unpack to. ``None``: what was
             prepared last, whatever folder it was made from, or else a download, with checksums, by
             tensorflow_datasets.
+        split: "train", "validation" or "test", see `omniglot`; ``None``: all characters.
         cache_dir: Where to keep the prepared images; ``None``: ``$KERAS_MAML_CACHE``, or else
             ``~/.cache/keras_maml``.
 
     Returns:
-        All 1623 characters, sorted by name, 25 MB; the drawings of a character have no particular
-        order, but the same for any packing.
+        The characters of the split, in shuffled order (or all 1623, sorted by name, 25 MB): 20
+        drawings of 28 x 28 pixels each, ink 255 on paper 0. The drawings of a character have no
+        particular order, but the same for any packing.
 
     Raises:
         FileNotFoundError: If an archive is missing from ``folder``, or the download fails.
-        ValueError: If an archive is damaged, incomplete or another one.
+        ValueError: If there is no such split, or an archive is damaged, incomplete or another one.
 
     Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic
     program induction", Science 350 (2015).
 
     Example:
-        >>> load_omniglot("downloads").images.shape  # doctest: +SKIP
-        (1623, 20, 28, 28)
+        >>> load_omniglot("downloads", split="test").images.shape  # doctest: +SKIP
+        (8460, 28, 28, 1)
     """
+    if split is not None:
+        check_choice("split", split, tuple(SPLITS))
     if folder is not None:  # Checked first: nothing is imported or written if it is wrong.
         archives = OmniglotArchives(find_archives(folder, OFFICIAL), OFFICIAL)
     from keras_maml.episodes.builders import OmniglotBuilder  # Imports tensorflow_datasets.
@@ -190,7 +158,31 @@ def load_omniglot(
         manual_dir=folder,
         settings={"edition": OFFICIAL},
     )
-    data = prepared.read("pooled")
-    return OmniglotImages(
-        data.images.reshape(-1, data.counts[0], *data.images.shape[1:3]), data.names
-    )
+    names = list(prepared.class_sizes("pooled"))
+    return prepared.read("pooled", names if split is None else split_characters(names, split))
+
+
+def split_characters(names: Sequence[str], split: str) -> list[str]:
+    """The characters of one split, whatever their alphabets.
+
+    The sorted names are shuffled with ``random.Random(1)``; the first 1100 are the training split,
+    the next 100 the validation split, the last 423 the test split.
+
+    Args:
+        names: Names of all characters.
+        split: "train", "validation" or "test".
+
+    Returns:
+        The names of the split, in the shuffled order.
+
+    Source: the protocol of Finn, Abbeel and Levine 2017 (arXiv 1703.03400), section 5.2, with their
+    1200 training characters parted as in their code.
+
+    Example:
+        >>> split_characters([f"{i:04d}" for i in range(1623)], "train")[:4]
+        ['0713', '1081', '1577', '0509']
+    """
+    shuffled = sorted(names)
+    random.Random(1).shuffle(shuffled)
+    first = sum(SPLITS[name] for name in itertools.takewhile(lambda name: name != split, SPLITS))
+    return shuffled[first : first + SPLITS[split]]

@@ -34,8 +34,7 @@ DOWNLOADS = {
 
 DOWNLOAD_ADVICE = (
     "Download images_background.zip and images_evaluation.zip from "
-    "https://github.com/brendenlake/omniglot/tree/master/python into one folder and pass it as "
-    "folder=..."
+    "https://github.com/brendenlake/omniglot/tree/master/python into one folder and pass that."
 )
 Drawing = tuple[str, np.ndarray]
 """Name of the character (``"Alphabet/character01"``), ink: bool ``[size, size]``."""

@@ -101,7 +101,9 @@ def test_larger_images_are_reduced(tmp_path, images):
 
 
 def test_without_folder_what_was_prepared_is_enough(tmp_path, images):
-    with pytest.raises(FileNotFoundError, match=r"No mini-ImageNet was prepared yet: pass folder="):
+    with pytest.raises(
+        FileNotFoundError, match=r"No mini-ImageNet was prepared yet: pass its folder"
+    ):
         load_mini_imagenet()
     write_zips(tmp_path / "data", images)
     load_mini_imagenet(tmp_path / "data")
@@ -114,7 +116,9 @@ def test_damaged_images_stay_and_their_folder_is_asked_for(tmp_path, images, cac
     load_mini_imagenet(tmp_path / "data")
     path = next(cache.glob("**/*val*tfrecord*"))
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(FileNotFoundError, match="prepared again from its images: pass folder="):
+    with pytest.raises(
+        FileNotFoundError, match="prepared again from its images: pass their folder"
+    ):
         load_mini_imagenet(split="validation")
     np.testing.assert_array_equal(load_mini_imagenet(split="test").images[:EACH], images["n04"])
     data = load_mini_imagenet(tmp_path / "data", split="validation")
