@@ -6,20 +6,16 @@
 Takes a few minutes, and shows what the experiments on Omniglot and mini-ImageNet write.
 """
 
-from typing import Any
-
-import tensorflow as tf
-
 from experiments import omniglot
 from experiments.image_classification import Experiment, Settings, main
 from keras_maml import episodes
 
 
-def make_episodes(folder: None = None, **settings: Any) -> tf.data.Dataset:
-    """Returns episodes of glyphs, which are drawn and not read from a folder."""
+def load(folder: None = None, *, split: str = "train") -> episodes.ImageClasses:
+    """Returns glyphs, which are drawn and not read from a folder."""
     if folder is not None:
         raise ValueError(f"Glyphs are drawn, not read: leave --data out, got {folder!r}.")
-    return episodes.glyphs(**settings)
+    return episodes.load_glyphs(split)
 
 
 EXPERIMENT = Experiment(
@@ -37,7 +33,7 @@ EXPERIMENT = Experiment(
     ),
     published={},
     make_network=omniglot.make_network,
-    make_episodes=make_episodes,
+    load=load,
     data="glyphs, test classes",
     licence="drawn by keras_maml",
     images=omniglot.IMAGES,

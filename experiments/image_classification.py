@@ -18,6 +18,7 @@ meta-trained only there.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ from experiments.command_line import run_command, with_defaults
 from experiments.report import images as report
 from experiments.runs import Run, as_json, check_epochs, results_of
 from keras_maml import MAML, callbacks, evaluation, plots
+from keras_maml.episodes import ImageClasses
 from keras_maml.files import whole, write_csv, write_text
 from keras_maml.validation import check_count, check_positive
 
@@ -44,7 +46,7 @@ class Task:
     ways: int = 5  # classes in an episode
     shots: int = 1  # support images per class
     convolutions: bool = simple_parsing.field(  # in the network, or dense layers alone
-        default=True, negative_option="no-convolutions"
+        default=True, negative_prefix="--no-"
     )
 
 
@@ -61,7 +63,9 @@ class Settings(Task):
     inner_learning_rate: float = 2.0  # for a mean over examples
     inner_steps: int = 1  # in training
     evaluation_steps: int = 3  # in validation, and in what a test is judged by
-    first_order: bool = False  # stop the inner gradient
+    first_order: bool = simple_parsing.field(  # stop the inner gradient
+        default=False, negative_prefix="--no-"
+    )
     batch_normalization: str = "transductive"  # or inductive
     filters: int = 64  # of each convolution
     meta_batch_size: int = 32  # tasks per meta-iteration
@@ -103,10 +107,11 @@ class Experiment:
         rows: Settings, one for each combination of `Task`.
         published: By ways, shots, convolutions and first order.
         make_network: Makes the model from settings.
-        make_episodes: As `keras_maml.episodes.omniglot`, the folder first.
+        load: As `keras_maml.episodes.load_omniglot`: from a folder and a split to its images.
         data: What the test tasks are drawn from.
         licence: The licence of the data.
         images: What an image is, for who wants to use the learner.
+        rotations: Whether classes are turned at random, as the paper does with Omniglot.
         clip: The bound of each element of the authors' meta-gradient, which is that of a sum over
             the query images divided by the shots; None: there is none.
     """
@@ -116,10 +121,11 @@ class Experiment:
     rows: tuple[Settings, ...]
     published: Mapping[tuple[int, int, bool, bool], Published]
     make_network: Callable[[Settings], keras.Model]
-    make_episodes: Callable[..., tf.data.Dataset]
+    load: Callable[..., ImageClasses]
     data: str
     licence: str
     images: str
+    rotations: bool = False
     clip: float | None = None
 
     def row(self, task: Task) -> Settings | None:
@@ -128,15 +134,18 @@ class Experiment:
         return next((row for row in self.rows if dataclasses.astuple(row)[:3] == key), None)
 
     def defaults(self, task: Task) -> Settings:
-        """Returns the settings of a row; where there is none, the first row's for other sizes."""
+        """Returns the settings of a row; where there is none, the nearest row's for other sizes."""
         if row := self.row(task):
             return row
-        first = self.rows[0]
-        queries = task.shots if first.queries == first.shots else first.queries
-        sizes = {"queries": queries, "test_queries": (task.shots, *first.test_queries[1:])}
-        if self.clip is not None:
+        near = max(
+            self.rows,
+            key=lambda row: (row.ways == task.ways, row.convolutions == task.convolutions),
+        )
+        queries = task.shots if near.queries == near.shots else near.queries
+        sizes = {"queries": queries, "test_queries": (task.shots, *near.test_queries[1:])}
+        if self.clip is not None and task.ways > 0 < queries:
             sizes["clip_gradient"] = clip_of_mean(self.clip, task.ways, task.shots, queries)
-        return dataclasses.replace(first, **dataclasses.asdict(task), **sizes)
+        return dataclasses.replace(near, **dataclasses.asdict(task), **sizes)
 
     def folder(self, settings: Settings) -> str:
         """Returns the folder in which a run of these settings goes by default."""
@@ -226,21 +235,20 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
         BlockingIOError: Another run is using the folder.
         ValueError: The data set has no such episodes, or a setting is out of range.
     """
-    make_episodes = functools.partial(
-        _episodes, functools.partial(experiment.make_episodes, files.data), settings
-    )
+    load = functools.cache(lambda split: experiment.load(files.data, split=split))
+    make_episodes = functools.partial(_episodes, load, experiment.rotations, settings)
     folder = files.output or experiment.folder(settings)
     if results_of(folder, as_json(settings)) is None:
         # What cannot be run fails before anything is written.
-        keras.utils.set_random_seed(settings.seed)
         check(settings)
+        keras.utils.set_random_seed(settings.seed)
         learner = make_learner(experiment, settings)
         make_episodes("test", queries=max(settings.test_queries))
         validation = make_episodes("validation", tasks=settings.validation_tasks)
     this = Run(folder, settings)
     if this.results is None:
         history = train(this, learner, settings, make_episodes, validation)
-        test(this, learner, experiment, settings, make_episodes, history)
+        test(this, learner, experiment, settings, make_episodes, history, load("test"))
     page = report.write(this.folder)
     print((this.folder / "results.txt").read_text(encoding="utf-8"))
     print(f"Results, learning curve and checkpoints: {this.folder}")
@@ -251,7 +259,8 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
 def check(settings: Settings) -> None:
     """Raises ValueError where a setting is out of range, as far as nothing else checks it."""
     check_epochs(settings.iterations, settings.epoch_iterations)
-    for name in ("inner_steps", "evaluation_steps", "test_tasks"):
+    counts = ("ways", "shots", "queries", "inner_steps", "evaluation_steps", "filters")
+    for name in (*counts, "meta_batch_size", "validation_tasks", "test_tasks"):
         check_count(name, getattr(settings, name), minimum=1)
     check_positive("learning_rate", settings.learning_rate)
     check_positive("inner_learning_rate", settings.inner_learning_rate)
@@ -319,6 +328,7 @@ def test(
     settings: Settings,
     make_episodes: Callable[..., tf.data.Dataset],
     history: Sequence[Mapping[str, float]],
+    data: ImageClasses,
 ) -> None:
     """Tests the learner and writes everything but the page; the results last."""
     rows, tasks, tables = [], [], []
@@ -341,6 +351,7 @@ def test(
         "licence": experiment.licence,
         "published": published and dataclasses.asdict(published),
         "images": experiment.images,
+        "images_sha256": hashlib.sha256(data.images).hexdigest(),
         "departures": departures,
         "train_hours": round(history[-1]["seconds"] / 3600, 2),
         "iterations_of_best_epoch": float(learner.optimizer.iterations),
@@ -368,14 +379,19 @@ def draw(
 
 
 def _episodes(
-    make: Callable[..., tf.data.Dataset], settings: Settings, split: str, **options: Any
+    load: Callable[[str], ImageClasses],
+    rotations: bool,
+    settings: Settings,
+    split: str,
+    **options: Any,
 ) -> tf.data.Dataset:
     """Makes the episodes of a split; each split has a seed of its own."""
     seeds = {"train": settings.seed, "validation": settings.seed + 1, "test": settings.seed + 2}
     sizes = {
         name: getattr(settings, name) for name in ("ways", "shots", "queries", "meta_batch_size")
     }
-    return make(split=split, seed=seeds[split], **(sizes | options))
+    options = {"seed": seeds[split], "rotations": rotations} | sizes | options
+    return load(split).episodes(where=f"split={split!r}", **options)
 
 
 def _task_rows(result: evaluation.Evaluation, settings: Settings) -> list[dict[str, float]]:

@@ -57,7 +57,7 @@ EXPERIMENT = Experiment(
         (5, 5, True, True): Published(0.6315, 0.0091),
     },
     make_network=make_network,
-    make_episodes=episodes.mini_imagenet,
+    load=episodes.load_mini_imagenet,
     data="mini-ImageNet, test classes (20)",
     licence="ImageNet's terms: non-commercial research and education",
     images="84 x 84 x 3, RGB in 0 .. 1",

@@ -51,10 +51,11 @@ EXPERIMENT = Experiment(
         (20, 5, True, True): Published(0.979, 0.001, FIRST_ORDER),
     },
     make_network=make_network,
-    make_episodes=episodes.omniglot,
+    load=episodes.load_omniglot,
     data="Omniglot, test characters (423)",
     licence="MIT (Brenden Lake)",
     images=IMAGES,
+    rotations=True,
 )
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from keras_maml import pretrained
 
 FACTS = ("title", "command", "commit", "date", "versions", "data", "licence", "published")
 FACTS += ("departures", "train_hours", "iterations_of_best_epoch", "settings")
-NEWER_FACTS = ("starts", "images")  # runs from before these were kept have none
+NEWER_FACTS = ("starts", "images", "images_sha256")  # runs from before these were kept have none
 
 CARD = string.Template("""\
 # $name
@@ -44,7 +44,7 @@ adapted = learner.adapt(x_support, y_support)  # a keras.Model
 | commit | $commits |
 | training | $iterations meta-iterations, $hours hours; the best on validation tasks: $best |
 | differs from the full setting | $departures |
-| data | $data |
+| data | $data$checksum |
 | licence of the data | $licence |
 
 Accuracy on $tasks test tasks, with the 95 % interval of the mean:
@@ -122,6 +122,7 @@ def _text(card: Mapping[str, Any], learner: Any, record: Mapping[str, Any]) -> s
         support=report.count(settings["shots"], "support image"),
         images=card.get("images", f"{shape} in 0 .. 1"),
         commits=report.commits(record),
+        checksum=f", SHA-256 {card['images_sha256']}" if "images_sha256" in card else "",
         steps=report.count(learner.evaluation_steps, "step"),
         rate=learner.inner_learning_rate,
         weights=f"{sum(math.prod(w.shape) for w in learner.model.trainable_variables):,}",

@@ -1,6 +1,7 @@
 """Experiments on images: rows of settings, commands, run folders that survive SIGKILL."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 
@@ -11,7 +12,7 @@ from interruption import kill_when
 
 from experiments import glyphs, image_classification, mini_imagenet, omniglot
 from experiments.image_classification import Files, Settings, Task
-from keras_maml import networks
+from keras_maml import episodes, networks
 from keras_maml.files import read_csv
 
 EXPERIMENTS = [omniglot.EXPERIMENT, mini_imagenet.EXPERIMENT, glyphs.EXPERIMENT]
@@ -82,9 +83,7 @@ def test_one_inner_step_is_the_authors_step():
 def test_the_meta_gradient_is_clipped_element_by_element():
     settings = dataclasses.replace(Settings(**TINY), clip_gradient=0.125)
     learner = image_classification.make_learner(TINY_GLYPHS, settings)
-    learner.build_on(
-        glyphs.make_episodes(split="train", ways=2, shots=1, queries=1, meta_batch_size=2)
-    )
+    learner.build_on(episodes.glyphs(split="train", ways=2, shots=1, queries=1, meta_batch_size=2))
     optimizer = learner.optimizer
     gradients = [np.full(w.shape, 3.0, "float32") for w in learner.trainable_variables]
     gradients[0][0] = 0.0625
@@ -94,7 +93,18 @@ def test_the_meta_gradient_is_clipped_element_by_element():
     np.testing.assert_allclose(first_moment, expected, rtol=1e-6)
 
 
-def test_sizes_without_a_row_take_the_first_rows_settings(monkeypatch):
+@pytest.mark.parametrize("wrong", ["--ways", "--shots"])
+def test_sizes_of_zero_are_left_to_the_checks(monkeypatch, wrong):
+    for experiment in EXPERIMENTS:
+        assert 0 in dataclasses.astuple(parse(monkeypatch, experiment, wrong, "0")[0])
+
+
+def test_flags_can_be_taken_back(monkeypatch):
+    settings, _ = parse(monkeypatch, glyphs.EXPERIMENT, "--no-first-order", "--no-convolutions")
+    assert not settings.first_order and not settings.convolutions
+
+
+def test_sizes_without_a_row_take_the_nearest_rows_settings(monkeypatch):
     settings, _ = parse(monkeypatch, omniglot.EXPERIMENT, "--ways", "10", "--shots", "3")
     assert (settings.queries, settings.test_queries) == (3, (3, 15))
     assert settings.inner_learning_rate == 2.0
@@ -102,6 +112,9 @@ def test_sizes_without_a_row_take_the_first_rows_settings(monkeypatch):
     assert omniglot.EXPERIMENT.folder(settings) == "runs/omniglot-10way-3shot"
     short = dataclasses.replace(settings, iterations=500)
     assert omniglot.EXPERIMENT.departures(short)[1] == "cut short: 500 of 60,000 iterations"
+    for options in (["--shots", "3"], ["--no-convolutions"]):
+        settings, _ = parse(monkeypatch, omniglot.EXPERIMENT, "--ways", "20", *options)
+        assert (settings.inner_steps, settings.meta_batch_size) == (5, 16)
     settings, _ = parse(monkeypatch, mini_imagenet.EXPERIMENT, "--shots", "3")
     assert (settings.queries, settings.test_queries) == (15, (3, 15))
     assert settings.clip_gradient * (5 * 15 / 3) == pytest.approx(10)
@@ -127,6 +140,7 @@ def test_what_differs_from_the_row_is_said():
         ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
         ({"inner_learning_rate": float("nan")}, "inner_learning_rate must be a finite number"),
         ({"clip_gradient": -1.0}, "clip_gradient must be a finite number above 0, got -1.0"),
+        ({"ways": 0}, "ways must be an integer of at least 1, got 0"),
         ({"inner_steps": 0}, "inner_steps must be an integer of at least 1, got 0"),
         ({"epoch_iterations": 0}, "epoch_iterations must be an integer of at least 1, got 0"),
         ({"iterations": -8}, "iterations must be an integer of at least 1, got -8"),
@@ -209,6 +223,8 @@ def test_a_run_leaves_what_it_says(uninterrupted):
     steps = {(row["batch_normalization"], row["step"]) for row in record["results"]}
     assert steps == {(m, s) for m in ("transductive", "inductive") for s in range(11)}
     assert record["licence"] and record["title"] == "Glyphs, 2-way 1-shot"
+    images = episodes.load_glyphs("test").images
+    assert record["images_sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
     best = max(
         read_csv(uninterrupted / "history.csv"),
         key=lambda row: (row["val_accuracy"], -row["val_loss"]),

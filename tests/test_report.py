@@ -13,7 +13,15 @@ from experiments.report import images, page
 from keras_maml import plots
 
 VOID = {"meta", "img"}
-SETTINGS = {"evaluation_steps": 1, "iterations": 20, "test_tasks": 4, "seed": 0}
+SETTINGS = {
+    "ways": 5,
+    "shots": 1,
+    "test_queries": [1],
+    "evaluation_steps": 1,
+    "iterations": 20,
+    "test_tasks": 4,
+    "seed": 0,
+}
 
 
 class Structure(html.parser.HTMLParser):

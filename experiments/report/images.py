@@ -159,7 +159,8 @@ def _training(record, history, figures):
 
 def _tasks(record, tasks, figures):
     ranked = hardest(tasks)
-    seed = record["settings"]["seed"] + 2
+    settings = record["settings"]
+    seed = settings["seed"] + 2
     yield page.heading("Examples of test tasks")
     yield page.paragraph(
         "A column is a class: support images above, and framed below them query images with the "
@@ -171,8 +172,9 @@ def _tasks(record, tasks, figures):
         yield page.picture(path, f"Test task {number}.")
     yield page.heading("The hardest test tasks")
     yield page.paragraph(
-        f"Task i is episode i of seed {seed} of the test split: start=i, meta_batch_size=1 and "
-        "tasks=1 draw it again."
+        f"Task i is episode i of the test split: seed={seed}, start=i, meta_batch_size=1, tasks=1, "
+        f"ways={settings['ways']}, shots={settings['shots']} and "
+        f"queries={settings['test_queries'][0]} draw it again."
     )
     rows = [
         [f"{row['task']:.0f}", *(f"{row[k]:.0%}" for k in ("accuracy_before", "accuracy"))]
@@ -188,6 +190,8 @@ def _provenance(record):
     yield page.heading("How it was made")
     yield page.code(record["command"])
     facts = {"data": record["data"], "licence of the data": record["licence"]}
+    if "images_sha256" in record:  # runs from before it was kept have none
+        facts["SHA-256 of the test images"] = record["images_sha256"]
     facts |= {"commit": commits(record), "date": record["date"]} | record["versions"]
     yield page.side_by_side(
         [
