@@ -52,7 +52,9 @@ Accuracy on $tasks test tasks, with the 95 % interval of the mean:
 $scores
 
 Transductive batch normalisation takes the statistics of the query images that are classified
-together, inductive those of the support images. The learner is set to $mode.
+together, inductive those of the support images. The learner is set to $mode. The inner
+loop adapts every weight, also the offsets (beta) of batch normalisation, which the authors' code
+only meta-trains.
 """)
 
 

@@ -178,12 +178,12 @@ def options():
         yield str(value[0] if isinstance(value, tuple) else value)
 
 
-@pytest.fixture(scope="module")
-def killed_and_continued(tmp_path_factory):
-    """The folder of a run that was killed, and continued with the same command."""
+@pytest.fixture(scope="module", params=["checkpoints/epoch-*", "test_tasks.csv"])
+def killed_and_continued(request, tmp_path_factory):
+    """The folder of a run that was killed, in training or in the test, and continued."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     arguments = [*options(), "--output", str(folder)]
-    kill_when(lambda: any(folder.glob("checkpoints/epoch-*")), [__file__, *arguments])
+    kill_when(lambda: any(folder.glob(request.param)), [__file__, *arguments])
     assert not (folder / "results.json").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["glyphs", *arguments])
