@@ -59,14 +59,18 @@ def train_agent(
     history = checkpoint.history
     if 0 < len(history) < iterations:
         print(f"{folder.name}: continuing after {len(history)} of {iterations} iterations.")
+    between = [f"return_{step}" for step in range(1, agent.inner_steps)]  # inner steps
     writer = tf.summary.create_file_writer(str(tensorboard))
     clock, skips = time.monotonic(), 0
     for iteration in range(len(history), iterations):
-        row = {"iterations": float(iteration + 1)} | dict.fromkeys(MEASURES, np.nan)
+        row = {"iterations": float(iteration + 1)}
+        row |= dict.fromkeys((*MEASURES, *between), np.nan)
         try:
             chosen = sampler.environment.sample_tasks(tasks, (seed, iteration))
             info, returns = meta_iteration(agent, sampler, chosen, seed, iteration)
-            row |= {"return_before": returns[0].mean(), "return": returns[-1].mean()}
+            means = [values.mean() for values in returns]
+            row |= {"return_before": means[0], "return": means[-1]}
+            row |= dict(zip(between, means[1:-1], strict=True))
             row |= {name: float(value) for name, value in info.extra._asdict().items()}
             row["episode_length"] = float(sampler.episode_length.result())
             if not info.extra.accepted:
@@ -98,6 +102,7 @@ def train_agent(
             )
     writer.close()
     checkpoint.restore_best()
+    agent.initialize()  # its policies take these weights
     return history
 
 

@@ -32,6 +32,7 @@ from keras_maml.rl import (
     MetaPolicyGradientAgent,
     Proximal,
     Sampler,
+    TaskPolicy,
     TrustRegion,
     environments,
     gaussian_policy,
@@ -40,6 +41,7 @@ from keras_maml.rl import (
 from keras_maml.rl import plots as rl_plots
 from keras_maml.rl.film import record, write_gif
 from keras_maml.update_rules import GradientDescent
+from keras_maml.validation import check_count, check_number
 
 METHODS = ("maml", "first-order", "promp", "pretrained", "random", "oracle")
 TITLES = {
@@ -61,8 +63,9 @@ FILM_EVERY = 4  # steps from one picture of a film to the next
 class Settings:
     """Settings of a run; see the experiment for what the paper did."""
 
-    task: str = "navigation"
-    methods: tuple[str, ...] = ("maml", "pretrained", "random", "oracle")  # also first-order promp
+    task: str = "navigation"  # what is learned; chooses the defaults of the rest
+    # Some of maml first-order promp pretrained random oracle.
+    methods: tuple[str, ...] = ("maml", "pretrained", "random", "oracle")
     tasks: int = 20  # in a meta-batch
     rollouts: int = 20  # per task and stage
     horizon: int = 100  # steps of an episode
@@ -84,13 +87,11 @@ class Settings:
     test_tasks: int = 40  # in the end
     test_rollouts: int = 40  # per task and step
     test_steps: int = 4  # gradient steps in the test
-    test_later_rate: float = (
-        0.5  # from the second gradient step on, as a share of the rate of the first
-    )
+    test_later_rate: float = 0.5  # of the later gradient steps, as a share of the first's rate
     test_rate: float = 0.5  # of the first gradient step of what was trained to adapt
     test_pretrained_rate: float = 0.5  # the same, of the pre-trained policy
     test_random_rate: float = 0.5  # the same, of the random initialisation
-    physics: str = "paper"  # or gymnasium
+    physics: str = "paper"  # or gymnasium (robots only)
     seed: int = 0  # of weights, tasks, resets and actions
 
 
@@ -129,7 +130,7 @@ def main(name: str, description: str, problems: Mapping[str, Problem]) -> None:
         description: What ``--help`` says.
         problems: By task.
     """
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(f"python -m experiments.{name}", add_help=False)
     parser.add_argument("--task", choices=problems, default=next(iter(problems)))
     task = parser.parse_known_args()[0].task
     run_command(
@@ -156,11 +157,7 @@ def run(problem: Problem, settings: Settings, files: Files) -> dict[str, Any]:
         FileExistsError: The folder holds another run, or something else.
         ValueError: A setting is out of range.
     """
-    unknown = sorted({*settings.methods} - {*METHODS})
-    if unknown or not settings.methods:
-        raise ValueError(f"methods must be some of {METHODS}, got {settings.methods!r}.")
-    for iterations in (settings.iterations, settings.baseline_iterations):
-        check_epochs(iterations, settings.epoch_iterations)
+    check(problem, settings, files)
     this = Run(files.output or f"runs/{settings.task}", settings)
     if this.results is None:
         learned = {method: train(this, problem, settings, method) for method in settings.methods}
@@ -171,6 +168,33 @@ def run(problem: Problem, settings: Settings, files: Files) -> dict[str, Any]:
     print((this.folder / "results.txt").read_text())
     print(f"Results, learning curves and checkpoints: {this.folder}")
     return this.results
+
+
+def check(problem: Problem, settings: Settings, files: Files) -> None:
+    """Fails before anything is written, if a setting is out of range or nothing can be drawn."""
+    unknown = sorted({*settings.methods} - {*METHODS})
+    if unknown or not settings.methods:
+        raise ValueError(f"methods must be some of {METHODS}, got {settings.methods!r}.")
+    for iterations in (settings.iterations, settings.baseline_iterations):
+        check_epochs(iterations, settings.epoch_iterations)
+    for name in ("tasks", "rollouts", "baseline_rollouts", "test_tasks", "test_rollouts"):
+        check_count(name, getattr(settings, name), minimum=1)
+    check_count("test_steps", settings.test_steps)
+    check_count("seed", settings.seed)
+    for name in ("later", "", "pretrained", "random"):
+        name = f"test_{name}_rate".replace("__", "_")
+        check_number(name, getattr(settings, name), lambda rate: rate >= 0, "at least 0")
+    options = {"render_mode": "rgb_array"} if files.film else {}
+    for method in settings.methods:
+        environment = make_environment(problem, settings, method, 1, **options)
+        make_agent(settings, method, environment, 1)
+        environment.reset()
+        if files.film:
+            try:
+                environment.render()
+            except RuntimeError as error:  # no OpenGL
+                raise OSError(f"{error} Or leave --film out.") from error
+        environment.close()
 
 
 def make_environment(
@@ -299,6 +323,7 @@ def report(
         rows += [{"method": method} | row for row in result.rows()]
         curves[TITLES[method]] = (result.curve("return"), result.curve("return", "ci95"))
         agent.policy.save(this.folder / "policy" / method, overwrite=True)
+        _summarise(this.folder / "tensorboard" / method, result)
         if problem.plane:
             draw_paths(settings, method, tested, sampler, this.folder)
         if history:
@@ -318,6 +343,15 @@ def report(
         figure = rl_plots.learning_curves(histories, problem.title)
         plots.save(figure, this.folder / "learning_curves.png")
     this.finish(rows, data=f"{problem.environment}, test tasks of seed {TEST}", training=training)
+
+
+def _summarise(folder: pathlib.Path, result: evaluation.Evaluation) -> None:
+    """Shows the test in TensorBoard: the return after every gradient step."""
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default():
+        for step, value in enumerate(result.curve("return")):
+            tf.summary.scalar("test/return_over_gradient_steps", value, step=step)
+    writer.close()
 
 
 def table(
@@ -354,15 +388,19 @@ def draw_paths(
     folder: pathlib.Path,
 ) -> None:
     """Draws the ways of the first test task, of a plane, before and after adaptation."""
-    after = sampler.draw(settings.seed, settings.test_steps + 1)
-    agent.reset_adaptation()
+    steps = len(rates(settings, method))
+    label = f"after {steps} gradient steps" if steps else "without adaptation"
+    ways = {label: sampler.draw(settings.seed, settings.test_steps + 1)}
+    if steps:
+        agent.reset_adaptation()
+        before = sampler.draw(settings.seed, settings.test_steps + 2)
+        ways = {"before adaptation": before} | ways
     paths = {}
-    for name, trajectory in (
-        ("before adaptation", sampler.draw(settings.seed, settings.test_steps + 2)),
-        (f"after {settings.test_steps} gradient steps", after),
-    ):
+    for name, trajectory in ways.items():
         first = slice(0, min(PATHS, settings.test_rollouts))  # environments of the first task
-        over = np.cumsum(np.asarray(trajectory.is_last())[first], axis=1) > 0
+        # A trajectory's boundary observes where the episode has ended.
+        ends = np.asarray(trajectory.is_boundary())[first]
+        over = np.cumsum(ends, axis=1) - ends > 0
         positions = np.array(trajectory.observation)[first, :, :2]
         paths[name] = np.where(over[..., None], np.nan, positions)
     figure = rl_plots.navigation_paths(paths, sampler.environment.tasks[0], TITLES[method])
@@ -370,27 +408,33 @@ def draw_paths(
 
 
 def film(this: Run, problem: Problem, settings: Settings, method: str) -> None:
-    """Writes films of test tasks before and after adaptation: the first one, and the unlikest."""
+    """Writes films of test tasks before and after adaptation: the first one, and the unlikest.
+
+    Actions are the means of their distributions, without noise.
+    """
     agent, _ = train(this, problem, settings, method)
     _, agent, sampler = evaluate(problem, settings, method, agent.model)
     rollouts = sampler.environment.batch_size // settings.test_tasks
     tasks = sampler.environment.tasks[::rollouts]
     distances = np.abs(tasks - tasks[0]).reshape(len(tasks), -1).sum(axis=1)
-    pair = make_environment(problem, settings, method, 2, render_mode="rgb_array")
-    policy = make_agent(settings, method, pair, 2, agent.model).collect_policy
+    steps = len(rates(settings, method))
+    names = ["before", f"after {steps} steps"] if steps else [TITLES[method]]
+    seen = make_environment(problem, settings, method, len(names), render_mode="rgb_array")
+    policy = TaskPolicy(
+        agent.time_step_spec, agent.action_spec, agent.model, tasks=len(names), greedy=True
+    )
     initial = [tf.convert_to_tensor(value) for value in agent.model.trainable_variables]
     for number in (0, int(distances.argmax())):
         fast = [value[number] for value in agent.collect_policy.fast_weights]
-        policy.assign([tf.stack(pair) for pair in zip(initial, fast, strict=True)])
-        policy.seed_actions(settings.seed, number)
-        pair.set_tasks(np.stack([tasks[number]] * 2))
-        pictures, returns = record(pair, policy, steps=settings.horizon, every=FILM_EVERY)
+        weights = zip(initial, fast, strict=True) if steps else zip(initial, strict=True)
+        policy.assign([tf.stack(stages) for stages in weights])
+        seen.set_tasks(np.stack([tasks[number]] * len(names)))
+        pictures, returns = record(seen, policy, steps=settings.horizon, every=FILM_EVERY)
         label = " ".join(f"{value:.3g}" for value in np.ravel(tasks[number]))
-        names = "before", f"after {len(rates(settings, method))} steps"
         captions = [
             f"task {label}, {n}: return {r:.0f}" for n, r in zip(names, returns, strict=True)
         ]
         path = this.folder / f"{method}_task{number}.gif"
         write_gif(path, pictures, captions)
         print(f"Film: {path}")
-    pair.close()
+    seen.close()

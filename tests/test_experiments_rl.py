@@ -3,14 +3,20 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from interruption import kill_when
+from matplotlib.figure import Figure
 
 from experiments import agent_training, locomotion, navigation, reinforcement_learning
 from experiments.benchmarks import meta_iteration
 from experiments.reinforcement_learning import Files
+from keras_maml.files import read_csv
+from keras_maml.rl import environments
+from keras_maml.rl import plots as rl_plots
 
 TINY = {
     "methods": ("maml", "random", "oracle"),
@@ -83,8 +89,39 @@ def test_a_run_writes_results_figures_and_policies(uninterrupted):
     assert "-11.7" in table and "the authors" in table
     for name in ("returns.png", "learning_curves.png", "paths_maml.png"):
         assert (uninterrupted / name).stat().st_size > 1000
-    assert (uninterrupted / "policy" / "maml" / "saved_model.pb").exists()
-    assert len(list((uninterrupted / "tensorboard" / "maml").iterdir())) == 1
+    events = [
+        value
+        for path in (uninterrupted / "tensorboard" / "maml").iterdir()
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in [
+            (event.step, v.tag, float(tf.make_ndarray(v.tensor))) for v in event.summary.value
+        ]
+    ]
+    tested = {step: value for step, tag, value in events if tag.startswith("test/")}
+    means = [row["mean"] for row in record["results"] if row["method"] == "maml"]
+    assert [tested[step] for step in range(3)] == pytest.approx(means)
+    assert [step for step, tag, _ in events if tag == "return"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["trained", "tested again"])
+def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_path, again):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    # Other weights than the last ones, as when the best epoch is an earlier one.
+    path = folder / "maml" / "checkpoints" / "best.npz"
+    with np.load(path) as file:
+        best = {name: file[name] for name in file.files}
+    if again:
+        best = {n: v + (0.01 if n.startswith("arr_") else 0) for n, v in best.items()}
+        np.savez(path, **best)
+        settings = dataclasses.replace(SETTINGS, test_rollouts=4)
+        reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    saved = tf.saved_model.load(str(folder / "policy" / "maml")).model_variables
+    values = [tf.convert_to_tensor(v).numpy()[0] for v in saved if v.shape.rank]
+    weights = [best[f"arr_{i}"] for i in range(len(best) - 1)]
+    assert len(weights) == 5
+    for ours in weights:
+        assert any(v.shape == ours.shape and np.array_equal(v, ours) for v in values)
 
 
 def test_a_finished_run_is_shown_and_not_trained_again(uninterrupted, capsys):
@@ -111,6 +148,74 @@ def test_unknown_methods_raise(tmp_path):
             navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "magic"}, "magic"),
+        (
+            {"physics": "gymnasium"},
+            r"physics of Navigation2D-v0 must be one of \('paper',\), got 'gymnasium'",
+        ),
+        ({"test_tasks": 0}, "test_tasks must be an integer of at least 1, got 0"),
+        ({"test_rate": -1.0}, "test_rate must be at least 0, got -1.0"),
+        ({"test_later_rate": float("nan")}, "test_later_rate must be at least 0, got nan"),
+        ({"test_steps": -1}, "test_steps must be an integer of at least 0, got -1"),
+        ({"min_std": 2.0}, "initial_std must be at least min_std, 2.0, got 1.0"),
+        ({"max_kl": 0.0}, "max_kl must be a finite number above 0"),
+    ],
+)
+def test_what_cannot_be_run_fails_before_anything_is_written(tmp_path, changes, message):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    with pytest.raises(ValueError, match=message):
+        reinforcement_learning.run(
+            navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_film_that_cannot_be_drawn_fails_before_training(tmp_path, monkeypatch):
+    def no_opengl(*_):
+        raise RuntimeError("there is no OpenGL.")
+
+    monkeypatch.setattr(environments.TaskPyEnvironment, "render", no_opengl)
+    files = Files(output=str(tmp_path / "run"), film=True)
+    with pytest.raises(OSError, match="there is no OpenGL. Or leave --film out"):
+        reinforcement_learning.run(navigation.PROBLEM, SETTINGS, files)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_inner_step_of_training_is_in_the_history(tmp_path):
+    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=2, inner_steps=2)
+    folder = tmp_path / "run"
+    reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    rows = read_csv(folder / "maml" / "history.csv")
+    returns = {row[name] for row in rows for name in ("return_before", "return_1", "return")}
+    assert len(returns) == 6 and np.isfinite(list(returns)).all()
+
+
+def test_ways_are_drawn_to_their_end(monkeypatch, tmp_path):
+    """To the last position of the first episode, which is that of its boundary."""
+    kinds = np.array([[0, 1, 2, 0, 1], [0, 1, 1, 1, 1]])
+    positions = np.arange(20.0).reshape(2, 5, 2)
+    trajectory = types.SimpleNamespace(
+        is_boundary=lambda: tf.constant(kinds == 2), observation=tf.constant(positions)
+    )
+    sampler = types.SimpleNamespace(
+        draw=lambda *_: trajectory, environment=types.SimpleNamespace(tasks=[[0.0, 0.0]])
+    )
+    drawn = []
+    monkeypatch.setattr(
+        rl_plots, "navigation_paths", lambda *arguments: drawn.append(arguments) or Figure()
+    )
+    reinforcement_learning.draw_paths(SETTINGS, "oracle", None, sampler, tmp_path)
+    [(paths, _, title)] = drawn
+    [(label, (first, second))] = paths.items()
+    assert label == "without adaptation" and title.startswith("oracle")
+    np.testing.assert_array_equal(first[:3], positions[0, :3])
+    assert np.isnan(first[3:]).all()
+    np.testing.assert_array_equal(second, positions[1])
 
 
 def test_the_task_chooses_the_settings(monkeypatch):
