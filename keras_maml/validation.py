@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,10 +18,18 @@ def check_count(name: str, value: Any, minimum: int = 0) -> None:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
 
 
+def check_number(
+    name: str, value: Any, allowed: Callable[[float], bool], expected: str = "a finite number"
+) -> None:
+    """Raises ValueError unless ``value`` is a finite number that is ``allowed``."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and allowed(value)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
+    check_number(name, value, lambda number: number > 0, "a finite number above 0")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

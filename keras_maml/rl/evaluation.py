@@ -7,7 +7,7 @@ import numpy as np
 from keras_maml.adaptation import UpdateRule
 from keras_maml.evaluation import Evaluation
 from keras_maml.rl.meta_policy_gradient import MetaPolicyGradientAgent
-from keras_maml.rl.sampling import Sampler, episode_returns
+from keras_maml.rl.sampling import Sampler, begin_adaptation, episode_returns
 
 
 def evaluate(
@@ -32,13 +32,12 @@ def evaluate(
         rollouts. The returns after the last step are of rollouts of their own.
 
     Raises:
+        ValueError: The tasks cannot be divided, or the sampler draws with another policy.
         FloatingPointError: The adaptation of a task gave weights that are not finite.
 
     Source: Finn et al. 2017, section 5.3 and figure 5.
     """
-    agent.check_tasks(tasks)
-    sampler.set_tasks(tasks)
-    agent.reset_adaptation()
+    begin_adaptation(agent, sampler, tasks)
     columns = []
     for step in range(len(update_rules) + 1):
         trajectory = sampler.draw(seed, step)

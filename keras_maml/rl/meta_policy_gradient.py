@@ -70,8 +70,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         train_step_counter: An int64 variable that counts meta-iterations; by default a new one.
 
     Attributes:
-        skipped_steps: An int64 variable: meta-iterations that changed nothing, because the line
-            search found no better policy or something was not finite.
+        skipped_steps: An int64 variable: calls of `train` that changed nothing, because the line
+            search found no better policy or its result was not finite.
 
     Raises:
         ValueError: A setting is out of range, or the model is not built.
@@ -111,13 +111,15 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         validation.check_count("inner_steps", inner_steps)
         validation.check_choice("inner_loss", inner_loss, INNER_LOSSES)
         for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in 0 .. 1, got {value!r}.")
+            validation.check_number(name, value, lambda v: 0 <= v <= 1, "in 0 .. 1")
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"model must be a keras.Model, got {type(model).__name__}.")
         if not model.built or not model.trainable_variables:
             raise ValueError(
                 "The policy's model must be built and have trainable variables: call it once, or "
                 "give it a keras.Input."
             )
+        _check_model(model, distribution, time_step_spec.observation, action_spec)
         self.model = model
         self.tasks = tasks
         self.inner_steps = inner_steps
@@ -198,7 +200,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             raise FloatingPointError(
                 f"Adaptation gave weights that are not finite in {(~finite).sum()} of "
                 f"{self.tasks} tasks, the first of them task {(~finite).argmax()}. Lower "
-                "inner_learning_rate, and look at the rewards of that task."
+                "inner_learning_rate, and look at the observations and rewards of that task."
             )
         self.collect_policy.assign(fast)
         self._adaptation_steps += 1
@@ -329,6 +331,25 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 f"Rewards are not finite in {wrong.sum()} of {self.tasks} tasks, the first of "
                 f"them task {wrong.argmax()}."
             )
+
+
+def _check_model(
+    model: keras.Model, distribution: DistributionFunction, observation_spec: Any, action_spec: Any
+) -> None:
+    """Raises ValueError unless the model makes actions of an environment from its observations."""
+    zeros = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), observation_spec)
+    try:
+        shape = tuple(distribution(model(zeros)).sample().shape[1:])
+    except Exception as error:  # Whatever the user's model and distribution raise.
+        raise ValueError(
+            f"The model must take observations like {observation_spec}, and distribution its "
+            f"outputs; they raised {type(error).__name__}: {error}"
+        ) from error
+    if shape != tuple(action_spec.shape):
+        raise ValueError(
+            f"The environment takes actions of shape {tuple(action_spec.shape)}, but model and "
+            f"distribution make actions of shape {shape}. Give the model other outputs."
+        )
 
 
 def _info(loss: tf.Tensor, gradient: Tensors, step: Step) -> MetaLossInfo:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import operator
 import os
 import pathlib
 import warnings
@@ -16,6 +17,7 @@ from absl import logging
 from tf_agents.policies import policy_saver, tf_policy
 from tf_agents.trajectories import policy_step, time_step
 
+from keras_maml import validation
 from keras_maml.files import whole_folder
 from keras_maml.functional import Tensors, as_tensors, forward, task_states
 from keras_maml.layers import Route
@@ -50,6 +52,9 @@ def gaussian_policy(
         A model from ``[batch, observation_size]`` to ``{"mean": [batch, action_size], "log_std":
         [batch, action_size]}``, what `diagonal_gaussian` takes.
 
+    Raises:
+        ValueError: A size is not positive, or the deviations are not 0 < min_std <= initial_std.
+
     Source: Finn et al. 2017, section 5.3 and appendix A.2.
 
     Example:
@@ -57,6 +62,12 @@ def gaussian_policy(
         >>> model.count_params(), sorted(model(tf.zeros([3, 20])))
         (12812, ['log_std', 'mean'])
     """
+    for name, size in (("observation_size", observation_size), ("action_size", action_size)):
+        validation.check_count(name, size, minimum=1)
+    validation.check_positive("min_std", min_std)
+    validation.check_number(
+        "initial_std", initial_std, lambda std: std >= min_std, f"at least min_std, {min_std!r}"
+    )
 
     def dense(index: int, width: int, activation: str | None) -> keras.layers.Layer:
         own_seed = None if seed is None else 1000 * seed + index
@@ -257,7 +268,7 @@ def seed_words(numbers: Sequence[int]) -> np.ndarray:
         numbers: Any integers that are not negative. Their number counts: without it NumPy makes
             the same of ``(5,)`` and ``(5, 0)``.
     """
-    return np.random.SeedSequence([len(numbers), *map(int, numbers)]).generate_state(2)
+    return np.random.SeedSequence([len(numbers), *map(operator.index, numbers)]).generate_state(2)
 
 
 class _Outputs:

@@ -6,6 +6,7 @@ import functools
 import keras
 import tensorflow as tf
 
+from keras_maml import validation
 from keras_maml.rl.advantages import Transitions, weighted_mean
 from keras_maml.rl.meta_objective import MetaObjective
 from keras_maml.rl.trust_region import Step
@@ -30,13 +31,11 @@ class Proximal:
     inner_kl_penalty: float = 5e-4
 
     def __post_init__(self) -> None:
-        if not 0 < self.clip < 1:
-            raise ValueError(f"clip must be in (0, 1), got {self.clip!r}.")
-        if not self.learning_rate > 0 or not self.inner_kl_penalty >= 0 or self.epochs < 1:
-            raise ValueError(
-                "learning_rate must be positive, inner_kl_penalty at least 0 and epochs at least "
-                f"1, got {self.learning_rate!r}, {self.inner_kl_penalty!r} and {self.epochs!r}."
-            )
+        validation.check_number("clip", self.clip, lambda v: 0 < v < 1, "in (0, 1)")
+        validation.check_positive("learning_rate", self.learning_rate)
+        penalty = self.inner_kl_penalty
+        validation.check_number("inner_kl_penalty", penalty, lambda v: v >= 0, "at least 0")
+        validation.check_count("epochs", self.epochs, minimum=1)
 
     def make_optimizer(self) -> keras.optimizers.Optimizer:
         """Returns the optimizer whose state an agent keeps."""

@@ -24,8 +24,10 @@ class Sampler:
     Args:
         environment: A batched environment with ``set_tasks`` and ``seed``, such as
             `keras_maml.rl.environments.TaskPyEnvironment`.
-        policy: Acts in it, such as a `keras_maml.rl.policy.TaskPolicy`.
-        steps: Steps of every environment: at least its horizon, so that an episode ends.
+        policy: Acts in it, such as a `keras_maml.rl.policy.TaskPolicy`, whose tasks divide the
+            number of environments.
+        steps: Steps of every environment: at least its horizon (``environment.horizon`` where
+            there is one), so that an episode ends.
         observers: More observers of the driver, such as TF-Agents' metrics.
 
     Attributes:
@@ -44,6 +46,17 @@ class Sampler:
         observers: Sequence[Any] = (),
     ) -> None:
         validation.check_count("steps", steps, minimum=1)
+        horizon, tasks = getattr(environment, "horizon", 1), getattr(policy, "tasks", 1)
+        if steps < horizon:
+            raise ValueError(
+                f"steps must be at least {horizon}, the horizon of the environment: of shorter "
+                f"trajectories only episodes that end early would count, got {steps}."
+            )
+        if environment.batch_size % tasks:
+            raise ValueError(
+                f"{environment.batch_size} environments cannot be divided among the {tasks} tasks "
+                "of the policy. Use a multiple."
+            )
         self.environment = environment
         self.policy = policy
         self.steps = steps
@@ -67,8 +80,8 @@ class Sampler:
             tasks: ``[tasks, ...]``; divides the number of environments. Those of a task stand
                 side by side.
         """
-        rollouts, rest = divmod(self.environment.batch_size, len(tasks))
-        if rest:
+        rollouts, rest = divmod(self.environment.batch_size, max(1, len(tasks)))
+        if rest or not len(tasks):
             raise ValueError(
                 f"{self.environment.batch_size} environments cannot be divided among "
                 f"{len(tasks)} tasks. Use a multiple."
@@ -113,12 +126,11 @@ def meta_iteration(
         step.
 
     Raises:
+        ValueError: The tasks cannot be divided, or the sampler draws with another policy.
         FloatingPointError: An observation, a reward or the fast weights of a task are not finite.
-            The agent's weights have not changed.
+            The agent's weights and counters have not changed.
     """
-    agent.check_tasks(tasks)
-    sampler.set_tasks(tasks)
-    agent.reset_adaptation()
+    begin_adaptation(agent, sampler, tasks)
     experience = []
     for stage in range(agent.inner_steps + 1):
         experience.append(sampler.draw(*seed, stage))
@@ -126,6 +138,27 @@ def meta_iteration(
             agent.adapt(experience[-1])
     returns = [episode_returns(trajectory, agent.tasks) for trajectory in experience]
     return agent.train(tuple(experience)), returns
+
+
+def begin_adaptation(agent: MetaPolicyGradientAgent, sampler: Sampler, tasks: np.ndarray) -> None:
+    """Gives the environments their tasks and the collect policy the initial weights.
+
+    Args:
+        agent: The agent.
+        sampler: Draws with the agent's collect policy.
+        tasks: ``[agent.tasks, ...]``.
+
+    Raises:
+        ValueError: The tasks cannot be divided, or the sampler draws with another policy.
+    """
+    if sampler.policy is not agent.collect_policy:
+        raise ValueError(
+            "The sampler must draw with the agent's own collect policy: make it with "
+            "Sampler(environment, agent.collect_policy, ...)."
+        )
+    agent.check_tasks(tasks)
+    sampler.set_tasks(tasks)
+    agent.reset_adaptation()
 
 
 def episode_returns(trajectory: Trajectory, tasks: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_maml import validation
 from keras_maml.functional import Tensors
 
 Product = Callable[[Tensors], Tensors]
@@ -68,17 +69,14 @@ class TrustRegion:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("max_kl", "damping", "residual_tolerance"):
-            value = getattr(self, name)
-            if not value >= 0 or (name == "max_kl" and not value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value!r}.")
-        if not 0 < self.backtrack_ratio < 1:
-            raise ValueError(f"backtrack_ratio must be in (0, 1), got {self.backtrack_ratio!r}.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}.")
+        validation.check_positive("max_kl", self.max_kl)
+        for name in ("damping", "residual_tolerance"):
+            validation.check_number(name, getattr(self, name), lambda v: v >= 0, "at least 0")
+        ratio, momentum = self.backtrack_ratio, self.momentum
+        validation.check_number("backtrack_ratio", ratio, lambda v: 0 < v < 1, "in (0, 1)")
+        validation.check_number("momentum", momentum, lambda v: 0 <= v < 1, "in [0, 1)")
         for name in ("iterations", "max_backtracks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
+            validation.check_count(name, getattr(self, name), minimum=1)
 
     def step(
         self,

@@ -12,6 +12,7 @@ from keras_maml.rl import (
     TrustRegion,
     categorical,
     evaluate,
+    gaussian_policy,
     meta_iteration,
 )
 from keras_maml.rl.advantages import complete
@@ -143,7 +144,9 @@ def test_adaptation_that_is_not_finite_names_the_task_and_changes_nothing(agent,
     agent.reset_adaptation()
     before = values(agent.collect_policy.fast_weights)
     message = "not finite in 1 of 2 tasks, the first of them task 1"
-    with pytest.raises(FloatingPointError, match=f"weights that are {message}"):
+    with pytest.raises(
+        FloatingPointError, match=f"weights that are {message}.*look at the observations"
+    ):
         agent.adapt(spoiled(experience[0], "observation", 30))
     with pytest.raises(FloatingPointError, match=f"Rewards are {message}"):
         agent.adapt(spoiled(experience[0], "reward", 20, np.inf))
@@ -292,3 +295,16 @@ def test_proximal_optimisation_without_inner_steps():
     agent = make_agent(environment, inner_steps=0, outer=Proximal(epochs=2))
     info = agent.train(draw(agent, make_sampler(agent, environment))).extra
     assert info.accepted and info.loss_after < info.loss_before
+
+
+def test_a_model_that_does_not_fit_the_environment_is_refused(environment):
+    for model, message in (
+        (gaussian_policy(3, 1, (3,)), "The model must take observations like"),
+        (gaussian_policy(2, 4, (3,)), r"actions of shape \(1,\), but .* actions of shape \(4,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_agent(environment, model)
+    with pytest.raises(ValueError, match="model must be a keras.Model, got str"):
+        make_agent(environment, "model")
+    with pytest.raises(ValueError, match="and distribution its outputs"):
+        make_agent(environment, distribution=lambda outputs: outputs["logits"])

@@ -194,3 +194,17 @@ def test_the_gaussian_policy(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"observation_size": 0}, "observation_size must be an integer of at least 1, got 0"),
+        ({"initial_std": 0}, "initial_std must be at least min_std, 1e-06, got 0"),
+        ({"min_std": 0.0}, "min_std must be a finite number above 0, got 0.0"),
+        ({"min_std": 0.5, "initial_std": 0.2}, "initial_std must be at least min_std, 0.5"),
+    ],
+)
+def test_settings_of_the_policy_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        gaussian_policy(**{"observation_size": 2, "action_size": 1} | settings)

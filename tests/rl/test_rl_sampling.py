@@ -89,6 +89,31 @@ def test_the_environments_of_a_task_stand_side_by_side(sampler):
     assert sampler.environment.tasks.tolist() == [-1, -1, -1, 1, 1, 1]
     with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
         Sampler(rl_zoo.Line(6), sampler.policy, steps=0)
+    with pytest.raises(ValueError, match="6 environments cannot be divided among 0 tasks"):
+        sampler.set_tasks(np.ones(0))
+    with pytest.raises(ValueError, match="5 environments cannot be divided among the 2 tasks of"):
+        Sampler(rl_zoo.Line(5), sampler.policy, steps=50)
+
+
+def test_shorter_trajectories_than_the_horizon_are_refused(sampler):
+    horizon = sampler.environment.horizon
+    with pytest.raises(ValueError, match=f"steps must be at least {horizon}, the horizon"):
+        Sampler(sampler.environment, sampler.policy, steps=horizon - 1)
+
+
+def test_a_sampler_of_another_agent_is_refused(agent, sampler):
+    other = make_agent(rl_zoo.Line(6))
+    for use in (
+        lambda: meta_iteration(other, sampler, DIRECTIONS, 0),
+        lambda: evaluate(other, sampler, DIRECTIONS, [], seed=0),
+    ):
+        with pytest.raises(ValueError, match="must draw with the agent's own collect policy"):
+            use()
+
+
+def test_seeds_are_integers(sampler):
+    with pytest.raises(TypeError, match="float"):
+        sampler.draw(0.5)
 
 
 @pytest.mark.parametrize("tasks", [np.ones(1), np.ones(3)])

@@ -179,6 +179,11 @@ def test_a_step_with_nan_changes_nothing(wrong):
     [
         (TrustRegion, "max_kl", 0.0),
         (TrustRegion, "max_kl", np.nan),
+        (TrustRegion, "max_kl", np.inf),
+        (TrustRegion, "max_kl", "a"),
+        (TrustRegion, "iterations", 1.5),
+        (Proximal, "epochs", 1.5),
+        (Proximal, "learning_rate", np.inf),
         (TrustRegion, "damping", -1e-5),
         (TrustRegion, "residual_tolerance", -1.0),
         (TrustRegion, "backtrack_ratio", 1.0),

@@ -127,7 +127,10 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
         seeds = self._seeds(seed)
         ids = np.flatnonzero(mask).astype(np.int32)
         for index in ids:
-            if seeds[index] is not None or self._generators[index] is None:
+            if seeds[index] is not None:
+                self._generators[index], _ = seeding.np_random(seeds[index])
+        for index, generator in enumerate(self._generators):
+            if generator is None:  # also of those that the next step will start
                 self._generators[index], _ = seeding.np_random(seeds[index])
         if self._ended is None:
             self._ended = ~mask
