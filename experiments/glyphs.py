@@ -7,7 +7,7 @@ Takes a few minutes, and shows what the experiments on Omniglot and mini-ImageNe
 """
 
 from experiments import omniglot
-from experiments.image_classification import Experiment, Settings, main
+from experiments.image_classification import Experiment, Settings, main, with_first_order
 from keras_maml import episodes
 
 
@@ -21,15 +21,17 @@ def load(folder: None = None, *, split: str = "train") -> episodes.ImageClasses:
 EXPERIMENT = Experiment(
     name="glyphs",
     title="Glyphs",
-    rows=(
-        Settings(
-            filters=32,
-            meta_batch_size=8,
-            iterations=1_000,
-            epoch_iterations=100,
-            validation_tasks=80,
-            test_tasks=200,
-        ),
+    rows=with_first_order(
+        (
+            Settings(
+                filters=32,
+                meta_batch_size=8,
+                iterations=1_000,
+                epoch_iterations=100,
+                validation_tasks=80,
+                test_tasks=200,
+            ),
+        )
     ),
     published={},
     make_network=omniglot.make_network,

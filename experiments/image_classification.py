@@ -48,6 +48,9 @@ class Task:
     convolutions: bool = simple_parsing.field(  # in the network, or dense layers alone
         default=True, negative_prefix="--no-"
     )
+    first_order: bool = simple_parsing.field(  # stop the inner gradient
+        default=False, negative_prefix="--no-"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +66,6 @@ class Settings(Task):
     inner_learning_rate: float = 2.0  # for a mean over examples
     inner_steps: int = 1  # in training
     evaluation_steps: int = 3  # in validation, and in what a test is judged by
-    first_order: bool = simple_parsing.field(  # stop the inner gradient
-        default=False, negative_prefix="--no-"
-    )
     batch_normalization: str = "transductive"  # or inductive
     filters: int = 64  # of each convolution
     meta_batch_size: int = 32  # tasks per meta-iteration
@@ -105,7 +105,7 @@ class Experiment:
         name: The module's name in `experiments`, and the first word of run folders.
         title: What to call it.
         rows: Settings, one for each combination of `Task`.
-        published: By ways, shots, convolutions and first order.
+        published: By the combinations that have a published number.
         make_network: Makes the model from settings.
         load: As `keras_maml.episodes.load_omniglot`: from a folder and a split to its images.
         data: What the test tasks are drawn from.
@@ -119,7 +119,7 @@ class Experiment:
     name: str
     title: str
     rows: tuple[Settings, ...]
-    published: Mapping[tuple[int, int, bool, bool], Published]
+    published: Mapping[Task, Published]
     make_network: Callable[[Settings], keras.Model]
     load: Callable[..., ImageClasses]
     data: str
@@ -130,8 +130,7 @@ class Experiment:
 
     def row(self, task: Task) -> Settings | None:
         """Returns the settings of a row, or None if there is no such row."""
-        key = dataclasses.astuple(task)[:3]
-        return next((row for row in self.rows if dataclasses.astuple(row)[:3] == key), None)
+        return next((row for row in self.rows if _task(row) == _task(task)), None)
 
     def defaults(self, task: Task) -> Settings:
         """Returns the settings of a row; where there is none, the nearest row's for other sizes."""
@@ -139,13 +138,17 @@ class Experiment:
             return row
         near = max(
             self.rows,
-            key=lambda row: (row.ways == task.ways, row.convolutions == task.convolutions),
+            key=lambda row: (
+                row.first_order == task.first_order,
+                row.ways == task.ways,
+                row.convolutions == task.convolutions,
+            ),
         )
         queries = task.shots if near.queries == near.shots else near.queries
         sizes = {"queries": queries, "test_queries": (task.shots, *near.test_queries[1:])}
         if self.clip is not None and task.ways > 0 < queries:
             sizes["clip_gradient"] = clip_of_mean(self.clip, task.ways, task.shots, queries)
-        return dataclasses.replace(near, **dataclasses.asdict(task), **sizes)
+        return dataclasses.replace(near, **dataclasses.asdict(_task(task)), **sizes)
 
     def folder(self, settings: Settings) -> str:
         """Returns the folder in which a run of these settings goes by default."""
@@ -165,9 +168,8 @@ class Experiment:
         """Says where settings are not those of the row, as far as training depends on them."""
         row = self.row(settings)
         no_row = ["no such row in the paper's table 1"] if self.published and row is None else []
-        row = row or self.defaults(Task(*dataclasses.astuple(settings)[:3]))
-        free = ("first_order", "epoch_iterations", "validation_tasks", "test_tasks")
-        free += ("test_queries", "seed")
+        row = row or self.defaults(settings)
+        free = ("epoch_iterations", "validation_tasks", "test_tasks", "test_queries", "seed")
         changed = [
             (field.name, getattr(settings, field.name), getattr(row, field.name))
             for field in dataclasses.fields(row)
@@ -180,6 +182,27 @@ class Experiment:
             for name, ours, theirs in changed
             if ours != theirs
         ]
+
+
+def with_first_order(rows: Sequence[Settings], **changes: Any) -> tuple[Settings, ...]:
+    """Returns rows, and each once more for first order.
+
+    Args:
+        rows: Settings of second order.
+        **changes: What first order does otherwise.
+
+    Example:
+        >>> rows = with_first_order([Settings()], inner_learning_rate=0.4)
+        >>> [(row.first_order, row.inner_learning_rate) for row in rows]
+        [(False, 2.0), (True, 0.4)]
+    """
+    first_order = (dataclasses.replace(row, first_order=True, **changes) for row in rows)
+    return (*rows, *first_order)
+
+
+def _task(settings: Task) -> Task:
+    names = (field.name for field in dataclasses.fields(Task))
+    return Task(**{name: getattr(settings, name) for name in names})
 
 
 def clip_of_mean(clip: float, ways: int, shots: int, queries: int) -> float:
@@ -343,7 +366,7 @@ def test(
     with whole(this.folder / "learner.keras") as temporary:
         learner.save(temporary)
     draw(this.folder / "figures", learner, settings, make_episodes, tasks)
-    published = experiment.published.get((*dataclasses.astuple(settings)[:3], settings.first_order))
+    published = experiment.published.get(_task(settings))
     departures = experiment.departures(settings)
     record = {
         "title": experiment.describe(settings),

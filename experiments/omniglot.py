@@ -10,7 +10,14 @@ Ways, shots and network choose a row of the paper's table 1; every other option 
 
 import keras
 
-from experiments.image_classification import Experiment, Published, Settings, main
+from experiments.image_classification import (
+    Experiment,
+    Published,
+    Settings,
+    Task,
+    main,
+    with_first_order,
+)
 from keras_maml import episodes, networks
 
 TWENTY_WAYS = {"ways": 20, "inner_steps": 5, "evaluation_steps": 5, "meta_batch_size": 16}
@@ -30,25 +37,29 @@ EXPERIMENT = Experiment(
     name="omniglot",
     title="Omniglot",
     # Rates for a mean over examples: 5 x 0.4 and 20 x 0.1.
-    rows=(
-        Settings(),
-        Settings(**FIVE_SHOTS),
-        Settings(**TWENTY_WAYS),
-        Settings(**TWENTY_WAYS, **FIVE_SHOTS),
-        Settings(convolutions=False),
-        Settings(convolutions=False, **FIVE_SHOTS),
+    rows=with_first_order(
+        (
+            Settings(),
+            Settings(**FIVE_SHOTS),
+            Settings(**TWENTY_WAYS),
+            Settings(**TWENTY_WAYS, **FIVE_SHOTS),
+            Settings(convolutions=False),
+            Settings(convolutions=False, **FIVE_SHOTS),
+        ),
+        # With 2.0, first order comes to rest where a step saturates: 5-way 1-shot at 83 %.
+        inner_learning_rate=0.4,
     ),
     published={
-        (5, 1, True, False): Published(0.987, 0.004),
-        (5, 5, True, False): Published(0.999, 0.001),
-        (20, 1, True, False): Published(0.958, 0.003),
-        (20, 5, True, False): Published(0.989, 0.002),
-        (5, 1, False, False): Published(0.897, 0.011),
-        (5, 5, False, False): Published(0.975, 0.006),
-        (5, 1, True, True): Published(0.983, 0.005, FIRST_ORDER),
-        (5, 5, True, True): Published(0.992, 0.002, FIRST_ORDER),
-        (20, 1, True, True): Published(0.894, 0.005, FIRST_ORDER),
-        (20, 5, True, True): Published(0.979, 0.001, FIRST_ORDER),
+        Task(5, 1): Published(0.987, 0.004),
+        Task(5, 5): Published(0.999, 0.001),
+        Task(20, 1): Published(0.958, 0.003),
+        Task(20, 5): Published(0.989, 0.002),
+        Task(5, 1, False): Published(0.897, 0.011),
+        Task(5, 5, False): Published(0.975, 0.006),
+        Task(5, 1, True, True): Published(0.983, 0.005, FIRST_ORDER),
+        Task(5, 5, True, True): Published(0.992, 0.002, FIRST_ORDER),
+        Task(20, 1, True, True): Published(0.894, 0.005, FIRST_ORDER),
+        Task(20, 5, True, True): Published(0.979, 0.001, FIRST_ORDER),
     },
     make_network=make_network,
     load=episodes.load_omniglot,
