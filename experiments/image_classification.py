@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from experiments.command_line import run_command, with_defaults
 from experiments.report import images as report
-from experiments.runs import Run, as_json, check_epochs, results_of
+from experiments.runs import Run, as_json, check_epochs, defaults_of, results_of
 from keras_maml import MAML, callbacks, evaluation, plots
 from keras_maml.episodes import ImageClasses
 from keras_maml.files import whole, write_csv, write_text
@@ -72,6 +72,7 @@ class Settings(Task):
     learning_rate: float = 0.001  # of the outer Adam
     clip_gradient: float | None = None  # bound of each element of the meta-gradient
     iterations: int = 60_000  # meta-iterations
+    cooldown_iterations: int = 0  # the last ones, in which the outer rate falls to 0 as a cosine
     epoch_iterations: int = 500  # between checkpoints
     validation_tasks: int = 320  # after every epoch
     test_tasks: int = 1_000  # in the end, for each of test_queries
@@ -261,7 +262,7 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     load = functools.cache(lambda split: experiment.load(files.data, split=split))
     make_episodes = functools.partial(_episodes, load, experiment.rotations, settings)
     folder = files.output or experiment.folder(settings)
-    if results_of(folder, as_json(settings)) is None:
+    if results_of(folder, as_json(settings), defaults_of(settings)) is None:
         # What cannot be run fails before anything is written.
         check(settings)
         keras.utils.set_random_seed(settings.seed)
@@ -287,6 +288,12 @@ def check(settings: Settings) -> None:
         check_count(name, getattr(settings, name), minimum=1)
     check_positive("learning_rate", settings.learning_rate)
     check_positive("inner_learning_rate", settings.inner_learning_rate)
+    check_count("cooldown_iterations", settings.cooldown_iterations)
+    if settings.cooldown_iterations > settings.iterations:
+        raise ValueError(
+            f"cooldown_iterations must be at most iterations, {settings.iterations}, got "
+            f"{settings.cooldown_iterations}."
+        )
     if settings.clip_gradient is not None:
         check_positive("clip_gradient", settings.clip_gradient)
     if not settings.test_queries or len({*settings.test_queries}) < len(settings.test_queries):
@@ -309,11 +316,22 @@ def make_learner(experiment: Experiment, settings: Settings) -> MAML:
         settings.batch_normalization,
     )
     learner.compile(
-        optimizer=keras.optimizers.Adam(settings.learning_rate, clipvalue=settings.clip_gradient),
+        optimizer=keras.optimizers.Adam(learning_rate(settings), clipvalue=settings.clip_gradient),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     return learner
+
+
+def learning_rate(settings: Settings) -> float | keras.optimizers.schedules.CosineDecay:
+    """Returns the outer learning rate: constant, or falling in the last iterations."""
+    rate, cooldown = settings.learning_rate, settings.cooldown_iterations
+    if not cooldown:
+        return rate
+    constant = settings.iterations - cooldown  # a warm-up from the rate to the rate
+    return keras.optimizers.schedules.CosineDecay(
+        rate, cooldown, warmup_target=rate, warmup_steps=constant
+    )
 
 
 def train(

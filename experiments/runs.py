@@ -49,18 +49,20 @@ class Run:
 
     Raises:
         FileExistsError: The folder holds something else than a run of these settings (a run of
-            fewer ``iterations``, ``methods`` or ``seeds`` is continued, and one with other
-            settings named ``test_...`` is tested again).
+            fewer ``iterations``, ``methods`` or ``seeds`` is continued, unless its last
+            ``cooldown_iterations`` have begun, and one with other settings named ``test_...`` is
+            tested again).
         BlockingIOError: Another run is using the folder.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Any) -> None:
         self.folder = pathlib.Path(folder)
         self.settings = as_json(settings)
+        self._defaults = defaults_of(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         unlock = weakref.finalize(self, os.close, lock(self.folder))
         try:
-            is_new = self._move_in(settings)
+            is_new = self._move_in()
         except BaseException:
             unlock()
             raise
@@ -69,7 +71,7 @@ class Run:
         if self.results is None:
             self._note_start()
 
-    def _move_in(self, settings: Any) -> bool:
+    def _move_in(self) -> bool:
         """Checks what the folder holds and writes the settings; whether the run is new."""
         path = self.folder / "settings.json"
         is_new = not path.exists()
@@ -80,21 +82,35 @@ class Run:
                     f"{self.folder} is not empty and holds no run. Choose another --output."
                 )
             write_json(path, self.settings)
-        found = json.loads(path.read_text())
         # A setting that is newer than the run had its default.
-        defaults = json.loads(json.dumps(_defaults(settings)))
+        found = self._defaults | json.loads(path.read_text())
         changed = [
             f"{name}: {found.get(name)!r} there, {value!r} asked for"
             for name, value in self.settings.items()
-            if not _continues(name, found.get(name, defaults.get(name)), value)
+            if not _continues(name, found.get(name), value)
         ] + [f"{name}: unknown here" for name in found if name not in self.settings]
         if changed:
             raise FileExistsError(
                 f"{self.folder} holds a run with other settings ({'; '.join(changed)}). Choose "
                 "another --output, or give the settings it was started with to continue it."
             )
+        self._check_cooldown(found)
         write_json(path, self.settings)
         return is_new
+
+    def _check_cooldown(self, found: dict[str, Any]) -> None:
+        """Refuses to lengthen a run whose learning rate has begun to fall towards its end."""
+        cooldown = self.settings.get("cooldown_iterations", 0)
+        if not cooldown or found["iterations"] == self.settings["iterations"]:
+            return
+        begins = found["iterations"] - cooldown
+        done = Checkpoint(self.folder).epochs_done() * self.settings["epoch_iterations"]
+        if done > begins:
+            raise FileExistsError(
+                f"{self.folder} holds a run of {found['iterations']} iterations whose learning "
+                f"rate has fallen since iteration {begins}, and {done} are done: it cannot become "
+                f"one of {self.settings['iterations']}. Choose another --output."
+            )
 
     def _read_starts(self) -> list[dict[str, Any]]:
         path, results = self.folder / "starts.json", self.folder / "results.json"
@@ -113,7 +129,7 @@ class Run:
     @property
     def results(self) -> dict[str, Any] | None:
         """The results of a run that has finished; None before."""
-        return results_of(self.folder, self.settings)
+        return results_of(self.folder, self.settings, self._defaults)
 
     def finish(self, results: Any, **extra: Any) -> dict[str, Any]:
         """Writes the results with what they were made with, and returns them.
@@ -195,11 +211,19 @@ class Run:
         return checkpoint.history
 
 
-def results_of(folder: str | os.PathLike, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the results of a run of these settings (see `as_json`) if it has finished."""
+def results_of(
+    folder: str | os.PathLike, settings: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Returns the results of a run if it has finished.
+
+    Args:
+        folder: The folder of the run.
+        settings: Its settings, see `as_json`.
+        defaults: What settings were that are newer than the run, see `defaults_of`.
+    """
     path = pathlib.Path(folder) / "results.json"
     results = json.loads(path.read_text()) if path.exists() else None
-    return results if results and results["settings"] == settings else None
+    return results if results and (defaults or {}) | results["settings"] == settings else None
 
 
 def as_json(settings: Any) -> dict[str, Any]:
@@ -260,12 +284,11 @@ def check_epochs(iterations: int, epoch_iterations: int) -> int:
     return epochs
 
 
-def _defaults(settings: Any) -> dict[str, Any]:
-    return {
-        field.name: field.default
-        for field in dataclasses.fields(settings)
-        if field.default is not dataclasses.MISSING
-    }
+def defaults_of(settings: Any) -> dict[str, Any]:
+    """Returns the defaults of the settings of a dataclass, as they are read from JSON."""
+    fields = dataclasses.fields(settings)
+    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(defaults))
 
 
 def _continues(name: str, there: Any, asked: Any) -> bool:
@@ -298,13 +321,19 @@ class Checkpoint(keras.callbacks.Callback):
     def restore(self, learner: keras_maml.MAML) -> int:
         """Loads the last state, if there is one, and returns the number of finished epochs."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        states = sorted(self.folder.glob("epoch-*.weights.h5"))
-        if not states:
-            return 0
-        learner.load_weights(states[-1])
-        done = int(states[-1].name.split("-")[1].split(".")[0])
-        self.history = read_csv(self._history_path)[:done]
+        done = self.epochs_done()
+        if done:
+            learner.load_weights(self._state(done))
+            self.history = read_csv(self._history_path)[:done]
         return done
+
+    def epochs_done(self) -> int:
+        """Returns the number of finished epochs."""
+        names = (path.name for path in self.folder.glob("epoch-*.weights.h5"))
+        return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
+
+    def _state(self, epoch: int) -> pathlib.Path:
+        return self.folder / f"epoch-{epoch:06d}.weights.h5"
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Starts the clock."""
@@ -324,7 +353,7 @@ class Checkpoint(keras.callbacks.Callback):
             if len(scores) == 1 or scores[-1] > max(scores[:-1]):
                 self._save(self.best_path)
         old = list(self.folder.glob("epoch-*.weights.h5"))
-        self._save(self.folder / f"epoch-{epoch + 1:06d}.weights.h5")
+        self._save(self._state(epoch + 1))
         for path in old:
             path.unlink()
 

@@ -82,6 +82,40 @@ def test_a_run_can_be_made_longer(tmp_path):
         assert np.array_equal(ours, theirs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Cooling:
+    iterations: int = 40
+    epoch_iterations: int = 10
+    cooldown_iterations: int = 20
+
+
+@pytest.mark.parametrize(("done", "refused"), [(0, False), (20, False), (30, True), (40, True)])
+def test_a_run_is_made_longer_only_before_its_rate_falls(tmp_path, done, refused):
+    runs.Run(tmp_path, Cooling())
+    (tmp_path / "checkpoints").mkdir()
+    if done:
+        (tmp_path / f"checkpoints/epoch-{done // 10:06d}.weights.h5").touch()
+    longer = Cooling(iterations=60)
+    if refused:
+        with pytest.raises(FileExistsError, match=f"since iteration 20, and {done} are done"):
+            runs.Run(tmp_path, longer)
+        assert runs.Run(tmp_path, Cooling()).settings["iterations"] == 40
+    else:
+        assert runs.Run(tmp_path, longer).settings["iterations"] == 60
+
+
+def test_results_are_those_of_a_run_that_knows_a_newer_setting(tmp_path):
+    this = runs.Run(tmp_path, Cooling(cooldown_iterations=0))
+    record = this.finish([1])
+    del this
+    del record["settings"]["cooldown_iterations"]
+    defaults = runs.defaults_of(Cooling()) | {"cooldown_iterations": 0}
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    settings = runs.as_json(Cooling(cooldown_iterations=0))
+    assert runs.results_of(tmp_path, settings, defaults) == record
+    assert runs.results_of(tmp_path, runs.as_json(Cooling()), defaults) is None
+
+
 def test_the_best_epoch_is_kept(tmp_path):
     this = runs.Run(tmp_path, TINY)
     learner = sinusoid.make_learner(TINY, "maml", seed=0)

@@ -90,6 +90,15 @@ def test_the_meta_gradient_is_clipped_element_by_element():
     np.testing.assert_allclose(first_moment, expected, rtol=1e-6)
 
 
+def test_the_outer_rate_falls_in_the_last_iterations_only():
+    settings = Settings(**TINY, learning_rate=0.5, cooldown_iterations=4)
+    rates = image_classification.learning_rate(settings)
+    falling = [0.25 * (1 + np.cos(np.pi * i / 4)) for i in range(5)]
+    np.testing.assert_allclose([rates(i) for i in range(9)], [0.5] * 4 + falling, atol=1e-7)
+    constant = dataclasses.replace(settings, cooldown_iterations=0)
+    assert image_classification.learning_rate(constant) == 0.5
+
+
 @pytest.mark.parametrize("wrong", ["--ways", "--shots"])
 def test_sizes_of_zero_are_left_to_the_checks(monkeypatch, wrong):
     for experiment in EXPERIMENTS:
@@ -145,6 +154,7 @@ def test_what_differs_from_the_row_is_said():
         ({"inner_steps": 0}, "inner_steps must be an integer of at least 1, got 0"),
         ({"epoch_iterations": 0}, "epoch_iterations must be an integer of at least 1, got 0"),
         ({"iterations": -8}, "iterations must be an integer of at least 1, got -8"),
+        ({"cooldown_iterations": 9}, "cooldown_iterations must be at most iterations, 8, got 9"),
         ({"validation_tasks": 3}, "tasks=3 and meta_batch_size=2"),
     ],
 )
