@@ -58,8 +58,8 @@ class MAML(EpisodicModel):
             other queries it is made with.
         task_map: ``"auto"`` runs all tasks of a meta-batch at once where the layers allow it;
             ``"vectorized"`` insists on it; ``"sequential"`` takes one after another.
-            ``"auto"`` also takes one after another where that is faster: convolutions of large
-            images.
+            ``"auto"`` also takes one after another where that is faster: convolutions of more
+            than a few small images.
         task_chunk: How many tasks of a meta-batch are in memory at once; None for all. The
             gradients of the chunks add up to the same meta-gradient.
         rematerialize: Whether to compute the inner steps again for the meta-gradient instead of
