@@ -1,7 +1,9 @@
 """Convolution and pooling equal TensorFlow's own, in value and in every derivative."""
 
+import contextlib
 import functools
 import logging
+import math
 
 import keras
 import numpy as np
@@ -336,6 +338,20 @@ def test_patches_are_too_large_only_in_the_context_and_beyond_the_limit(monkeypa
     monkeypatch.setattr(convolution, "MAX_PATCHES", same)
     with convolution.limited_patches():
         convolve("same")
+
+
+@pytest.mark.parametrize(
+    ("rank", "strides"), [(1, (1,)), (1, (2,)), (2, (2, 2)), (2, (1, 2)), (3, (1, 1, 1))]
+)
+def test_patches_of_any_rank_and_stride_can_be_too_large(monkeypatch, rank, strides):
+    x, w = tf.ones([2, *[4] * rank, 3]), tf.ones([*[3] * rank, 3, 2])
+    positions = math.prod(4 // stride for stride in strides)
+    size = 2 * positions * 3**rank * 3 * 4  # bytes
+    for limit in (size - 1, size):
+        monkeypatch.setattr(convolution, "MAX_PATCHES", limit)
+        context = pytest.raises(convolution.PatchesTooLarge)
+        with convolution.limited_patches(), context if limit < size else contextlib.nullcontext():
+            convolution.by_patches(x, w, strides, "same")
 
 
 def test_the_limit_ends_with_its_context_even_when_it_was_met(monkeypatch):
