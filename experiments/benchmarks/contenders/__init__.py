@@ -46,7 +46,6 @@ def require(names: tuple[str, ...]) -> None:
     if missing:
         raise ImportError(
             f"{' and '.join(missing)} not installed. The contenders need the extra 'bench':\n"
-            "    python -m pip install '.[bench]' --extra-index-url "
-            "https://download.pytorch.org/whl/cpu\n"
+            "    python -m pip install '.[bench]'\n"
             "or leave those contenders out with --contenders."
         )
