@@ -17,6 +17,7 @@ from types import ModuleType
 CONTENDERS = {
     "keras_maml": ("ours", "tensorflow"),
     "keras_maml sequential": ("ours_sequential", "tensorflow"),
+    "keras_maml vectorized": ("ours_vectorized", "tensorflow"),
     "PyTorch vmap": ("torch_vmap", "torch"),
     "PyTorch loop": ("torch_loop", "torch"),
     "JAX vmap": ("jax_vmap", "jax"),
