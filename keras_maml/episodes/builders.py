@@ -48,7 +48,8 @@ class OmniglotBuilder(ImageClassesBuilder, skip_registration=True):
             paths = find_archives(dl_manager.manual_dir, self._edition)
         except AssertionError:  # That is how tfds says that there is no such folder.
             paths = self._download(dl_manager)
-        names, images = assemble(OmniglotArchives(paths, self._edition).drawings(), self._edition)
+        drawings = OmniglotArchives(paths, self._edition).drawings()
+        names, images, self.info.metadata["sha256"] = assemble(drawings, self._edition)
         return {"pooled": zip(names, images[..., None], strict=True)}
 
     def _download(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, Any]:

@@ -57,8 +57,8 @@ class ImageArchive:
     Attributes:
         path: The zip file or the folder.
         names: Sorted paths of the images, ``levels`` parts each.
-        identity: Checksum of names and contents (for a folder: of sizes and times of change, so
-            that not every file must be read).
+        identity: Checksum of names and contents (for a folder: of where it is, and of sizes and
+            times of change, so that not every file must be read).
 
     Raises:
         ValueError: If the zip file cannot be read, holds a path out of itself or a file twice, or
@@ -80,7 +80,8 @@ class ImageArchive:
         files = _files_of_folder(self.path) if self.path.is_dir() else _files_of_zip(self.path)
         members: dict[str, str] = {}
         roots: dict[str, str] = {}
-        digest = hashlib.sha256()
+        # Two folders can agree in all sizes and times, as those of unpacked archives may.
+        digest = hashlib.sha256(str(self.path.resolve() if self.path.is_dir() else "").encode())
         for member, fingerprint in sorted(files):
             parts = PurePosixPath(member).parts
             if not _is_image(parts, levels, suffixes):
@@ -185,9 +186,14 @@ def _files_of_folder(
                 continue
             if entry.is_dir():
                 files += _files_of_folder(Path(entry), f"{name}/", (*ancestors, identity))
-            else:
+                continue
+            try:
                 status = entry.stat()
-                files.append((name, f"{status.st_size}-{status.st_mtime_ns}"))
+            except FileNotFoundError as error:
+                raise ValueError(
+                    f"{entry.path} is a link to a file that is not there. Remove or mend it."
+                ) from error
+            files.append((name, f"{status.st_size}-{status.st_mtime_ns}"))
     return files
 
 

@@ -77,7 +77,8 @@ class CachePickles:
             for split, name in FILES.items()
         }
         stats = [path.stat() for path in self._paths.values()]
-        self.identity = combined_identity(*((s.st_size, s.st_mtime_ns) for s in stats))
+        changes = ((s.st_size, s.st_mtime_ns) for s in stats)
+        self.identity = combined_identity(folder.resolve(), *changes)
 
     def splits(self) -> Mapping[str, Classes]:
         """See the protocol."""

@@ -14,6 +14,7 @@ from keras_maml.episodes.omniglot_source import (
     OFFICIAL,
     OmniglotArchives,
     find_archives,
+    warn_unless_official,
 )
 from keras_maml.episodes.prepared_images import PreparedImages, newest_key
 from keras_maml.episodes.sampling import check_stream
@@ -158,6 +159,7 @@ def load_omniglot(
         manual_dir=folder,
         settings={"edition": OFFICIAL},
     )
+    warn_unless_official(prepared.sha256, OFFICIAL)
     names = list(prepared.class_sizes("pooled"))
     return prepared.read("pooled", names if split is None else split_characters(names, split))
 

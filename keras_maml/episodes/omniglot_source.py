@@ -144,7 +144,7 @@ def find_archives(folder: str | os.PathLike, edition: Edition) -> dict[str, Path
     return {name: find_archive(folder, name, advice=DOWNLOAD_ADVICE) for name in edition.characters}
 
 
-def assemble(drawings: Iterable[Drawing], edition: Edition) -> tuple[list[str], np.ndarray]:
+def assemble(drawings: Iterable[Drawing], edition: Edition) -> tuple[list[str], np.ndarray, str]:
     """Orders drawings by character and reduces them to 28 x 28 pixels.
 
     The drawings of a character are put in the order of their pixels, so that the result, and every
@@ -155,8 +155,9 @@ def assemble(drawings: Iterable[Drawing], edition: Edition) -> tuple[list[str], 
         edition: What must be there.
 
     Returns:
-        Sorted names ``[characters]`` and uint8 ``[characters, drawings, 28, 28]`` with ink 255 on
-        paper 0, reduced with a Lanczos-3 filter widened for antialiasing.
+        Sorted names ``[characters]``, uint8 ``[characters, drawings, 28, 28]`` with ink 255 on
+        paper 0, reduced with a Lanczos-3 filter widened for antialiasing, and the SHA-256 of names
+        and drawings, see `warn_unless_official`.
     """
     packed = defaultdict(list)
     for name, ink in drawings:
@@ -170,11 +171,20 @@ def assemble(drawings: Iterable[Drawing], edition: Edition) -> tuple[list[str], 
         rows = np.frombuffer(content, "uint8").reshape(edition.drawings, -1)
         ink = np.unpackbits(rows, axis=1, count=edition.size**2).reshape(shape).astype("float32")
         images[i] = np.round(255 * np.clip(filters @ ink @ filters.T, 0, 1))
-    if edition.sha256 not in (None, digest.hexdigest()):
+    return names, images, digest.hexdigest()
+
+
+def warn_unless_official(sha256: str | None, edition: Edition) -> None:
+    """Warns of drawings that are not those of the edition.
+
+    Args:
+        sha256: Their checksum; ``None``: they were prepared before it was kept.
+        edition: What they should be.
+    """
+    if None not in (sha256, edition.sha256) and sha256 != edition.sha256:
         logger.warning(
             "These drawings are not the official ones of Omniglot (checksum %s, expected %s): "
             "results cannot be compared with published ones.",
-            digest.hexdigest(),
+            sha256,
             edition.sha256,
         )
-    return names, images

@@ -79,6 +79,11 @@ class PreparedImages:
         """How many images each class of a split has, sorted by name."""
         return self._builder.class_sizes(split)
 
+    @property
+    def sha256(self) -> str | None:
+        """The checksum of the source, if the builder keeps one."""
+        return self._builder.info.metadata.get("sha256")
+
     def read(self, split: str, names: Sequence[str] | None = None) -> ImageClasses:
         """Reads classes of a split; prepares again if that finds damage.
 

@@ -161,6 +161,11 @@ def load_tfds(
             raise ValueError(
                 f"tensorflow_datasets knows no data set {name!r}. See tfds.list_builders()."
             ) from error
+        except AssertionError as error:  # a version or configuration that it does not know
+            raise ValueError(
+                f"tensorflow_datasets cannot build {name!r} ({error}). Name a version and a "
+                "configuration that the set has, or none."
+            ) from error
     keys = _keys(source, image_key, label_key)
     try:
         source.download_and_prepare()

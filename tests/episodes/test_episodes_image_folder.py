@@ -1,4 +1,5 @@
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -189,6 +190,26 @@ def test_links_are_followed_but_not_in_circles(folder, tmp_path):
     np.testing.assert_array_equal(load(linked).images, before)
     archive = ImageArchive(linked, levels=2, suffixes=[".png"])
     assert archive.names == ImageArchive(folder, levels=2, suffixes=[".png"]).names
+
+
+def test_a_link_to_nothing_is_named(folder, tmp_path):
+    (folder / NAMES[3] / "gone.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"gone\.png is a link to a file that is not there"):
+        load(folder)
+
+
+def test_folders_that_agree_in_sizes_and_times_are_told_apart(tmp_path):
+    for name, value in (("a", 10), ("b", 200)):
+        for kind in ("cat", "dog"):
+            path = tmp_path / name / kind / "1.bmp"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(encoded(Image.new("L", (8, 8), value), "BMP"))
+            os.utime(path, (1, 1))
+    images = [
+        load_image_folder(tmp_path / name, image_size=8, fractions=(1, 0, 0)).images
+        for name in ("a", "b")
+    ]
+    assert [set(array.ravel()) for array in images] == [{10}, {200}]
 
 
 def test_too_few_classes_in_a_split_name_its_fractions(folder):

@@ -1,5 +1,7 @@
+import hashlib
 import importlib
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -234,6 +236,20 @@ def test_a_list_with_missing_images_is_refused(tmp_path, images):
     assert_refused(tmp_path / "data", message)
 
 
+@pytest.mark.parametrize("name", ["val.csv", "images"])
+def test_a_missing_list_or_folder_of_images_is_named(tmp_path, images, name):
+    write_csv(tmp_path / "data", images)
+    (tmp_path / "data" / name).rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=re.escape(name)):
+        load_mini_imagenet(tmp_path / "data")
+
+
+def test_a_corrupt_listed_image_is_named(tmp_path, images):
+    write_csv(tmp_path / "data", images)
+    (tmp_path / "data" / "images" / "n0300000001.png").write_bytes(b"no image")
+    assert_refused(tmp_path / "data", r"n0300000001\.png .*not a readable image")
+
+
 def test_a_list_cannot_point_out_of_its_folder(tmp_path, images):
     write_csv(tmp_path / "data", images)
     path = tmp_path / "data" / "val.csv"
@@ -273,6 +289,13 @@ def test_a_test_image_cannot_be_trained_on(tmp_path, images):
 def test_arguments_are_checked_before_anything_is_read(arguments, message):
     with pytest.raises(ValueError, match=message):
         mini_imagenet("a folder that does not exist", **arguments)
+
+
+def test_the_class_lists_are_those_of_ravi_and_larochelle():
+    lists = "\n".join(" ".join(sorted(names)) for names in CLASSES.values())
+    # Of the folders of published archives of the set.
+    expected = "d084e3f58a010d1bbae45ea0b5ec7da177ce51bad37cd2c0843832f0dd6466d2"
+    assert hashlib.sha256(lists.encode()).hexdigest() == expected
 
 
 def test_the_class_lists_are_complete():

@@ -110,6 +110,8 @@ def test_troubles_are_explained(load, cache):
         load("tiny_troubles", image_size=5, split=["ant"])
     with pytest.raises(ValueError, match="tensorflow_datasets knows no data set 'tiny_horses'"):
         load("tiny_horses")
+    with pytest.raises(ValueError, match="tensorflow_datasets cannot build 'tiny_animals:9.9.9'"):
+        load("tiny_animals:9.9.9")
     with pytest.raises(ValueError, match=r"tfds_splits must name splits of tiny_animals, \['test"):
         load(tfds_splits=["val"])
     with pytest.raises(ValueError, match="does not know cow"):
