@@ -39,6 +39,7 @@ EXPERIMENT = Experiment(
     data="glyphs, test classes",
     licence="drawn by keras_maml",
     images=omniglot.IMAGES,
+    images_per_class=20,
 )
 
 if __name__ == "__main__":

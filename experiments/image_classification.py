@@ -35,6 +35,7 @@ from keras_maml.episodes import ImageClasses
 from keras_maml.files import whole, write_csv, write_text
 from keras_maml.validation import check_count, check_positive
 
+SPLITS = ("train", "validation", "test")
 STEPS = 10  # inner steps that a test follows
 PICTURES = 3  # test tasks that are drawn, and hardest ones
 
@@ -85,13 +86,16 @@ class Settings(Task):
 class Files:
     """Where things are."""
 
-    data: str | None = None  # folder of the data set; None looks in the cache, then downloads
+    data: str | None = None  # folder of the data set, if it has one; None: see above
     output: str | None = None  # folder of the run; None: runs/, named after the settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published accuracy, in 0 .. 1, and the half-width of its 95 % interval."""
+    """A published accuracy, in 0 .. 1, and the half-width of its 95 % interval.
+
+    It holds after as many inner steps as its row is judged by.
+    """
 
     accuracy: float
     ci95: float
@@ -112,6 +116,7 @@ class Experiment:
         data: What the test tasks are drawn from.
         licence: The licence of the data.
         images: What an image is, for who wants to use the learner.
+        images_per_class: How many there are of each class.
         rotations: Whether classes are turned at random, as the paper does with Omniglot.
         clip: The bound of each element of the authors' meta-gradient, which is that of a sum over
             the query images divided by the shots; None: there is none.
@@ -126,6 +131,7 @@ class Experiment:
     data: str
     licence: str
     images: str
+    images_per_class: int
     rotations: bool = False
     clip: float | None = None
 
@@ -145,8 +151,10 @@ class Experiment:
                 row.convolutions == task.convolutions,
             ),
         )
-        queries = task.shots if near.queries == near.shots else near.queries
-        sizes = {"queries": queries, "test_queries": (task.shots, *near.test_queries[1:])}
+        most = max(self.images_per_class - task.shots, 1)
+        queries = min(task.shots if near.queries == near.shots else near.queries, most)
+        tested = (min(count, most) for count in (task.shots, *near.test_queries[1:]))
+        sizes = {"queries": queries, "test_queries": tuple(dict.fromkeys(tested))}
         if self.clip is not None and task.ways > 0 < queries:
             sizes["clip_gradient"] = clip_of_mean(self.clip, task.ways, task.shots, queries)
         return dataclasses.replace(near, **dataclasses.asdict(_task(task)), **sizes)
@@ -257,7 +265,8 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     Raises:
         FileExistsError: The folder holds another run, or something else.
         BlockingIOError: Another run is using the folder.
-        ValueError: The data set has no such episodes, or a setting is out of range.
+        ValueError: The data set has no such episodes, a setting is out of range, or a run is to
+            be continued with other images.
     """
     load = functools.cache(lambda split: experiment.load(files.data, split=split))
     make_episodes = functools.partial(_episodes, load, experiment.rotations, settings)
@@ -271,6 +280,7 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
         validation = make_episodes("validation", tasks=settings.validation_tasks)
     this = Run(folder, settings)
     if this.results is None:
+        this.keep_to_data({split: checksum(load(split)) for split in SPLITS})
         history = train(this, learner, settings, make_episodes, validation)
         test(this, learner, experiment, settings, make_episodes, history, load("test"))
     page = report.write(this.folder)
@@ -280,12 +290,22 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     return this.results
 
 
+def checksum(data: ImageClasses) -> str:
+    """Returns the SHA-256 of images, class after class."""
+    return hashlib.sha256(data.images).hexdigest()
+
+
 def check(settings: Settings) -> None:
     """Raises ValueError where a setting is out of range, as far as nothing else checks it."""
     check_epochs(settings.iterations, settings.epoch_iterations)
     counts = ("ways", "shots", "queries", "inner_steps", "evaluation_steps", "filters")
     for name in (*counts, "meta_batch_size", "validation_tasks", "test_tasks"):
         check_count(name, getattr(settings, name), minimum=1)
+    if settings.validation_tasks % settings.meta_batch_size:
+        raise ValueError(
+            "validation_tasks must be a multiple of meta_batch_size, "
+            f"{settings.meta_batch_size}, got {settings.validation_tasks}."
+        )
     check_positive("learning_rate", settings.learning_rate)
     check_positive("inner_learning_rate", settings.inner_learning_rate)
     check_count("cooldown_iterations", settings.cooldown_iterations)
@@ -372,6 +392,7 @@ def test(
     data: ImageClasses,
 ) -> None:
     """Tests the learner and writes everything but the page; the results last."""
+    this.set_results_aside()  # no page is to mix this test with an earlier one
     rows, tasks, tables = [], [], []
     for queries in settings.test_queries:
         episodes = make_episodes("test", queries=queries)
@@ -385,14 +406,17 @@ def test(
         learner.save(temporary)
     draw(this.folder / "figures", learner, settings, make_episodes, tasks)
     published = experiment.published.get(_task(settings))
+    if published:
+        steps = experiment.row(settings).evaluation_steps
+        published = dataclasses.asdict(published) | {"steps": steps}
     departures = experiment.departures(settings)
     record = {
         "title": experiment.describe(settings),
         "data": experiment.data,
         "licence": experiment.licence,
-        "published": published and dataclasses.asdict(published),
+        "published": published,
         "images": experiment.images,
-        "images_sha256": hashlib.sha256(data.images).hexdigest(),
+        "images_sha256": checksum(data),
         "departures": departures,
         "train_hours": round(history[-1]["seconds"] / 3600, 2),
         "iterations_of_best_epoch": float(learner.optimizer.iterations),

@@ -4,7 +4,7 @@
     python -m experiments.mini_imagenet --data FOLDER --shots 5 --first-order
 
 FOLDER is what `keras_maml.episodes.mini_imagenet` takes; it may be left out once it was prepared.
-The number of shots chooses a row of the paper's table 1; every other option overrides it.
+Shots and --first-order choose a row of settings; every other option overrides it.
 """
 
 import keras
@@ -65,6 +65,7 @@ EXPERIMENT = Experiment(
     data="mini-ImageNet, test classes (20)",
     licence="ImageNet's terms: non-commercial research and education",
     images="84 x 84 x 3, RGB in 0 .. 1",
+    images_per_class=600,
     clip=CLIP,
 )
 

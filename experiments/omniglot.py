@@ -5,7 +5,7 @@
     python -m experiments.omniglot --no-convolutions
 
 FOLDER holds images_background.zip and images_evaluation.zip; without --data they are downloaded.
-Ways, shots and network choose a row of the paper's table 1; every other option overrides it.
+Ways, shots, network and --first-order choose a row of settings; every other option overrides it.
 """
 
 import keras
@@ -66,6 +66,7 @@ EXPERIMENT = Experiment(
     data="Omniglot, test characters (423)",
     licence="MIT (Brenden Lake)",
     images=IMAGES,
+    images_per_class=20,
     rotations=True,
 )
 

@@ -16,8 +16,9 @@ from typing import Any
 import keras
 import tabulate
 
+from experiments.image_classification import Settings
 from experiments.report import images as report
-from experiments.runs import results_of
+from experiments.runs import defaults_of, results_of
 from keras_maml import pretrained
 
 FACTS = ("title", "command", "commit", "date", "versions", "data", "licence", "published")
@@ -82,7 +83,9 @@ def publish(
         raise ValueError(f"A learner's name must be that of a folder, not a path, got {name!r}.")
     settings = run / "settings.json"
     # Results of other settings are older than the learner: the run was lengthened, or tested anew.
-    record = settings.exists() and results_of(run, json.loads(settings.read_text()))
+    record = settings.exists() and results_of(
+        run, json.loads(settings.read_text()), defaults_of(Settings())
+    )
     if not record or not (run / "learner.keras").exists():
         raise FileNotFoundError(
             f"{run} holds no learner.keras with a results.json of the run's settings: only a run "
@@ -154,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = publish(values.run, values.name, values.folder, replace=values.replace)
     except (OSError, ValueError) as error:  # of the user's making: the message says it all
         parser.exit(2, f"{parser.prog}: {error}\n")
-    print(f"{path}: keras_maml.load({values.name!r})")
+    where = "" if values.folder is None else f", folder={values.folder!r}"
+    print(f"{path}: keras_maml.load({values.name!r}{where})")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A run writes into a folder of its own::
 
     settings.json     what was asked for; another run cannot move in
     starts.json       command, commit, date and versions of every start
+    data.json         checksums of the data, where a run keeps to them
     checkpoints/      the state after the last epoch, and the best one on validation tasks
     history.csv       a line per epoch
     tensorboard/      event files
@@ -143,10 +144,7 @@ class Run:
             start, ``starts`` has them for every start.
         """
         self._note_start()
-        path = self.folder / "results.json"
-        if path.exists():  # of a shorter run, or of another test
-            number = len([*self.folder.glob("results-*.json")]) + 1
-            path.rename(self.folder / f"results-{number}.json")
+        self.set_results_aside()
         record = {
             **made_with(),
             "starts": self._starts,
@@ -154,8 +152,35 @@ class Run:
             **extra,
             "results": results,
         }
-        write_json(path, record)
+        write_json(self.folder / "results.json", record)
         return record
+
+    def set_results_aside(self) -> None:
+        """Keeps results of a shorter run, or of another test, under another name."""
+        path = self.folder / "results.json"
+        if path.exists():
+            number = len([*self.folder.glob("results-*.json")]) + 1
+            path.rename(self.folder / f"results-{number}.json")
+
+    def keep_to_data(self, checksums: dict[str, str]) -> None:
+        """Notes what the data are when a run begins, so that it does not go on with others.
+
+        Args:
+            checksums: By name, such as that of a split.
+
+        Raises:
+            ValueError: They are not those that the run began with.
+        """
+        path = self.folder / "data.json"
+        if not path.exists():
+            write_json(path, checksums)
+        found = json.loads(path.read_text())
+        changed = [name for name in checksums if checksums[name] != found.get(name)]
+        if changed:
+            raise ValueError(
+                f"The data ({', '.join(changed)}) are not those that the run in {self.folder} "
+                "began with. Give the data it was started with, or choose another --output."
+            )
 
     def train(
         self,
@@ -222,8 +247,9 @@ def results_of(
         defaults: What settings were that are newer than the run, see `defaults_of`.
     """
     path = pathlib.Path(folder) / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else None
-    return results if results and (defaults or {}) | results["settings"] == settings else None
+    results, defaults = json.loads(path.read_text()) if path.exists() else None, defaults or {}
+    same = results and defaults | results["settings"] == defaults | settings
+    return results if same else None
 
 
 def as_json(settings: Any) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import pathlib
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 from interruption import kill_when
 
-from experiments import glyphs, image_classification, mini_imagenet, omniglot
+from experiments import glyphs, image_classification, mini_imagenet, omniglot, runs
 from experiments.image_classification import Files, Settings
 from keras_maml import episodes, networks
 from keras_maml.files import read_csv
@@ -130,6 +131,13 @@ def test_sizes_without_a_row_take_the_nearest_rows_settings(monkeypatch):
     assert settings.clip_gradient * (10 * 15 / 1) == pytest.approx(10)
 
 
+def test_a_test_takes_no_more_images_than_a_class_has(monkeypatch):
+    settings, _ = parse(monkeypatch, omniglot.EXPERIMENT, "--shots", "12")
+    assert (settings.queries, settings.test_queries) == (8, (8,))
+    settings, _ = parse(monkeypatch, omniglot.EXPERIMENT, "--shots", "7")
+    assert (settings.queries, settings.test_queries) == (7, (7, 13))
+
+
 def test_what_differs_from_the_row_is_said():
     settings = Settings(iterations=1_000, filters=8, seed=3, test_tasks=5)
     assert omniglot.EXPERIMENT.departures(settings) == [
@@ -155,7 +163,10 @@ def test_what_differs_from_the_row_is_said():
         ({"epoch_iterations": 0}, "epoch_iterations must be an integer of at least 1, got 0"),
         ({"iterations": -8}, "iterations must be an integer of at least 1, got -8"),
         ({"cooldown_iterations": 9}, "cooldown_iterations must be at most iterations, 8, got 9"),
-        ({"validation_tasks": 3}, "tasks=3 and meta_batch_size=2"),
+        (
+            {"validation_tasks": 3},
+            "validation_tasks must be a multiple of meta_batch_size, 2, got 3",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_fails_before_anything_is_written(tmp_path, changes, message):
@@ -163,6 +174,64 @@ def test_what_cannot_be_drawn_fails_before_anything_is_written(tmp_path, changes
     with pytest.raises(ValueError, match=message):
         image_classification.run(glyphs.EXPERIMENT, settings, Files(output=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_every_network_can_be_made():
+    for experiment in EXPERIMENTS:
+        for row in experiment.rows:
+            for convolutions in (row.convolutions, False):
+                settings = dataclasses.replace(row, convolutions=convolutions)
+                assert experiment.make_network(settings).output_shape == (None, row.ways)
+
+
+class HaltError(Exception):
+    """Ends a run."""
+
+
+def test_every_split_has_images_and_episodes_of_its_own(tmp_path, monkeypatch):
+    values = {"train": 10, "validation": 20, "test": 30}
+
+    def load(folder, *, split):
+        images = np.full([40, 28, 28, 1], values[split], "uint8")
+        images += np.arange(40, dtype="uint8")[:, None, None, None] % 5  # tells drawings apart
+        return episodes.ImageClasses(images, ("a", "b"), (20, 20))
+
+    def pixels(dataset):
+        batches = [
+            tf.reshape(x, [-1, 28 * 28])[:, 0].numpy() for pair in dataset.take(2) for x, _ in pair
+        ]
+        return np.round(255 * np.concatenate(batches)).astype(int)
+
+    seen = {}
+
+    def train(this, learner, settings, make_episodes, validation):
+        seen["train"] = pixels(make_episodes("train"))
+        seen["validation"] = pixels(validation)
+
+    def test(this, learner, experiment, settings, make_episodes, history, data):
+        seen["test"] = pixels(make_episodes("test", queries=1))
+        seen["data"] = set(data.images.ravel() // 10)
+        raise HaltError
+
+    monkeypatch.setattr(image_classification, "train", train)
+    monkeypatch.setattr(image_classification, "test", test)
+    experiment = dataclasses.replace(TINY_GLYPHS, load=load)
+    with pytest.raises(HaltError):
+        run = Files(output=str(tmp_path / "run"))
+        image_classification.run(experiment, Settings(**TINY), run)
+    for split, value in values.items():
+        assert set(seen[split] // 10) == {value // 10}
+    assert seen["data"] == {3}
+    drawn = [tuple(seen[split] % 10) for split in values]
+    assert len(set(drawn)) == 3  # each with a seed of its own
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    this = runs.Run(tmp_path, Settings(**TINY))
+    this.keep_to_data({"train": "1", "validation": "2", "test": "3"})
+    this.keep_to_data({"train": "1", "validation": "2", "test": "3"})
+    with pytest.raises(ValueError, match=r"The data \(validation\) are not those that the run in"):
+        this.keep_to_data({"train": "1", "validation": "0", "test": "3"})
 
 
 def test_glyphs_are_not_read_from_a_folder(tmp_path):
@@ -231,6 +300,8 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(killed_and_continue
 
 def test_a_run_leaves_what_it_says(uninterrupted):
     record = json.loads((uninterrupted / "results.json").read_text())
+    data = json.loads((uninterrupted / "data.json").read_text())
+    assert data["test"] == record["images_sha256"] and len({*data.values()}) == 3
     steps = {(row["batch_normalization"], row["step"]) for row in record["results"]}
     assert steps == {(m, s) for m in ("transductive", "inductive") for s in range(11)}
     assert record["licence"] and record["title"] == "Glyphs, 2-way 1-shot"

@@ -206,6 +206,15 @@ def test_results_of_a_shorter_run_are_not_published_with_a_longer_ones_learner(f
     assert pretrained.available(folder) == ["glyphs"]
 
 
+def test_a_run_that_was_shown_again_with_newer_settings_is_published(folder, card):
+    run = folder.parent / "run"
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(settings | {"cooldown_iterations": 0}))
+    assert "cooldown_iterations" not in card["settings"]
+    publish.publish(run, "shown", folder)
+    assert pretrained.available(folder) == ["glyphs", "shown"]
+
+
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "..", None])
 def test_a_name_is_no_path(folder, name):
     with pytest.raises(ValueError, match="must be that of a folder, not a path, got"):

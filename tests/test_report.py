@@ -151,6 +151,9 @@ def test_the_headline_names_step_and_source(record):
     record["title"] = "Glyphs"
     line = "Glyphs: 81.00 ± 1.50 % after 1 step; published: 98.70 ± 0.40 % (table 1)."
     assert images.headline(record) == line
+    record["published"]["steps"] = 5
+    line = line.replace(" (table", " after 5 steps (table")
+    assert images.headline(record) == line
     record["published"] = None
     assert images.headline(record) == "Glyphs: 81.00 ± 1.50 % after 1 step."
 

@@ -50,8 +50,17 @@ def headline(record: Row) -> str:
     text = f"{record['title']}: {percent(accuracy(record, step))} after {count(step, 'step')}"
     published = record["published"]
     if published:
-        text += f"; published: {_published(published)} ({published['source']})"
+        text += f"; published: {_published(published)}"
+        if published_steps(record) != step:
+            text += f" after {count(published_steps(record), 'step')}"
+        text += f" ({published['source']})"
     return text + "."
+
+
+def published_steps(record: Row) -> int:
+    """Returns the inner steps after which the published accuracy holds."""
+    # Runs from before it was kept were judged by as many.
+    return record["published"].get("steps", record["settings"]["evaluation_steps"])
 
 
 def accuracy(
@@ -101,7 +110,9 @@ def _summary(record):
     step = settings["evaluation_steps"]
     facts = {f"accuracy after {count(step, 'step')}": percent(accuracy(record, step))}
     if record["published"]:
-        facts[f"published ({record['published']['source']})"] = _published(record["published"])
+        after = count(published_steps(record), "step")
+        name = f"published, after {after} ({record['published']['source']})"
+        facts[name] = _published(record["published"])
     facts["before adaptation"] = percent(accuracy(record, 0))
     facts["meta-iterations"] = f"{settings['iterations']:,}"
     facts["hours of training"] = f"{record['train_hours']:.2f}"
@@ -126,7 +137,8 @@ def _test(record, figures):
         )
     published = record["published"]
     if published:
-        published = (published["accuracy"], published["ci95"], step, published["source"])
+        steps = published_steps(record)
+        published = (published["accuracy"], published["ci95"], steps, published["source"])
     plots.save(plots.accuracy_over_steps(curves, published), figures / "accuracy_over_steps.png")
     steps = range(len(next(iter(columns.values()))))
     lines = [[i, *(percent(rows[i]) for rows in columns.values())] for i in steps]
