@@ -3,7 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -24,6 +27,23 @@ TINY_GLYPHS = dataclasses.replace(
         settings.ways, units=(8,), seed=settings.seed
     ),
 )
+# The paper's networks on glyphs, with what their published runs use besides.
+PAPER = {
+    "omniglot": (
+        dataclasses.replace(omniglot.EXPERIMENT, load=glyphs.load),
+        {"cooldown_iterations": 4},
+    ),
+    "mini_imagenet": (
+        dataclasses.replace(
+            mini_imagenet.EXPERIMENT,
+            load=glyphs.load,
+            make_network=lambda settings: networks.mini_imagenet_classifier(
+                settings.ways, settings.filters, (28, 28, 1), settings.seed
+            ),
+        ),
+        {"clip_gradient": 0.125, "inner_steps": 2},
+    ),
+}
 TINY = {
     "ways": 2,
     "evaluation_steps": 1,
@@ -251,9 +271,9 @@ def weights(path):
     return found
 
 
-def options():
+def options(**more):
     """Writes the tiny settings as a command's options."""
-    for name, value in TINY.items():
+    for name, value in (TINY | more).items():
         yield "--" + name.replace("_", "-")
         yield str(value[0] if isinstance(value, tuple) else value)
 
@@ -279,8 +299,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(killed_and_continued, uninterrupted):
-    ours, theirs = killed_and_continued, uninterrupted
+def assert_same_runs(ours, theirs):
     for name in ("best.weights.h5", "epoch-000008.weights.h5"):
         a, b = (weights(folder / "checkpoints" / name) for folder in (ours, theirs))
         assert a.keys() == b.keys() and len(a) > 10
@@ -290,12 +309,28 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(killed_and_continue
         for folder in (ours, theirs)
     ]  # without the column of seconds
     assert history[0] == history[1] and len(history[0]) == 9
-    for name in ("test_tasks.csv", "results.txt", "figures/hardest-1.png"):
+    for name in ("data.json", "test_tasks.csv", "results.txt", "figures/hardest-1.png"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
     records = [json.loads((folder / "results.json").read_text()) for folder in (ours, theirs)]
     for key in ("results", "settings", "iterations_of_best_epoch", "departures"):
         assert records[0][key] == records[1][key]
     assert [len(record["starts"]) for record in records] == [2, 1]
+
+
+def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(killed_and_continued, uninterrupted):
+    assert_same_runs(killed_and_continued, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPER)
+def test_killed_runs_of_the_papers_networks_end_as_if_they_had_not_been(name, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [__file__, name, *options(**PAPER[name][1]), "--output"]
+    kill_when(lambda: any(killed.glob("checkpoints/epoch-*")), [*command, str(killed)])
+    for folder in (killed, whole):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, *command, str(folder)], env=environment, check=True)
+    assert_same_runs(killed, whole)
 
 
 def test_a_run_leaves_what_it_says(uninterrupted):
@@ -334,4 +369,5 @@ def test_a_finished_run_is_shown_again_without_training(uninterrupted, monkeypat
 
 
 if __name__ == "__main__":
-    image_classification.main(TINY_GLYPHS, "")
+    experiment = TINY_GLYPHS if sys.argv[1] not in PAPER else PAPER[sys.argv.pop(1)][0]
+    image_classification.main(experiment, "")
