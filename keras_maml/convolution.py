@@ -10,10 +10,10 @@ suits small images: at 14x14x64, stride 2, XLA reaches 80 to 230 GFLOP/s on 2 co
 in a large product. The patches and their transpose are one `linear_pair`.
 
 What is gained by one large product is lost again where the tensors of all tasks together leave
-the cache: with 0.5 MiB of patches a task (Omniglot, 5 images), 32 tasks at once take 257 to 292 ms
-a meta-step, one after another 150 to 243 ms; with 75 query images 1130 to 1350 and 720 to 760 ms
-(2 cores of an AMD EPYC with 512 KiB each). Tasks of that size, `MAX_PATCHES`, therefore take
-turns, which compiles faster as well.
+the cache: with 0.5 MiB of patches a task (Omniglot, 5 + 5 images) 32 tasks at once take 280 ms a
+meta-step and one after another 164 ms (2 cores of an AMD EPYC, meta_step-epyc in
+experiments/results/benchmarks). Tasks of that size, `MAX_PATCHES`, therefore take turns, which
+compiles faster as well.
 
 `natively` uses XLA's own convolution for all three maps. It needs no patches, which for an
 unstrided 3x3 window are nine times the image: 200 GFLOP/s at 42x42x32 where patches, bound by
