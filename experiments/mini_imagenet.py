@@ -9,13 +9,13 @@ Shots and --first-order choose a row of settings; every other option overrides i
 
 import keras
 
-from experiments.image_classification import (
+from experiments.image_classification import main
+from experiments.image_settings import (
     Experiment,
     Published,
     Settings,
     Task,
     clip_of_mean,
-    main,
     with_first_order,
 )
 from keras_maml import episodes, networks

@@ -10,12 +10,12 @@ Ways, shots, network and --first-order choose a row of settings; every other opt
 
 import keras
 
-from experiments.image_classification import (
+from experiments.image_classification import main
+from experiments.image_settings import (
     Experiment,
     Published,
     Settings,
     Task,
-    main,
     with_first_order,
 )
 from keras_maml import episodes, networks

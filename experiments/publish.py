@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tabulate
 
-from experiments.image_classification import Settings
+from experiments.image_settings import Settings
 from experiments.report import images as report
 from experiments.runs import defaults_of, results_of
 from keras_maml import pretrained

@@ -14,9 +14,10 @@ import pytest
 import tensorflow as tf
 from interruption import kill_when
 
-from experiments import glyphs, image_classification, mini_imagenet, omniglot, runs
-from experiments.image_classification import Files, Settings
-from keras_maml import episodes, networks
+from experiments import glyphs, image_classification, mini_imagenet, omniglot, publish, runs
+from experiments.image_classification import Files
+from experiments.image_settings import Settings
+from keras_maml import episodes, networks, pretrained
 from keras_maml.files import read_csv
 
 EXPERIMENTS = [omniglot.EXPERIMENT, mini_imagenet.EXPERIMENT, glyphs.EXPERIMENT]
@@ -228,9 +229,9 @@ def test_every_split_has_images_and_episodes_of_its_own(tmp_path, monkeypatch):
         seen["train"] = pixels(make_episodes("train"))
         seen["validation"] = pixels(validation)
 
-    def test(this, learner, experiment, settings, make_episodes, history, data):
+    def test(this, learner, experiment, settings, make_episodes, history, checksum):
         seen["test"] = pixels(make_episodes("test", queries=1))
-        seen["data"] = set(data.images.ravel() // 10)
+        seen["checksum"] = checksum
         raise HaltError
 
     monkeypatch.setattr(image_classification, "train", train)
@@ -241,7 +242,7 @@ def test_every_split_has_images_and_episodes_of_its_own(tmp_path, monkeypatch):
         image_classification.run(experiment, Settings(**TINY), run)
     for split, value in values.items():
         assert set(seen[split] // 10) == {value // 10}
-    assert seen["data"] == {3}
+    assert seen["checksum"] == image_classification.checksum(load(None, split="test"))
     drawn = [tuple(seen[split] % 10) for split in values]
     assert len(set(drawn)) == 3  # each with a seed of its own
 
@@ -352,6 +353,49 @@ def test_a_run_leaves_what_it_says(uninterrupted):
     assert list((uninterrupted / "tensorboard").rglob("events*"))
     text = (uninterrupted / "results.txt").read_text()
     assert "1 query image per class" in text and "inductive" in text
+
+
+@pytest.fixture
+def published(uninterrupted, tmp_path, monkeypatch):
+    """Publishes the learner of a run as ``mine``."""
+    models = tmp_path / "models"
+    models.mkdir()
+    monkeypatch.setenv("KERAS_MAML_MODELS", str(models))
+    publish.publish(uninterrupted, "mine")
+
+
+def test_a_run_can_begin_with_the_weights_of_a_pretrained_learner(published, tmp_path, monkeypatch):
+    seen = []
+
+    def train(this, learner, *rest):
+        seen.extend(learner.model.get_weights())
+        raise HaltError
+
+    monkeypatch.setattr(image_classification, "train", train)
+    settings = Settings(**TINY, initial_learner="mine")
+    with pytest.raises(HaltError):
+        image_classification.run(TINY_GLYPHS, settings, Files(output=str(tmp_path / "run")))
+    weights = pretrained.load("mine").model.get_weights()
+    assert len(seen) == len(weights) and all(map(np.array_equal, seen, weights))
+    fresh = image_classification.make_learner(TINY_GLYPHS, settings).model.get_weights()
+    assert not all(map(np.array_equal, seen, fresh))
+    assert "begun with the weights of mine, whose training comes on top" in (
+        TINY_GLYPHS.departures(settings)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"initial_learner": "yours"}, FileNotFoundError, "yours"),
+        ({"ways": 3, "initial_learner": "mine"}, ValueError, r"\(8, 3\).* mine has .*\(8, 2\)"),
+    ],
+)
+def test_a_run_begins_with_no_other_learner(published, tmp_path, changes, error, message):
+    settings = Settings(**TINY | changes)
+    with pytest.raises(error, match=message):
+        image_classification.run(TINY_GLYPHS, settings, Files(output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_shown_again_without_training(uninterrupted, monkeypatch, capsys):
