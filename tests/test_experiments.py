@@ -62,23 +62,28 @@ def without_clock(history):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
-def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path):
-    whole, whole_history = train(tmp_path / "whole", 40)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """State and history after a run that was not interrupted."""
+    learner, history = train(tmp_path_factory.mktemp("whole") / "run", 40)
+    return state(learner), history
+
+
+def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", 40, Interrupt(batch=30))
     assert len(list((tmp_path / "cut" / "checkpoints").glob("epoch-*"))) == 1
     resumed, history = train(tmp_path / "cut", 40)
-    for ours, theirs in zip(state(resumed), state(whole), strict=True):
+    for ours, theirs in zip(state(resumed), whole[0], strict=True):
         assert np.array_equal(ours, theirs)
-    assert without_clock(history) == without_clock(whole_history)
+    assert without_clock(history) == without_clock(whole[1])
     assert [row["iterations"] for row in history] == [10.0, 20.0, 30.0, 40.0]
 
 
-def test_a_run_can_be_made_longer(tmp_path):
-    whole, _ = train(tmp_path / "whole", 30)
+def test_a_run_can_be_made_longer(tmp_path, whole):
     train(tmp_path / "short", 20)
-    longer, _ = train(tmp_path / "short", 30)
-    for ours, theirs in zip(state(longer), state(whole), strict=True):
+    longer, _ = train(tmp_path / "short", 40)
+    for ours, theirs in zip(state(longer), whole[0], strict=True):
         assert np.array_equal(ours, theirs)
 
 

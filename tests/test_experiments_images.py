@@ -279,7 +279,10 @@ def options(**more):
         yield str(value[0] if isinstance(value, tuple) else value)
 
 
-@pytest.fixture(scope="module", params=["checkpoints/epoch-*", "test_tasks.csv"])
+KILLED_IN_TEST = pytest.param("test_tasks.csv", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["checkpoints/epoch-*", KILLED_IN_TEST])
 def killed_and_continued(request, tmp_path_factory):
     """The folder of a run that was killed, in training or in the test, and continued."""
     folder = tmp_path_factory.mktemp("killed") / "run"

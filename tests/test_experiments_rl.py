@@ -52,6 +52,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     command = ["-m", "experiments.navigation", *options(), "--output", str(folder)]

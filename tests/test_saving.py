@@ -17,7 +17,10 @@ def make_learner(name):
     return learner
 
 
-@pytest.mark.parametrize("name", ["dense", "dropout", "paper", "subclassed", "dictionary_inputs"])
+PAPER = pytest.param("paper", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["dense", "dropout", PAPER, "subclassed", "dictionary_inputs"])
 def test_training_continues_bit_for_bit(name, tmp_path):
     learner, data = make_learner(name), zoo.episodes(zoo.CASES[name])
     learner.fit(data, epochs=2, verbose=0)
