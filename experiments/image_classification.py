@@ -125,6 +125,7 @@ def make_learner(experiment: Experiment, settings: Settings) -> MAML:
         settings.evaluation_steps,
         settings.first_order,
         settings.batch_normalization,
+        measure_before=False,
     )
     learner.compile(
         optimizer=keras.optimizers.Adam(learning_rate(settings), clipvalue=settings.clip_gradient),

@@ -184,9 +184,15 @@ class EpisodicModel(TransductiveModel):
         _check_ends(x, kwargs.get("steps"), "predict", "steps")
         return super().predict(x, **kwargs)
 
-    def _update_metrics(self, before: Outcome, after: Outcome, query: Any) -> None:
+    def _without_before(self, results: dict[str, Any]) -> dict[str, Any]:
+        metrics = {} if self._metrics_before is None else self._metrics_before.result()
+        names = {"loss_before", *metrics}
+        return {name: value for name, value in results.items() if name not in names}
+
+    def _update_metrics(self, before: Outcome | tuple[()], after: Outcome, query: Any) -> None:
         # A loss per task, so that a smaller last meta-batch counts as its tasks do.
-        self._loss_before.update_state(before.loss)
+        if before:
+            self._loss_before.update_state(before.loss)
         if self._compile_loss is not None:
             for tracker, part in zip(self._compile_loss.metrics, after.parts, strict=True):
                 tracker.update_state(part)
@@ -196,7 +202,8 @@ class EpisodicModel(TransductiveModel):
                 (self._compile_metrics, after),
                 (self._metrics_before, before),
             ):
-                metrics.update_state(y, merge_tasks(outcome.predictions), sample_weight)
+                if outcome:
+                    metrics.update_state(y, merge_tasks(outcome.predictions), sample_weight)
 
     def _prepare(self, x: Any, y: Any, caller: str) -> tf.data.Dataset:
         """Checks episodes and builds whatever is not built; returns them as a dataset."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import pathlib
@@ -78,9 +79,10 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, float]]) -> None:
-    """Writes a table with a header, the names in the first row."""
+    """Writes a table with a header, the names in any of the rows; what a row lacks is empty."""
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
     with whole(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(names))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -88,4 +90,7 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, float]]) -> N
 def read_csv(path: str | os.PathLike) -> list[dict[str, float]]:
     """Reads a table of numbers that `write_csv` has written."""
     with pathlib.Path(path).open(newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]

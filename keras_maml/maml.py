@@ -65,6 +65,9 @@ class MAML(EpisodicModel):
         rematerialize: Whether to compute the inner steps again for the meta-gradient instead of
             keeping them: the memory of one step for any number of steps. See
             `keras_maml.rematerialization`.
+        measure_before: Whether `fit` measures the initialisation, too. False leaves
+            ``loss_before`` and so on to `evaluate`, and spares training a pass over the query
+            set that no gradient needs.
         **kwargs: Passed on to `keras.Model`, such as ``name``.
 
     Raises:
@@ -97,6 +100,7 @@ class MAML(EpisodicModel):
         task_map: str = "auto",
         task_chunk: int | None = None,
         rematerialize: bool = False,
+        measure_before: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
@@ -107,6 +111,7 @@ class MAML(EpisodicModel):
         if task_chunk is not None:
             validation.check_count("task_chunk", task_chunk, minimum=1)
         validation.check_choice("rematerialize", rematerialize, (False, True))
+        validation.check_choice("measure_before", measure_before, (False, True))
         validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
         self.inner_learning_rate = inner_learning_rate
         self.inner_steps = inner_steps
@@ -117,6 +122,7 @@ class MAML(EpisodicModel):
         self.task_map = TaskMap(task_map)
         self.task_chunk = task_chunk
         self.rematerialize = rematerialize
+        self.measure_before = measure_before
         self._gradient_norm = keras.metrics.Mean("gradient_norm")
 
     def get_config(self) -> dict[str, Any]:
@@ -131,12 +137,13 @@ class MAML(EpisodicModel):
             "task_map": self.task_map.mode,
             "task_chunk": self.task_chunk,
             "rematerialize": self.rematerialize,
+            "measure_before": self.measure_before,
         }
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Takes one meta-step: the inner loop under a tape, the optimizer on its gradient."""
         support, query = data
-        before, after, gradients = self._meta_step(support, query)
+        before, after, gradients = self._meta_step(support, query, self.measure_before)
         norm = tf.linalg.global_norm(gradients)
         # A gradient that is not finite shows in the loss, and nothing is learned after it.
         loss = tf.where(tf.math.is_finite(norm), after.loss, tf.cast(norm, after.loss.dtype))
@@ -150,7 +157,8 @@ class MAML(EpisodicModel):
         )
         self._gradient_norm.update_state(norm)
         self._update_metrics(before, after, query)
-        return self.get_metrics_result()
+        results = self.get_metrics_result()
+        return results if self.measure_before else self._without_before(results)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Adapts to each task and measures its query set before and after."""
@@ -198,7 +206,7 @@ class MAML(EpisodicModel):
         self._prepare((support, query), None, "meta_gradients")
 
         def compute(support: Any, query: Any) -> tuple[tf.Tensor, Tensors]:
-            _, after, gradients = self._meta_step(support, query, advance_seeds=False)
+            _, after, gradients = self._meta_step(support, query, False, advance_seeds=False)
             return tf.reduce_mean(after.loss), gradients
 
         return self._compiled("meta_gradients", compute)(*as_tensors((support, query)))
@@ -214,7 +222,7 @@ class MAML(EpisodicModel):
             The graph.
         """
         function = tf.function(self._meta_step, autograph=False)
-        return function.get_concrete_function(*as_tensors((support, query)), False).graph
+        return function.get_concrete_function(*as_tensors((support, query)), False, False).graph
 
     def adapt(self, x_support: Any, y_support: Any, steps: int | None = None) -> keras.Model:
         """Adapts to one task; the learner itself does not change.
@@ -325,12 +333,14 @@ class MAML(EpisodicModel):
     # --- inside -----------------------------------------------------------------------------
 
     def _meta_step(
-        self, support: Any, query: Any, advance_seeds: bool = True
-    ) -> tuple[Outcome, Outcome, Tensors]:
+        self, support: Any, query: Any, measure_before: bool, advance_seeds: bool = True
+    ) -> tuple[Outcome | tuple[()], Outcome, Tensors]:
         weights, settings = self._initial_weights(), {"training": True}
         how = {"steps": self.inner_steps, "first_order": self.first_order}
 
         def before_only(objective: Objective, weights: Tensors, element: Any) -> Any:
+            if not measure_before:
+                return ()
             state, episode = element
             return objective.query_outcome(weights, state, *episode)
 

@@ -45,8 +45,9 @@ def learning_curve(
         (f"{metric}_before", "training tasks, before adaptation", "C0:"),
         (f"val_{metric}_before", "validation tasks, before adaptation", "C1:"),
     ):
-        if name in history[0]:
-            axes.plot(iterations, [row[name] for row in history], style, label=label)
+        if any(name in row for row in history):
+            values = [row.get(name, np.nan) for row in history]
+            axes.plot(iterations, values, style, label=label)
     if best is not None:
         axes.axvline(best, color="0.5", ls="--", lw=1, label="best on validation tasks")
     axes.set(xlabel="meta-iterations", ylabel=metric)

@@ -11,9 +11,9 @@ from keras_maml import MAML, episodes
 CASE = zoo.CASES["dense"]
 
 
-def make_learner(seed=0, **options):
+def make_learner(seed=0, settings=None, **options):
     keras.utils.set_random_seed(seed)
-    learner = MAML(CASE.build(), 0.1, 1, 2)
+    learner = MAML(CASE.build(), 0.1, 1, 2, **(settings or {}))
     learner.compile(keras.optimizers.Adam(0.01), CASE.loss, metrics=["mae"], **options)
     return learner
 
@@ -39,6 +39,29 @@ def test_history_and_progress_have_metrics_before_and_after(capsys):
     assert all(len(values) == 2 for values in history.values())
     shown = capsys.readouterr().out
     assert "loss_before" in shown and "mae_before" in shown and "val_loss" in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, {}),
+        ({"task_chunk": 2}, {"run_eagerly": True}),
+        ({"rematerialize": True}, {"jit_compile": False}),
+    ],
+    ids=str,
+)
+def test_training_that_does_not_measure_before_is_the_same_otherwise(settings, options):
+    learners = [
+        make_learner(settings=settings | {"measure_before": measured}, **options)
+        for measured in (True, False)
+    ]
+    data = {"x": meta_batches(2), "validation_data": meta_batches(2), "verbose": 0}
+    expected, found = (learner.fit(**data).history for learner in learners)
+    assert set(expected) - set(found) == {"loss_before", "mae_before"}
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-5)
+    for ours, theirs in zip(*(learner.get_weights() for learner in learners), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluate_gives_the_loss_before_and_after_the_evaluation_steps():
