@@ -30,7 +30,7 @@ import tensorflow as tf
 from experiments.command_line import run_command, with_defaults
 from experiments.image_settings import Experiment, Settings, Task, check, task_of
 from experiments.report import images as report
-from experiments.runs import Run, as_json, defaults_of, results_of
+from experiments.runs import Checkpoint, Run, as_json, defaults_of, results_of
 from keras_maml import MAML, callbacks, evaluation, plots, pretrained
 from keras_maml.episodes import ImageClasses
 from keras_maml.files import whole, write_csv, write_text
@@ -94,7 +94,7 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
         check(settings)
         keras.utils.set_random_seed(settings.seed)
         learner = make_learner(experiment, settings)
-        if settings.initial_learner:
+        if settings.initial_learner and not Checkpoint(pathlib.Path(folder)).epochs_done():
             begin_with(learner, settings.initial_learner)
         make_episodes("test", queries=max(settings.test_queries))
         validation = make_episodes("validation", tasks=settings.validation_tasks)

@@ -226,6 +226,11 @@ def check(settings: Settings) -> None:
         )
     if settings.clip_gradient is not None:
         check_positive("clip_gradient", settings.clip_gradient)
+    if settings.initial_learner == "":
+        raise ValueError(
+            "initial_learner must be the name of a pretrained learner, got an empty one. Leave it "
+            "out to begin with random weights."
+        )
     if not settings.test_queries or len({*settings.test_queries}) < len(settings.test_queries):
         raise ValueError(
             "test_queries must be one number of query images or several different ones, got "

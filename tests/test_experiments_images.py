@@ -182,6 +182,7 @@ def test_what_differs_from_the_row_is_said():
         ({"ways": 0}, "ways must be an integer of at least 1, got 0"),
         ({"inner_steps": 0}, "inner_steps must be an integer of at least 1, got 0"),
         ({"epoch_iterations": 0}, "epoch_iterations must be an integer of at least 1, got 0"),
+        ({"initial_learner": ""}, "initial_learner must be the name of a pretrained learner"),
         ({"iterations": -8}, "iterations must be an integer of at least 1, got -8"),
         ({"cooldown_iterations": 9}, "cooldown_iterations must be at most iterations, 8, got 9"),
         (
@@ -385,6 +386,12 @@ def test_a_run_can_begin_with_the_weights_of_a_pretrained_learner(published, tmp
     assert "begun with the weights of mine, whose training comes on top" in (
         TINY_GLYPHS.departures(settings)
     )
+    # A run that goes on has weights of its own and needs that learner no longer.
+    monkeypatch.setattr(pretrained, "load", None)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "epoch-000001.weights.h5").touch()
+    with pytest.raises(HaltError):
+        image_classification.run(TINY_GLYPHS, settings, Files(output=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize(
