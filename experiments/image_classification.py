@@ -35,6 +35,7 @@ from keras_maml import MAML, callbacks, evaluation, plots, pretrained
 from keras_maml.episodes import ImageClasses
 from keras_maml.files import whole, write_csv, write_text
 
+LEARNER = "learner.keras"
 SPLITS = ("train", "validation", "test")
 STEPS = 10  # inner steps that a test follows
 PICTURES = 3  # test tasks that are drawn, and hardest ones
@@ -136,13 +137,19 @@ def make_learner(experiment: Experiment, settings: Settings) -> MAML:
 
 
 def begin_with(learner: MAML, name: str) -> None:
-    """Gives a learner the weights of a pretrained one, of `keras_maml.load`.
+    """Gives a learner the weights of another.
+
+    Args:
+        learner: The learner.
+        name: The folder of a run that has finished, or a pretrained learner of `keras_maml.load`.
 
     Raises:
-        FileNotFoundError: There is no such pretrained learner.
-        ValueError: Its network has other weights.
+        FileNotFoundError: There is neither.
+        ValueError: Its network has other weights, or its files are damaged.
     """
-    weights = pretrained.load(name).model.get_weights()
+    file = pathlib.Path(name, LEARNER)
+    begun = keras.models.load_model(file) if file.is_file() else pretrained.load(name)
+    weights = begun.model.get_weights()
     theirs, ours = ([w.shape for w in found] for found in (weights, learner.model.get_weights()))
     if theirs != ours:
         raise ValueError(
@@ -211,7 +218,7 @@ def test(
         tasks += [{"queries": queries} | row for row in _task_rows(result, settings)]
         tables += [f"{report.count(queries, 'query image')} per class", result.to_text(), ""]
     write_csv(this.folder / "test_tasks.csv", tasks)
-    with whole(this.folder / "learner.keras") as temporary:
+    with whole(this.folder / LEARNER) as temporary:
         learner.save(temporary)
     draw(this.folder / "figures", learner, settings, make_episodes, tasks)
     published = experiment.published.get(task_of(settings))

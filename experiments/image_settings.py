@@ -56,7 +56,8 @@ class Settings(Task):
     # Query images per class in the test, a table for each: the shots as the authors, 15 as others.
     test_queries: tuple[int, ...] = (1, 15)
     seed: int = 0  # of weights and episodes
-    initial_learner: str | None = None  # a pretrained one whose weights training begins with
+    # Whose weights training begins with: a pretrained learner, or the folder of a run.
+    initial_learner: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +229,8 @@ def check(settings: Settings) -> None:
         check_positive("clip_gradient", settings.clip_gradient)
     if settings.initial_learner == "":
         raise ValueError(
-            "initial_learner must be the name of a pretrained learner, got an empty one. Leave it "
-            "out to begin with random weights."
+            "initial_learner must be the name of a pretrained learner or the folder of a run, got "
+            "an empty name. Leave it out to begin with random weights."
         )
     if not settings.test_queries or len({*settings.test_queries}) < len(settings.test_queries):
         raise ValueError(

@@ -368,22 +368,25 @@ def published(uninterrupted, tmp_path, monkeypatch):
     publish.publish(uninterrupted, "mine")
 
 
-def test_a_run_can_begin_with_the_weights_of_a_pretrained_learner(published, tmp_path, monkeypatch):
-    seen = []
+@pytest.mark.parametrize("from_run", [False, True], ids=["pretrained", "run"])
+def test_a_run_can_begin_with_the_weights_of_another_learner(
+    from_run, published, uninterrupted, tmp_path, monkeypatch
+):
+    initial, seen = str(uninterrupted) if from_run else "mine", []
 
     def train(this, learner, *rest):
         seen.extend(learner.model.get_weights())
         raise HaltError
 
     monkeypatch.setattr(image_classification, "train", train)
-    settings = Settings(**TINY, initial_learner="mine")
+    settings = Settings(**TINY, initial_learner=initial)
     with pytest.raises(HaltError):
         image_classification.run(TINY_GLYPHS, settings, Files(output=str(tmp_path / "run")))
     weights = pretrained.load("mine").model.get_weights()
     assert len(seen) == len(weights) and all(map(np.array_equal, seen, weights))
     fresh = image_classification.make_learner(TINY_GLYPHS, settings).model.get_weights()
     assert not all(map(np.array_equal, seen, fresh))
-    assert "begun with the weights of mine, whose training comes on top" in (
+    assert f"begun with the weights of {initial}, whose training comes on top" in (
         TINY_GLYPHS.departures(settings)
     )
     # A run that goes on has weights of its own and needs that learner no longer.
