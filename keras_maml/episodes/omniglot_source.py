@@ -169,7 +169,7 @@ def assemble(drawings: Iterable[Drawing], edition: Edition) -> tuple[list[str], 
         content = b"".join(sorted(packed[name]))
         digest.update(name.encode() + content)
         rows = np.frombuffer(content, "uint8").reshape(edition.drawings, -1)
-        ink = np.unpackbits(rows, axis=1, count=edition.size**2).reshape(shape).astype("float32")
+        ink = np.unpackbits(rows, axis=1, count=edition.size**2).reshape(shape)
         images[i] = np.round(255 * np.clip(filters @ ink @ filters.T, 0, 1))
     return names, images, digest.hexdigest()
 

@@ -175,6 +175,15 @@ def test_lanczos_matrix_is_the_linear_map_of_tensorflow():
     np.testing.assert_allclose(matrix @ image @ matrix.T, expected, atol=1e-5)
 
 
+def test_resized_images_do_not_depend_on_the_order_of_additions():
+    image = picture(0, 60, 50)
+    rows, columns = (np.round(lanczos_matrix(n, 28) * 2**20) for n in image.shape[:2])
+    assert np.array_equal(rows / 2**20, lanczos_matrix(60, 28))
+    exact = np.einsum("hr,rcd,wc->hwd", rows.astype(int), image.astype(int), columns.astype(int))
+    expected = np.round(np.clip(exact / 2**40, 0, 255))
+    assert np.array_equal(resize(image, (28, 28)), expected)
+
+
 def test_links_are_followed_but_not_in_circles(folder, tmp_path):
     before = load(folder).images
     linked = tmp_path / "linked"

@@ -12,6 +12,8 @@ from keras_maml.episodes.prepared_images import PreparedImages, cache_folder, ne
 
 COUNTS = {"é": 3, "b": 5}
 
+VERSION = str(ImageClassesBuilder.VERSION)
+
 
 def pictures(name, count=None, value=0):
     shape = [count or COUNTS[name], 4, 6, 3]
@@ -85,10 +87,10 @@ def test_the_newest_key_is_found(cache):
     assert newest_key(Pictures) is None
     for i, key in enumerate(("first", "second")):
         load(key)
-        path = cache / key / "pictures" / "1.0.0"
+        path = cache / key / "pictures" / VERSION
         os.utime(path, (i, i))
     assert newest_key(Pictures) == "second"
-    os.utime(cache / "first" / "pictures" / "1.0.0", (9, 9))
+    os.utime(cache / "first" / "pictures" / VERSION, (9, 9))
     assert newest_key(Pictures) == "first"
 
 
@@ -192,15 +194,15 @@ def test_what_is_damaged_stays_until_it_is_made_again(cache, damage):
         load(fail=True)
     assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == damaged
     assert_complete(load())
-    assert [path.name for path in (cache / "key" / "pictures").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (cache / "key" / "pictures").iterdir()] == [VERSION]
 
 
 def test_what_a_killed_preparation_left_is_removed(cache):
-    left = cache / "key" / "pictures" / "incomplete.abc_1.0.0"
+    left = cache / "key" / "pictures" / f"incomplete.abc_{VERSION}"
     left.mkdir(parents=True)
     (left / "pictures-train.tfrecord").write_bytes(b"half")
     load()
-    assert [path.name for path in (cache / "key" / "pictures").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (cache / "key" / "pictures").iterdir()] == [VERSION]
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(cache, caplog):
