@@ -26,7 +26,10 @@ def to_array(figure: Figure) -> np.ndarray:
 
 
 def learning_curve(
-    history: Sequence[Mapping[str, float]], metric: str, best: float | None = None
+    history: Sequence[Mapping[str, float]],
+    metric: str,
+    best: float | None = None,
+    published: float | None = None,
 ) -> Figure:
     """Plots a metric over meta-iterations: training and validation, before and after adaptation.
 
@@ -35,8 +38,9 @@ def learning_curve(
             ``{metric}_before``, ``val_{metric}`` and ``val_{metric}_before``.
         metric: The name of the metric.
         best: The meta-iterations of the checkpoint that was chosen, to mark it.
+        published: A published value of the metric, to compare with.
     """
-    figure = Figure((6, 4))
+    figure = Figure((6, 4.5), layout="constrained")
     axes = figure.subplots()
     iterations = [row["iterations"] for row in history]
     for name, label, style in (
@@ -50,9 +54,11 @@ def learning_curve(
             axes.plot(iterations, values, style, label=label)
     if best is not None:
         axes.axvline(best, color="0.5", ls="--", lw=1, label="best on validation tasks")
+    if published is not None:
+        axes.axhline(published, color="k", ls="--", lw=1, label="published, test tasks")
     axes.set(xlabel="meta-iterations", ylabel=metric)
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

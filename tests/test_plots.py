@@ -13,8 +13,9 @@ def test_a_learning_curve_has_a_line_for_each_series_there_is():
         for i in range(3)
     ]
     del history[2]["loss_before"]  # a run that measured it at first
-    axes = plots.learning_curve(history, "loss").axes[0]
-    lines = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+    axes = plots.learning_curve(history, "loss", published=0.5).axes[0]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines.pop("published, test tasks") == [0.5, 0.5]
     assert lines["training tasks"] == [3.0, 2.0, 1.0]
     assert set(lines) == {
         "training tasks",

@@ -155,11 +155,12 @@ def _test(record, figures):
 
 def _training(record, history, figures):
     best = record["iterations_of_best_epoch"]
+    published = {"accuracy": record["published"] and record["published"]["accuracy"]}
     yield page.heading("Learning curves")
     pictures = []
     for metric in ("accuracy", "loss"):
         path = figures / f"learning_curve_{metric}.png"
-        plots.save(plots.learning_curve(history, metric, best), path)
+        plots.save(plots.learning_curve(history, metric, best, published.get(metric)), path)
         pictures.append(page.picture(path, f"{metric.capitalize()} of query images."))
     yield page.side_by_side(pictures)
     yield page.paragraph(
