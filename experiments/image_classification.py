@@ -35,7 +35,6 @@ from keras_maml import MAML, callbacks, evaluation, plots, pretrained
 from keras_maml.episodes import ImageClasses
 from keras_maml.files import whole, write_csv, write_text
 
-LEARNER = "learner.keras"
 SPLITS = ("train", "validation", "test")
 STEPS = 10  # inner steps that a test follows
 PICTURES = 3  # test tasks that are drawn, and hardest ones
@@ -145,9 +144,9 @@ def begin_with(learner: MAML, name: str) -> None:
 
     Raises:
         FileNotFoundError: There is neither.
-        ValueError: Its network has other weights, or its files are damaged.
+        ValueError: Its network has other weights.
     """
-    file = pathlib.Path(name, LEARNER)
+    file = pathlib.Path(name, pretrained.LEARNER)
     begun = keras.models.load_model(file) if file.is_file() else pretrained.load(name)
     weights = begun.model.get_weights()
     theirs, ours = ([w.shape for w in found] for found in (weights, learner.model.get_weights()))
@@ -218,7 +217,7 @@ def test(
         tasks += [{"queries": queries} | row for row in _task_rows(result, settings)]
         tables += [f"{report.count(queries, 'query image')} per class", result.to_text(), ""]
     write_csv(this.folder / "test_tasks.csv", tasks)
-    with whole(this.folder / LEARNER) as temporary:
+    with whole(this.folder / pretrained.LEARNER) as temporary:
         learner.save(temporary)
     draw(this.folder / "figures", learner, settings, make_episodes, tasks)
     published = experiment.published.get(task_of(settings))

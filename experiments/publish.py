@@ -86,7 +86,7 @@ def publish(
     record = settings.exists() and results_of(
         run, json.loads(settings.read_text()), defaults_of(Settings())
     )
-    if not record or not (run / "learner.keras").exists():
+    if not record or not (run / pretrained.LEARNER).exists():
         raise FileNotFoundError(
             f"{run} holds no learner.keras with a results.json of the run's settings: only a run "
             "that has finished can be published. Give its command again to finish it."
@@ -97,7 +97,7 @@ def publish(
             f"{run} holds no run of image classification: its results.json has no "
             f"{', '.join(missing)}. Give the folder of such a run."
         )
-    learner = keras.models.load_model(run / "learner.keras")
+    learner = keras.models.load_model(run / pretrained.LEARNER)
     scores = [row for row in record["results"] if row["metric"] == "accuracy"]
     facts = {fact: record[fact] for fact in (*FACTS, *NEWER_FACTS) if fact in record}
     card = {"name": name, **facts, "accuracy": scores}

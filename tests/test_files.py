@@ -31,7 +31,7 @@ def test_json_that_cannot_be_written_leaves_nothing(tmp_path):
 
 
 def test_tables_come_back_as_they_were(tmp_path):
-    rows = [{"a": 1.0, "b": 0.1 + 0.2}, {"a": -2.5, "c": 1e-30}]
+    rows = [{"a": 1.0, "b": 0.1 + 0.2}, {"a": -2.5, "b": 1e-30}, {"a": 0.0, "c": 1.0}]
     write_csv(tmp_path / "a.csv", rows)
     assert read_csv(tmp_path / "a.csv") == rows
 
