@@ -1,13 +1,15 @@
 """Keras models that are trained, evaluated and used on episodes."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
-from keras_maml import validation
+from keras_maml import compilation, validation
 from keras_maml.adapted import TransductiveModel
 from keras_maml.functional import as_tensors, examples, is_seed, merge_tasks
 from keras_maml.meta_gradients import Outcome
@@ -184,6 +186,30 @@ class EpisodicModel(TransductiveModel):
         _check_ends(x, kwargs.get("steps"), "predict", "steps")
         return super().predict(x, **kwargs)
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes what `fit` calls; see `keras_maml.compilation` for how it is compiled."""
+        with self._compiled_by_step():
+            super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes what `evaluate` calls, likewise."""
+        with self._compiled_by_step():
+            super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Makes what `predict` calls, likewise."""
+        with self._compiled_by_step():
+            super().make_predict_function(force)
+
+    @contextlib.contextmanager
+    def _compiled_by_step(self) -> Iterator[None]:
+        """Keeps Keras from compiling a step as one program: a step may be several."""
+        jit_compile, self.jit_compile = self.jit_compile, False
+        try:
+            yield
+        finally:
+            self.jit_compile = jit_compile
+
     def _without_before(self, results: dict[str, Any]) -> dict[str, Any]:
         metrics = {} if self._metrics_before is None else self._metrics_before.result()
         names = {"loss_before", *metrics}
@@ -258,9 +284,15 @@ class EpisodicModel(TransductiveModel):
             return function
         if key not in self._compiled_functions:
             self._compiled_functions[key] = tf.function(
-                function, jit_compile=self.jit_compile, autograph=False
+                functools.partial(self._step, function), autograph=False
             )
         return self._compiled_functions[key]
+
+    def _step(self, function: Callable, *arguments: Any) -> Any:
+        """Calls a step, compiled if `compile` says so."""
+        if self.jit_compile and not self.run_eagerly:
+            return compilation.compiled_step(function, *arguments)
+        return function(*arguments)
 
 
 def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argument: str) -> None:

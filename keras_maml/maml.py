@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_maml import compilation, layers, rematerialization, validation
 from keras_maml import export as exporting
-from keras_maml import layers, rematerialization, validation
 from keras_maml.adapted import TransductiveModel, copy_with_weights
 from keras_maml.episodic_model import EpisodicModel
 from keras_maml.functional import (
@@ -27,7 +27,7 @@ from keras_maml.meta_gradients import (
     trajectory,
 )
 from keras_maml.metrics import stateless_loss, stateless_result
-from keras_maml.task_map import TaskMap, in_chunks, map_sequentially
+from keras_maml.task_map import TaskMap, map_sequentially
 from keras_maml.update_rules import GradientDescent
 
 
@@ -142,50 +142,15 @@ class MAML(EpisodicModel):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Takes one meta-step: the inner loop under a tape, the optimizer on its gradient."""
-        support, query = data
-        before, after, gradients = self._meta_step(support, query, self.measure_before)
-        norm = tf.linalg.global_norm(gradients)
-        # A gradient that is not finite shows in the loss, and nothing is learned after it.
-        loss = tf.where(tf.math.is_finite(norm), after.loss, tf.cast(norm, after.loss.dtype))
-        self._loss_tracker.update_state(loss)
-        # An optimizer that scales losses, as for mixed float16, divides by that scale in apply.
-        scaled = [self.optimizer.scale_loss(gradient) for gradient in gradients]
-        tf.cond(
-            tf.math.is_finite(self._loss_tracker.total),
-            lambda: self.optimizer.apply(scaled, self.trainable_variables),
-            lambda: None,
-        )
-        self._gradient_norm.update_state(norm)
-        self._update_metrics(before, after, query)
-        results = self.get_metrics_result()
-        return results if self.measure_before else self._without_before(results)
+        return self._step(self._train_step, data)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Adapts to each task and measures its query set before and after."""
-        support, query = data
-
-        def one(objective: Objective, weights: Tensors, state: Tensors, episode: Any) -> Any:
-            outcomes = trajectory(objective, weights, state, *episode, steps=self.evaluation_steps)
-            return outcomes[0], outcomes[-1]
-
-        before, after = self._map_tasks(one, (support, query))
-        self._loss_tracker.update_state(after.loss)
-        self._update_metrics(before, after, query)
-        results = self.get_metrics_result()
-        del results["gradient_norm"]
-        return results
+        return self._step(self._test_step, data)
 
     def predict_step(self, data: Any) -> Any:
         """Adapts to each task and predicts its query set."""
-        support, query = data
-
-        def one(objective: Objective, weights: Tensors, state: Tensors, data: Any) -> Any:
-            support, x_query = data
-            weights, state = objective.adapt(weights, state, support, steps=self.evaluation_steps)
-            x_support, _, _ = examples(support)
-            return objective.query_forward(weights, state, x_support, x_query).predictions
-
-        return self._map_tasks(one, (support, examples(query)[0]))
+        return self._step(self._predict_step, data)
 
     # --- the family's own -------------------------------------------------------------------
 
@@ -301,8 +266,12 @@ class MAML(EpisodicModel):
         def compute(
             weights: Tensors, state: Tensors, step: tf.Tensor, last: tf.Tensor, episode: Any
         ) -> Any:
+            of_part = functools.partial(measure_and_adapt, step, last)
+            return compilation.over_tasks(of_part, (weights, state, episode), self.task_chunk)
+
+        def measure_and_adapt(step: tf.Tensor, last: tf.Tensor, elements: Any) -> Any:
             run = functools.partial(self._run_tasks, batch_normalization=batch_normalization)
-            elements = (weights, state, episode)
+            weights, state, episode = elements
             loss, _, predictions = run(outcome, (), elements)
             # Metrics come after, and one task after another: many of them do not vectorise.
             metrics = map_sequentially(measure, (episode[1], predictions))
@@ -331,6 +300,60 @@ class MAML(EpisodicModel):
         exporting.export(self, filepath, **kwargs)
 
     # --- inside -----------------------------------------------------------------------------
+
+    def _train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        support, query = data
+        return compilation.program(self._apply)(
+            *self._meta_step(support, query, self.measure_before), query
+        )
+
+    def _apply(
+        self, before: Outcome | tuple[()], after: Outcome, gradients: Tensors, query: Any
+    ) -> dict[str, tf.Tensor]:
+        """Updates weights and metrics."""
+        norm = tf.linalg.global_norm(gradients)
+        # A gradient that is not finite shows in the loss, and nothing is learned after it.
+        loss = tf.where(tf.math.is_finite(norm), after.loss, tf.cast(norm, after.loss.dtype))
+        self._loss_tracker.update_state(loss)
+        # An optimizer that scales losses, as for mixed float16, divides by that scale in apply.
+        scaled = [self.optimizer.scale_loss(gradient) for gradient in gradients]
+        tf.cond(
+            tf.math.is_finite(self._loss_tracker.total),
+            lambda: self.optimizer.apply(scaled, self.trainable_variables),
+            lambda: None,
+        )
+        self._gradient_norm.update_state(norm)
+        self._update_metrics(before, after, query)
+        results = self.get_metrics_result()
+        return results if self.measure_before else self._without_before(results)
+
+    def _test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        support, query = data
+
+        def one(objective: Objective, weights: Tensors, state: Tensors, episode: Any) -> Any:
+            outcomes = trajectory(objective, weights, state, *episode, steps=self.evaluation_steps)
+            return outcomes[0], outcomes[-1]
+
+        before, after = self._map_tasks(one, (support, query))
+        return compilation.program(self._measure)(before, after, query)
+
+    def _measure(self, before: Outcome, after: Outcome, query: Any) -> dict[str, tf.Tensor]:
+        self._loss_tracker.update_state(after.loss)
+        self._update_metrics(before, after, query)
+        results = self.get_metrics_result()
+        del results["gradient_norm"]
+        return results
+
+    def _predict_step(self, data: Any) -> Any:
+        support, query = data
+
+        def one(objective: Objective, weights: Tensors, state: Tensors, data: Any) -> Any:
+            support, x_query = data
+            weights, state = objective.adapt(weights, state, support, steps=self.evaluation_steps)
+            x_support, _, _ = examples(support)
+            return objective.query_forward(weights, state, x_support, x_query).predictions
+
+        return self._map_tasks(one, (support, examples(query)[0]))
 
     def _meta_step(
         self, support: Any, query: Any, measure_before: bool, advance_seeds: bool = True
@@ -363,7 +386,7 @@ class MAML(EpisodicModel):
 
         tasks = _count_tasks(support)
         elements = (task_states(self.model, tasks), (support, query))
-        before, after, sums, states = in_chunks(of_chunk, elements, self.task_chunk)
+        before, after, sums, states = compilation.over_tasks(of_chunk, elements, self.task_chunk)
         if advance_seeds:
             for variable, state in zip(self.non_trainable_variables, states, strict=True):
                 if is_seed(variable):
@@ -381,7 +404,7 @@ class MAML(EpisodicModel):
 
         elements = (task_states(self.model, _count_tasks(data)), data)
         weights = self._initial_weights()
-        return in_chunks(
+        return compilation.over_tasks(
             lambda chunk: self._run_tasks(one, weights, chunk), elements, self.task_chunk
         )
 

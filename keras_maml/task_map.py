@@ -7,6 +7,7 @@ operation. Both are traced into the caller's graph, so XLA compiles either.
 """
 
 import contextlib
+import contextvars
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,22 @@ MODES = ("auto", "vectorized", "sequential")
 TaskFunction = Callable[[Any, Any, bool], Any]
 
 _log = logging.getLogger("keras_maml")
+
+_at_once = contextvars.ContextVar("whether tasks may only run at once", default=False)
+
+
+class TakeTurns(Exception):  # noqa: N818
+    """The tasks of a meta-batch run one after another."""
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Lets a `TaskMap` raise `TakeTurns`, while the context is open, instead of doing so."""
+    token = _at_once.set(True)
+    try:
+        yield
+    finally:
+        _at_once.reset(token)
 
 
 class TaskMap:
@@ -59,26 +76,28 @@ class TaskMap:
         """
         if tf.executing_eagerly():
             return _sequential(function, shared, elements)
+        if self.mode == "vectorized":
+            return _vectorized(function, shared, elements)
+        failure = None
         if self.mode == "auto":
             try:
                 with limited_patches():
                     return _vectorized(function, shared, elements)
             except PatchesTooLarge:
-                return _sequential(function, shared, elements)
-            except Exception as error:  # any failure to vectorise: the sequential route decides
-                results = _sequential(
-                    function, shared, elements
-                )  # a user's own error is raised here
-                self.mode = "sequential"
-                _log.warning(
-                    "%s cannot be vectorised over tasks; the tasks of a meta-batch run one after "
-                    "another instead (still compiled, but slower).",
-                    self._culprit(error),
-                )
-                return results
-        if self.mode == "vectorized":
-            return _vectorized(function, shared, elements)
-        return _sequential(function, shared, elements)
+                pass
+            except Exception as error:  # of any kind: the sequential route decides whose it is
+                failure = error
+        if _at_once.get():
+            raise TakeTurns
+        results = _sequential(function, shared, elements)  # a user's own error is raised here
+        if failure is not None:
+            self.mode = "sequential"
+            _log.warning(
+                "%s cannot be vectorised over tasks; the tasks of a meta-batch run one after "
+                "another instead (still compiled, but slower).",
+                self._culprit(failure),
+            )
+        return results
 
     def _culprit(self, error: Exception) -> str:
         operation = getattr(error, "operation", None) or str(error)

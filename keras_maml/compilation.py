@@ -1,0 +1,105 @@
+"""Compiles a step over a meta-batch with XLA: as one program, or as several side by side.
+
+Tasks that run at once are one program: few, large operations, and one call. Tasks that take turns
+are many small operations, and an XLA program runs one after another; only its largest products
+use more than one core. There the meta-batch is cut into equal parts, each a call of the same
+compiled program, in a graph that is not compiled itself: TensorFlow runs calls that do not depend
+on each other at the same time, each on a core. What follows the tasks, such as the optimizer, is
+a program of its own.
+
+Measured on 2 cores (AMD EPYC with AVX-512, second order), as one program and side by side: 5-way
+1-shot Omniglot 94 and 74 ms a meta-step, with 15 queries 375 to 650 and 371, 20-way with 5 steps
+651 and 609; evaluation of 5-way 1-shot 96 and 35 ms. Two loops side by side within one program
+were slower than one. A program per task instead of one per core costs up to a tenth more.
+"""
+
+import contextlib
+import contextvars
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from keras_maml.task_map import TakeTurns, at_once, in_chunks
+
+_side_by_side = contextvars.ContextVar("whether a step consists of several programs", default=False)
+
+
+def compiled_step(step: Callable, *arguments: Any) -> Any:
+    """Calls a step so that XLA compiles it.
+
+    Args:
+        step: Maps nests of tensors to a nest of tensors. It may use `over_tasks` and `program`.
+        *arguments: Its arguments.
+
+    Returns:
+        What the step returns.
+    """
+    try:
+        with at_once():
+            return tf.function(step, jit_compile=True, autograph=False)(*arguments)
+    except TakeTurns:
+        with _several_programs():
+            return step(*arguments)
+
+
+def over_tasks(function: Callable[[Any], Any], elements: Any, task_chunk: int | None) -> Any:
+    """Applies a function of many tasks to a meta-batch.
+
+    Args:
+        function: From a nest of tensors ``[tasks, ...]`` to a nest of tensors that all have a
+            leading axis: of tasks, or of length 1 for a sum over them.
+        elements: A nest of tensors with a leading task axis.
+        task_chunk: How many tasks may be in memory at once; None for no limit.
+
+    Returns:
+        The nest of results, joined along their leading axis.
+    """
+    if not _side_by_side.get():
+        return in_chunks(function, elements, task_chunk)
+    part = program(function)
+    tasks = tf.nest.flatten(elements)[0].shape[0]
+    size = tasks and tasks // _count_parts(tasks, task_chunk)
+    if size == tasks:
+        return part(elements)
+    results = [
+        part(tf.nest.map_structure(lambda t, i=i: t[i : i + size], elements))
+        for i in range(0, tasks, size)
+    ]
+    return tf.nest.map_structure(lambda *values: tf.concat(values, 0), *results)
+
+
+def program(function: Callable) -> Callable:
+    """Compiles a part of a step by itself, unless the whole step is one program anyway."""
+    if not _side_by_side.get():
+        return function
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def _count_parts(tasks: int, task_chunk: int | None) -> int:
+    """Returns how many parts of one size a meta-batch is cut into: at least one per core.
+
+    Only as many parts as there are cores are in memory at once, of each part one task.
+    """
+    cores = _count_cores()
+    divisors = [n for n in range(1, tasks + 1) if tasks % n == 0]
+    if task_chunk is not None and task_chunk < cores:
+        return max(n for n in divisors if n <= task_chunk)
+    return next((n for n in divisors if n >= cores), tasks)
+
+
+def _count_cores() -> int:
+    """Returns how many operations TensorFlow runs at the same time."""
+    threads = tf.config.threading.get_inter_op_parallelism_threads()
+    available = getattr(os, "sched_getaffinity", None)  # not on every system
+    return threads or (len(available(0)) if available else os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def _several_programs() -> Iterator[None]:
+    token = _side_by_side.set(True)
+    try:
+        yield
+    finally:
+        _side_by_side.reset(token)
