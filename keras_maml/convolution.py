@@ -31,7 +31,8 @@ import contextlib
 import contextvars
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -57,63 +58,100 @@ def limited_patches() -> Iterator[None]:
         _limit.reset(token)
 
 
-def taps(
-    inputs: tf.Tensor,
-    window: Sequence[int],
-    strides: Sequence[int],
-    padding: str,
-    dilation: Sequence[int] | None = None,
-    pad_value: float = 0.0,
-) -> list[tf.Tensor]:
-    """Slices a channels-last tensor into what each tap of a sliding window sees.
+class Windows:
+    """Where the taps of a sliding window lie in a channels-last tensor.
 
     Args:
-        inputs: ``[batch, *spatial, channels]`` with static spatial sizes.
+        sizes: The spatial sizes of the tensor.
         window: The size of the window along each spatial axis.
         strides: Its strides.
         padding: ``"valid"`` or ``"same"`` (any case), as in TensorFlow.
         dilation: The distance between taps; 1 if None.
-        pad_value: What ``"same"`` pads with.
-
-    Returns:
-        One tensor ``[batch, *output spatial, channels]`` per tap, in row-major order of taps.
 
     Raises:
         NotImplementedError: A spatial size is unknown.
     """
-    sizes = inputs.shape[1:-1]
-    if None in sizes:
-        raise NotImplementedError("the spatial size of the input is unknown")
-    dilation = tuple(dilation or (1,) * len(window))
-    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-    if padding.lower() == "same":
-        outputs = [math.ceil(n / s) for n, s in zip(sizes, strides, strict=True)]
-        totals = [
-            max((o - 1) * s + r - n, 0)
-            for o, s, r, n in zip(outputs, strides, reach, sizes, strict=True)
-        ]
-        if any(totals):
-            pads = [(0, 0), *((t // 2, t - t // 2) for t in totals), (0, 0)]
+
+    def __init__(
+        self,
+        sizes: Sequence[int | None],
+        window: Sequence[int],
+        strides: Sequence[int],
+        padding: str,
+        dilation: Sequence[int] | None = None,
+    ) -> None:
+        if None in sizes:
+            raise NotImplementedError("the spatial size of the input is unknown")
+        dilation = tuple(dilation or (1,) * len(window))
+        reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+        self.pads = [(0, 0)] * len(window)
+        if padding.lower() == "same":
+            outputs = [math.ceil(n / s) for n, s in zip(sizes, strides, strict=True)]
+            totals = [
+                max((o - 1) * s + r - n, 0)
+                for o, s, r, n in zip(outputs, strides, reach, sizes, strict=True)
+            ]
+            self.pads = [(t // 2, t - t // 2) for t in totals]
+        else:
+            outputs = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
+        self.sizes = sizes
+        self.slices = []  # of the padded tensor, in row-major order of taps
+        for tap in itertools.product(*(range(k) for k in window)):
+            begin = [t * d for t, d in zip(tap, dilation, strict=True)]
+            end = [
+                first + (o - 1) * s + 1 for first, o, s in zip(begin, outputs, strides, strict=True)
+            ]
+            self.slices.append(_slice(begin, end, strides))
+
+    def taps(self, inputs: tf.Tensor, pad_value: float = 0.0) -> list[tf.Tensor]:
+        """Slices a tensor into what each tap sees.
+
+        Args:
+            inputs: ``[batch, *spatial, channels]``.
+            pad_value: What ``"same"`` pads with.
+
+        Returns:
+            One tensor ``[batch, *output spatial, channels]`` per tap, in row-major order of taps.
+        """
+        if any(map(any, self.pads)):
+            pads = [(0, 0), *self.pads, (0, 0)]
             inputs = tf.pad(inputs, pads, constant_values=tf.cast(pad_value, inputs.dtype))
-    else:
-        outputs = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
-    slices = []
-    for tap in itertools.product(*(range(k) for k in window)):
-        index = tuple(
-            slice(t * d, t * d + (o - 1) * s + 1, s)
-            for t, d, o, s in zip(tap, dilation, outputs, strides, strict=True)
+        return [tf.raw_ops.StridedSlice(input=inputs, **where) for where in self.slices]
+
+    def spread(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Adds up what each tap would have seen where it would have seen it.
+
+        The transpose of `taps`: written out, it is a third of the operations that its automatic
+        gradient makes, and tracing a deep meta-step takes seconds.
+        """
+        padded = [
+            n + before + after for n, (before, after) in zip(self.sizes, self.pads, strict=True)
+        ]
+        batch, channels = parts[0].shape[0], parts[0].shape[-1]
+        shape = tf.stack([tf.shape(parts[0])[0] if batch is None else batch, *padded, channels])
+        total = tf.add_n(
+            [
+                tf.raw_ops.StridedSliceGrad(shape=shape, dy=part, **where)
+                for part, where in zip(parts, self.slices, strict=True)
+            ]
         )
-        slices.append(inputs[(slice(None), *index, slice(None))])
-    return slices
+        if not any(map(any, self.pads)):
+            return total
+        begin = [before for before, _ in self.pads]
+        end = [first + n for first, n in zip(begin, self.sizes, strict=True)]
+        return tf.raw_ops.StridedSlice(input=total, **_slice(begin, end, [1] * len(begin)))
 
 
-def _transposed(linear: Callable, inputs: tf.Tensor, cotangents: Callable) -> tf.Tensor:
-    """Applies the transpose of a linear function of such inputs to cotangents of its outputs."""
-    zeros = tf.zeros_like(inputs)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(zeros)
-        outputs = linear(zeros)
-    return tape.gradient(outputs, zeros, cotangents(outputs))
+def _slice(begin: Sequence[int], end: Sequence[int], strides: Sequence[int]) -> dict[str, Any]:
+    """Returns the arguments of `StridedSlice` along the spatial axes, the others whole."""
+    outer = 1 | 1 << (len(begin) + 1)
+    return {
+        "begin": [0, *begin, 0],
+        "end": [0, *end, 0],
+        "strides": [1, *strides, 1],
+        "begin_mask": outer,
+        "end_mask": outer,
+    }
 
 
 # --- convolution -----------------------------------------------------------------------------
@@ -143,11 +181,13 @@ def by_patches(
     """
     *window, _, filters = kernel.shape
 
+    windows = Windows(inputs.shape[1:-1], window, strides, padding, dilation)
+
     def forward(x: tf.Tensor) -> tf.Tensor:
-        return tf.concat(taps(x, window, strides, padding, dilation), -1)
+        return tf.concat(windows.taps(x), -1)
 
     def transpose(patches: tf.Tensor) -> tf.Tensor:
-        return _transposed(forward, inputs, lambda _: patches)
+        return windows.spread(tf.split(patches, len(windows.slices), -1))
 
     patches = linear_pair(forward, transpose)[0](inputs)
     known = None not in patches.shape
@@ -219,12 +259,9 @@ def max_pool(
     """
     disjoint = tuple(window) == tuple(strides) and padding.lower() == "valid"
     disjoint = disjoint and len(window) < 3  # without XLA, TensorFlow broadcasts few axes
-    lowest = inputs.dtype.min
+    windows = Windows(inputs.shape[1:-1], window, strides, padding)
 
-    def entries(x: tf.Tensor, pad_value: float = 0.0) -> list[tf.Tensor]:
-        return taps(x, window, strides, padding, pad_value=pad_value)
-
-    first, *others = entries(tf.stop_gradient(inputs), lowest)
+    first, *others = windows.taps(tf.stop_gradient(inputs), inputs.dtype.min)
     best, chosen = first, tf.zeros(tf.shape(first), tf.int32)
     for number, entry in enumerate(others, 1):
         chosen = tf.where(entry > best, number, chosen)
@@ -232,14 +269,14 @@ def max_pool(
 
     # With the choice made, the rest is linear: its gradient spreads, and that of spreading selects.
     def select(x: tf.Tensor) -> tf.Tensor:
-        numbered = enumerate(entries(x))
+        numbered = enumerate(windows.taps(x))
         return tf.add_n([tf.where(chosen == i, part, tf.zeros_like(part)) for i, part in numbered])
 
     def spread(y: tf.Tensor) -> tf.Tensor:
         if disjoint:
             return _spread_disjoint(y, chosen, window, inputs)
-        part = lambda i: tf.where(chosen == i, y, tf.zeros_like(y))  # noqa: E731
-        return _transposed(entries, inputs, lambda outputs: [part(i) for i in range(len(outputs))])
+        numbers = range(len(windows.slices))
+        return windows.spread([tf.where(chosen == i, y, tf.zeros_like(y)) for i in numbers])
 
     _, spread_linearly = linear_pair(select, spread)
 
@@ -271,8 +308,9 @@ def average_pool(
     inputs: tf.Tensor, window: Sequence[int], strides: Sequence[int], padding: str
 ) -> tf.Tensor:
     """Takes the mean of each window, of what lies inside the image; arguments as `max_pool`."""
-    inside = taps(tf.ones_like(inputs[:1, ..., :1]), window, strides, padding)
-    return tf.add_n(taps(inputs, window, strides, padding)) / tf.add_n(inside)
+    windows = Windows(inputs.shape[1:-1], window, strides, padding)
+    inside = windows.taps(tf.ones_like(inputs[:1, ..., :1]))
+    return tf.add_n(windows.taps(inputs)) / tf.add_n(inside)
 
 
 def channels_last(data_format: str, inputs: tf.Tensor, function) -> tf.Tensor:

@@ -193,9 +193,9 @@ def _convolve_depthwise(layer, inputs):
     kernel = tf.convert_to_tensor(layer.kernel)
 
     def function(inputs):
-        slices = convolution.taps(
-            inputs, layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate
-        )
+        slices = convolution.Windows(
+            inputs.shape[1:-1], layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate
+        ).taps(inputs)
         weights = tf.reshape(kernel, [len(slices), *kernel.shape[-2:]])
         outputs = sum(tap[..., None] * weights[i] for i, tap in enumerate(slices))
         shape = [-1 if size is None else size for size in outputs.shape[:-2]]
