@@ -144,10 +144,10 @@ def begin_with(learner: MAML, name: str) -> None:
 
     Raises:
         FileNotFoundError: There is neither.
-        ValueError: Its network has other weights.
+        ValueError: Its network has other weights, or its file is damaged.
     """
     file = pathlib.Path(name, pretrained.LEARNER)
-    begun = keras.models.load_model(file) if file.is_file() else pretrained.load(name)
+    begun = pretrained.read(file) if file.is_file() else pretrained.load(name)
     weights = begun.model.get_weights()
     theirs, ours = ([w.shape for w in found] for found in (weights, learner.model.get_weights()))
     if theirs != ours:

@@ -44,7 +44,12 @@ def compiled_step(step: Callable, *arguments: Any) -> Any:
             return step(*arguments)
 
 
-def over_tasks(function: Callable[[Any], Any], elements: Any, task_chunk: int | None) -> Any:
+def over_tasks(
+    function: Callable[[Any], Any],
+    elements: Any,
+    task_chunk: int | None,
+    finish: Callable[[Any], Any] = lambda results: results,
+) -> Any:
     """Applies a function of many tasks to a meta-batch.
 
     Args:
@@ -52,22 +57,27 @@ def over_tasks(function: Callable[[Any], Any], elements: Any, task_chunk: int | 
             leading axis: of tasks, or of length 1 for a sum over them.
         elements: A nest of tensors with a leading task axis.
         task_chunk: How many tasks may be in memory at once; None for no limit.
+        finish: What to make of the nest of results, joined along their leading axis.
 
     Returns:
-        The nest of results, joined along their leading axis.
+        What ``finish`` returns.
     """
     if not _side_by_side.get():
-        return in_chunks(function, elements, task_chunk)
-    part = program(function)
+        return finish(in_chunks(function, elements, task_chunk))
     tasks = tf.nest.flatten(elements)[0].shape[0]
     size = tasks and tasks // _count_parts(tasks, task_chunk)
     if size == tasks:
-        return part(elements)
-    results = [
+        return program(lambda elements: finish(function(elements)))(elements)
+    part = program(function)
+    parts = [
         part(tf.nest.map_structure(lambda t, i=i: t[i : i + size], elements))
         for i in range(0, tasks, size)
     ]
-    return tf.nest.map_structure(lambda *values: tf.concat(values, 0), *results)
+
+    def join(*parts: Any) -> Any:
+        return finish(tf.nest.map_structure(lambda *values: tf.concat(values, 0), *parts))
+
+    return program(join)(*parts)
 
 
 def program(function: Callable) -> Callable:

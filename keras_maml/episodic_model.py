@@ -131,7 +131,7 @@ class EpisodicModel(TransductiveModel):
         Raises:
             ValueError: The episodes are malformed, or the learner is not compiled.
         """
-        self._prepare(episodes, None, "build_on")
+        self._check(episodes, "build_on")
 
     def fit(self, x: Any = None, y: None = None, *, callbacks: Any = None, **kwargs: Any) -> Any:
         """Meta-trains on episodes, as `keras.Model.fit` trains on batches.
@@ -237,6 +237,11 @@ class EpisodicModel(TransductiveModel):
             raise ValueError(
                 f"{caller} takes episodes alone, {validation.EPISODE}: the targets are in them."
             )
+        self._check(x, caller)
+        return x if isinstance(x, tf.data.Dataset) else tf.data.Dataset.from_tensors(as_tensors(x))
+
+    def _check(self, x: Any, caller: str) -> None:
+        """Checks episodes and builds whatever is not built."""
         self._assert_compile_called(caller)
         if not isinstance(x, tf.data.Dataset):
             if not isinstance(x, (tuple, list)):
@@ -259,7 +264,6 @@ class EpisodicModel(TransductiveModel):
             predictions = self._build_for(task)
             self._sparse_classes[str(spec)] = validation.sparse_classes(self.loss, predictions)
         validation.check_values(episode, self._sparse_classes[str(spec)])
-        return x if isinstance(x, tf.data.Dataset) else tf.data.Dataset.from_tensors(episode)
 
     def _build_for(self, task: Any) -> Any:
         """Builds model, loss, metrics and optimizer on one task; returns its predictions."""

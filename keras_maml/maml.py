@@ -59,9 +59,11 @@ class MAML(EpisodicModel):
         task_map: ``"auto"`` runs all tasks of a meta-batch at once where the layers allow it;
             ``"vectorized"`` insists on it; ``"sequential"`` takes one after another.
             ``"auto"`` also takes one after another where that is faster: convolutions of more
-            than a few small images.
-        task_chunk: How many tasks of a meta-batch are in memory at once; None for all. The
-            gradients of the chunks add up to the same meta-gradient.
+            than a few small images. Then every core has a task of its own, if XLA compiles the
+            step; see `keras_maml.compilation`.
+        task_chunk: How many tasks of a meta-batch are in memory at once; None for all, or for as
+            many as there are cores where tasks run one after another. The gradients of the
+            chunks add up to the same meta-gradient.
         rematerialize: Whether to compute the inner steps again for the meta-gradient instead of
             keeping them: the memory of one step for any number of steps. See
             `keras_maml.rematerialization`.
@@ -168,7 +170,7 @@ class MAML(EpisodicModel):
         Raises:
             ValueError: The learner is not compiled, or the episode is malformed.
         """
-        self._prepare((support, query), None, "meta_gradients")
+        self._check((support, query), "meta_gradients")
 
         def compute(support: Any, query: Any) -> tuple[tf.Tensor, Tensors]:
             _, after, gradients = self._meta_step(support, query, False, advance_seeds=False)
@@ -210,7 +212,7 @@ class MAML(EpisodicModel):
         validation.check_count("steps", steps)
         support = as_tensors((x_support, y_support))
         batch = keras.tree.map_structure(lambda tensor: tensor[None], support)
-        self._prepare((batch, batch), None, "adapt")
+        self._check((batch, batch), "adapt")
 
         def compute(batch: Any) -> tuple[Tensors, Tensors]:
             def one(objective: Objective, weights: Tensors, state: Tensors, support: Any) -> Any:
@@ -247,7 +249,7 @@ class MAML(EpisodicModel):
         Raises:
             ValueError: The learner is not compiled, or the episode is malformed.
         """
-        self._prepare((support, query), None, "trajectories")
+        self._check((support, query), "trajectories")
 
         # One program that measures and takes a step serves every step: it compiles quickly, and
         # the memory it needs does not grow with the steps.
@@ -359,6 +361,8 @@ class MAML(EpisodicModel):
         self, support: Any, query: Any, measure_before: bool, advance_seeds: bool = True
     ) -> tuple[Outcome | tuple[()], Outcome, Tensors]:
         weights, settings = self._initial_weights(), {"training": True}
+        variables = self.non_trainable_variables
+        seeds = [index for index, variable in enumerate(variables) if is_seed(variable)]
         how = {"steps": self.inner_steps, "first_order": self.first_order}
 
         def before_only(objective: Objective, weights: Tensors, element: Any) -> Any:
@@ -382,16 +386,23 @@ class MAML(EpisodicModel):
                 before, results = self._run_tasks(before_and_after, weights, elements, **settings)
             after, gradients, states = results
             sums = [tf.reduce_sum(gradient, 0, keepdims=True) for gradient in gradients]
-            return before, after, sums, states
+            # The rest of the state nobody needs, and the compiler leaves out.
+            return before, after, sums, [states[index] for index in seeds]
 
         tasks = _count_tasks(support)
+
+        def mean(results: Any) -> Any:
+            before, after, sums, states = results
+            gradients = [tf.reduce_sum(total, 0) / tf.cast(tasks, total.dtype) for total in sums]
+            return before, after, gradients, states
+
         elements = (task_states(self.model, tasks), (support, query))
-        before, after, sums, states = compilation.over_tasks(of_chunk, elements, self.task_chunk)
+        before, after, gradients, states = compilation.over_tasks(
+            of_chunk, elements, self.task_chunk, mean
+        )
         if advance_seeds:
-            for variable, state in zip(self.non_trainable_variables, states, strict=True):
-                if is_seed(variable):
-                    variable.assign(state[0])
-        gradients = [tf.reduce_sum(total, 0) / tf.cast(tasks, total.dtype) for total in sums]
+            for index, state in zip(seeds, states, strict=True):
+                variables[index].assign(state[0])
         return before, after, gradients
 
     def _map_tasks(

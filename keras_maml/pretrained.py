@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -44,15 +44,36 @@ def load(name: str, folder: str | os.PathLike | None = None) -> MAML:
         >>> adapted = learner.adapt(x_support, y_support)  # doctest: +SKIP
     """
     path = _find(name, folder)
-    try:
-        learner = keras.models.load_model(path / LEARNER)
+    learner = read(path / LEARNER)
+    with _damage_reported(path / CARD):
         learner.compile_from_config(json.loads((path / CARD).read_text())["compile"])
+    return learner
+
+
+def read(file: str | os.PathLike) -> MAML:
+    """Reads a learner from its ``.keras`` file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The learner.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    with _damage_reported(file):
+        return keras.models.load_model(file)
+
+
+@contextlib.contextmanager
+def _damage_reported(file: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # Damaged files raise nearly anything.
         raise ValueError(
-            f"{path} cannot be loaded ({type(error).__name__}: {error}). Publish the learner again "
-            "or check it out again."
+            f"{file} cannot be loaded ({type(error).__name__}: {error}). Write or fetch it again."
         ) from error
-    return learner
 
 
 def available(folder: str | os.PathLike | None = None) -> list[str]:

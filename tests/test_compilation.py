@@ -46,16 +46,22 @@ def test_tasks_that_run_at_once_are_one_program(cores):
     assert len(called_programs(make_learner(), zoo.episodes(CASE, tasks=4))) == 1
 
 
-def test_tasks_that_take_turns_are_calls_of_one_program_and_an_update(cores):
+def test_tasks_that_take_turns_are_calls_of_one_program(cores):
     cores(2)
-    *parts, update = called_programs(make_learner(**TURNS), zoo.episodes(CASE, tasks=4))
-    assert len(parts) == 2 and len(set(parts)) == 1 and update not in parts
+    programs = called_programs(make_learner(**TURNS), zoo.episodes(CASE, tasks=4))
+    first, second, join, update = programs
+    assert first == second and len({first, join, update}) == 3
+
+
+def test_one_core_takes_all_tasks(cores):
+    cores(1)
+    assert len(called_programs(make_learner(**TURNS), zoo.episodes(CASE, tasks=4))) == 2
 
 
 def test_a_model_that_does_not_vectorise_takes_turns_from_the_first_step_on(cores):
     cores(2)
     case = zoo.CASES["transposed_convolution"]
-    assert len(called_programs(make_learner(case), zoo.episodes(case, tasks=2))) == 3
+    assert len(called_programs(make_learner(case), zoo.episodes(case, tasks=2))) == 4
 
 
 @pytest.mark.parametrize(

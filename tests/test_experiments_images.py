@@ -411,6 +411,16 @@ def test_a_run_begins_with_no_other_learner(published, tmp_path, changes, error,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_initial_learner_is_named(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / pretrained.LEARNER).write_bytes(b"no archive")
+    settings = Settings(**TINY, initial_learner=str(other))
+    with pytest.raises(ValueError, match=r"other/learner\.keras cannot be loaded \("):
+        image_classification.run(TINY_GLYPHS, settings, Files(output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_shown_again_without_training(uninterrupted, monkeypatch, capsys):
     page = uninterrupted / "report.html"
     first = page.read_text()
