@@ -10,7 +10,9 @@ def fresh_keras():
     keras.utils.clear_session(free_memory=False)  # names only: collecting garbage takes 0.2 s
     keras.utils.set_random_seed(1234)
     yield
+    # The fixtures of modules are set up before this one clears what a test has left.
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture
