@@ -292,9 +292,13 @@ class EpisodicModel(TransductiveModel):
             )
         return self._compiled_functions[key]
 
+    @property
+    def _compiles(self) -> bool:
+        return self.jit_compile and not self.run_eagerly
+
     def _step(self, function: Callable, *arguments: Any) -> Any:
         """Calls a step, compiled if `compile` says so."""
-        if self.jit_compile and not self.run_eagerly:
+        if self._compiles:
             return compilation.compiled_step(function, *arguments)
         return function(*arguments)
 

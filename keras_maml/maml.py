@@ -437,8 +437,7 @@ class MAML(EpisodicModel):
         return self.task_map(one, shared, elements)
 
     def _route(self, vectorized: bool) -> layers.Route:
-        compiled = self.jit_compile and not self.run_eagerly
-        return "vectorized" if vectorized else "compiled" if compiled else "plain"
+        return "vectorized" if vectorized else "compiled" if self._compiles else "plain"
 
     def _initial_weights(self) -> Tensors:
         return as_tensors(list(self.model.trainable_variables))
