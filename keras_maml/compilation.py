@@ -14,14 +14,14 @@ one program were slower than one. A program per task instead of one per core cos
 more.
 """
 
-import contextlib
 import contextvars
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from keras_maml.context import holding
 from keras_maml.task_map import TakeTurns, at_once, in_chunks
 
 _side_by_side = contextvars.ContextVar("whether a step consists of several programs", default=False)
@@ -46,7 +46,7 @@ def compiled_step(step: Callable, *arguments: Any) -> Any:
         with at_once():
             return tf.function(step, jit_compile=True, autograph=False)(*arguments)
     except TakeTurns:
-        with _several_programs():
+        with holding(_side_by_side, True):
             return step(*arguments)
 
 
@@ -70,7 +70,7 @@ def over_tasks(
     """
     if not _side_by_side.get():
         return finish(in_chunks(function, elements, task_chunk))
-    tasks = tf.nest.flatten(elements)[0].shape[0]
+    tasks = tf.nest.flatten(elements)[0].shape[0]  # None where meta-batches differ in size
     size = tasks and tasks // _count_parts(tasks, task_chunk)
     if size == tasks:
         return program(lambda elements: finish(function(elements)))(elements)
@@ -110,12 +110,3 @@ def _count_cores() -> int:
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     available = getattr(os, "sched_getaffinity", None)  # not on every system
     return threads or (len(available(0)) if available else os.cpu_count() or 1)
-
-
-@contextlib.contextmanager
-def _several_programs() -> Iterator[None]:
-    token = _side_by_side.set(True)
-    try:
-        yield
-    finally:
-        _side_by_side.reset(token)

@@ -31,11 +31,12 @@ import contextlib
 import contextvars
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from keras_maml.context import holding
 from keras_maml.linear import linear_pair
 
 # Tasks whose patches are larger are faster one after another.
@@ -48,14 +49,9 @@ class PatchesTooLarge(Exception):  # noqa: N818
     """One task's patches are so large that the tasks are faster one after another."""
 
 
-@contextlib.contextmanager
-def limited_patches() -> Iterator[None]:
+def limited_patches() -> contextlib.AbstractContextManager[None]:
     """Lets `by_patches` raise `PatchesTooLarge` while the context is open."""
-    token = _limit.set(MAX_PATCHES)
-    try:
-        yield
-    finally:
-        _limit.reset(token)
+    return holding(_limit, MAX_PATCHES)
 
 
 class Windows:

@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_maml.context import holding
 from keras_maml.convolution import PatchesTooLarge, limited_patches
 
 MODES = ("auto", "vectorized", "sequential")
@@ -30,14 +31,9 @@ class TakeTurns(Exception):  # noqa: N818
     """The tasks of a meta-batch run one after another."""
 
 
-@contextlib.contextmanager
-def at_once() -> Iterator[None]:
+def at_once() -> contextlib.AbstractContextManager[None]:
     """Lets a `TaskMap` raise `TakeTurns`, while the context is open, instead of doing so."""
-    token = _at_once.set(True)
-    try:
-        yield
-    finally:
-        _at_once.reset(token)
+    return holding(_at_once, True)
 
 
 class TaskMap:
