@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import random
 import shutil
 import tempfile
 import weakref
@@ -133,7 +134,10 @@ class PreparedImages:
             with _folder_beside(place) as beside:
                 # tfds prepares beside and renames, too, but not where something damaged is.
                 builder = self._make(beside if self._is_damaged else self._data_dir)
-                builder.download_and_prepare(download_dir=str(downloads), download_config=config)
+                with unseeded():
+                    builder.download_and_prepare(
+                        download_dir=str(downloads), download_config=config
+                    )
                 if self._is_damaged:
                     if place.exists():
                         place.rename(beside / "damaged")
@@ -192,6 +196,21 @@ def _folder_beside(place: Path) -> Iterator[Path]:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         beside = tempfile.TemporaryDirectory(prefix=INCOMPLETE, dir=place.parent)
         yield Path(stack.enter_context(beside))
+
+
+@contextlib.contextmanager
+def unseeded() -> Iterator[None]:
+    """Draws from `random` with a seed of its own, and then goes on as if nothing had been drawn.
+
+    tfds names its temporary folders by `random`. Two processes with the same seed would choose the
+    same one, and what a process draws later would depend on whether it had prepared.
+    """
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _remove_empty(*folders: Path) -> None:

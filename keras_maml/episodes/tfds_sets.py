@@ -10,7 +10,7 @@ from keras_maml.episodes.class_lists import check_split, named_split, split_clas
 from keras_maml.episodes.image_archives import combined_identity
 from keras_maml.episodes.image_classes import ImageClasses
 from keras_maml.episodes.image_files import check_image_size
-from keras_maml.episodes.prepared_images import PreparedImages
+from keras_maml.episodes.prepared_images import PreparedImages, unseeded
 from keras_maml.episodes.sampling import check_stream, require_positive
 
 if TYPE_CHECKING:
@@ -168,7 +168,8 @@ def load_tfds(
             ) from error
     keys = _keys(source, image_key, label_key)
     try:
-        source.download_and_prepare()
+        with unseeded():
+            source.download_and_prepare()
     except Exception as error:  # No network fails in many ways.
         raise FileNotFoundError(
             f"{source.name} could not be fetched with tensorflow_datasets "

@@ -2,6 +2,7 @@ import gc
 import json
 import logging
 import os
+import random
 
 import numpy as np
 import pytest
@@ -167,16 +168,26 @@ def test_a_process_that_was_faster_wins_and_removes_nothing(cache, monkeypatch):
     original = Pictures.read_source
 
     def slow(self, dl_manager):
-        own = list((cache / "key" / "pictures").glob("incomplete.*"))
+        own = list((cache / "key").rglob("incomplete.*"))
         monkeypatch.undo()
+        random.seed(0)  # two runs of an experiment, started together
         load()
         assert own and all(path.exists() for path in own)
         return original(self, dl_manager)
 
     with monkeypatch.context() as monkeypatch:
         monkeypatch.setattr(Pictures, "read_source", slow)
+        random.seed(0)
         assert_complete(load())
     assert Pictures.prepared == 2
+
+
+def test_preparing_draws_nothing_from_the_users_random_numbers(cache):
+    random.seed(0)
+    load()
+    drawn = random.random()
+    random.seed(0)
+    assert drawn == random.random()
 
 
 DAMAGES = [
