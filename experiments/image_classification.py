@@ -87,7 +87,13 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
             be continued with other images.
     """
     load = functools.cache(lambda split: experiment.load(files.data, split=split))
-    make_episodes = functools.partial(_episodes, load, experiment.rotations, settings)
+    mirrored = functools.cache(lambda: load("train").with_mirrored())
+    make_episodes = functools.partial(
+        _episodes,
+        lambda split: mirrored() if settings.mirrored_classes and split == "train" else load(split),
+        experiment.rotations,
+        settings,
+    )
     folder = files.output or experiment.folder(settings)
     if results_of(folder, as_json(settings), defaults_of(settings)) is None:
         # What cannot be run fails before anything is written.
@@ -128,7 +134,12 @@ def make_learner(experiment: Experiment, settings: Settings) -> MAML:
         measure_before=False,
     )
     learner.compile(
-        optimizer=keras.optimizers.Adam(learning_rate(settings), clipvalue=settings.clip_gradient),
+        optimizer=keras.optimizers.Adam(
+            learning_rate(settings),
+            clipvalue=settings.clip_gradient,
+            use_ema=settings.ema_momentum is not None,
+            ema_momentum=settings.ema_momentum or 0.0,
+        ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -185,16 +196,23 @@ def train(
         figure=lambda learner: plots.episode(learner, picture, most=3),
         every=10,
     )
-    return this.train(
+    averaging = [keras.callbacks.SwapEMAWeights()] if settings.ema_momentum else []
+    history = this.train(
         learner,
         lambda seen: make_episodes("train", start=seen * settings.meta_batch_size),
         iterations=settings.iterations,
         epoch_iterations=settings.epoch_iterations,
         monitor="val_accuracy",
         validation_data=validation,
-        callbacks=[keras.callbacks.TensorBoard(this.folder / "tensorboard"), summary],
+        callbacks=[
+            *averaging,
+            keras.callbacks.TensorBoard(this.folder / "tensorboard"),
+            summary,
+        ],
         verbose=2,
     )
+    learner.optimizer.finalize_variable_values(learner.trainable_variables)
+    return history
 
 
 def test(

@@ -48,6 +48,11 @@ class Settings(Task):
     meta_batch_size: int = 32  # tasks per meta-iteration
     learning_rate: float = 0.001  # of the outer Adam
     clip_gradient: float | None = None  # bound of each element of the meta-gradient
+    # Momentum of the moving average of the weights, which is validated and tested instead of them.
+    ema_momentum: float | None = None
+    mirrored_classes: bool = simple_parsing.field(  # more classes to train with: mirrored ones
+        default=False, negative_prefix="--no-"
+    )
     iterations: int = 60_000  # meta-iterations
     cooldown_iterations: int = 0  # the last ones, in which the outer rate falls to 0 as a cosine
     epoch_iterations: int = 500  # between checkpoints
@@ -227,6 +232,11 @@ def check(settings: Settings) -> None:
         )
     if settings.clip_gradient is not None:
         check_positive("clip_gradient", settings.clip_gradient)
+    if settings.ema_momentum is not None and not 0 < settings.ema_momentum < 1:
+        raise ValueError(
+            f"ema_momentum must be above 0 and below 1, got {settings.ema_momentum}. Leave it out "
+            "to average nothing."
+        )
     if settings.initial_learner == "":
         raise ValueError(
             "initial_learner must be the name of a pretrained learner or the folder of a run, got "

@@ -1,7 +1,8 @@
 """What TensorBoard shows of adaptation."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -18,8 +19,10 @@ __all__ = ["AdaptationSummary", "StopOnNonFinite"]
 class AdaptationSummary(keras.callbacks.Callback):
     """Writes loss and metrics after every inner step, and a picture, for TensorBoard.
 
-    Also the graph of a meta-step. Goes beside `keras.callbacks.TensorBoard`, which writes the
-    rest: loss and metrics before and after adaptation, and the norm of the meta-gradient.
+    Also the graph of a meta-step. If the optimizer keeps a moving average of the weights
+    (``use_ema=True``), that is what is shown, since `fit` ends with it. Goes
+    beside `keras.callbacks.TensorBoard`, which writes the rest: loss and metrics before and after
+    adaptation, and the norm of the meta-gradient.
 
     Args:
         log_dir: The folder of event files, the one given to `keras.callbacks.TensorBoard`.
@@ -66,14 +69,14 @@ class AdaptationSummary(keras.callbacks.Callback):
         if (epoch + 1) % self._every:
             return
         learner = self.model
-        result = evaluation.evaluate(
-            learner,
-            self._episodes,
-            tasks=self._tasks,
-            steps=self._steps,
-            batch_normalizations=[learner.batch_normalization],
-        )
-        with self._writer.as_default(step=epoch):
+        with _averaged_weights(learner), self._writer.as_default(step=epoch):
+            result = evaluation.evaluate(
+                learner,
+                self._episodes,
+                tasks=self._tasks,
+                steps=self._steps,
+                batch_normalizations=[learner.batch_normalization],
+            )
             for row in result.rows():
                 if row["mean"] is not None:
                     name = f"{row['metric']} by inner step/step {row['step']:02d}"
@@ -86,3 +89,15 @@ class AdaptationSummary(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the event file."""
         self._writer.close()
+
+
+@contextlib.contextmanager
+def _averaged_weights(learner: MAML) -> Iterator[None]:
+    """Lends a learner the moving average of its weights, if its optimizer keeps one."""
+    weights = learner.get_weights()
+    # Unlike `keras.callbacks.SwapEMAWeights`, which rounds, this leaves training as it was.
+    learner.optimizer.finalize_variable_values(learner.trainable_variables)
+    try:
+        yield
+    finally:
+        learner.set_weights(weights)

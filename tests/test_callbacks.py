@@ -34,6 +34,49 @@ def log_dir(tmp_path_factory):
     return folder
 
 
+def test_what_is_shown_is_the_average_of_the_weights_and_training_is_left_alone(tmp_path):
+    validation = episodes.sinusoid(meta_batch_size=5, tasks=10, seed=1)
+    seen = []
+
+    def trained(*more):
+        learner = MAML(networks.sinusoid_regressor(seed=0), 0.01)
+        optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5)
+        learner.compile(optimizer, "mean_squared_error")
+        every = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: seen.append(learner.get_weights())
+        )
+        learner.fit(
+            episodes.sinusoid(meta_batch_size=5),
+            steps_per_epoch=2,
+            epochs=2,
+            callbacks=[*more, every],
+            verbose=0,
+        )
+        return learner.get_weights()
+
+    figure = lambda learner: plots.sinusoid_adaptation(  # noqa: E731
+        learner, 1.0, 0.0, np.array([[0.5], [1.0]], "float32"), steps=(0, 1)
+    )
+    shown = []
+    summary = callbacks.AdaptationSummary(
+        tmp_path,
+        validation,
+        tasks=10,
+        figure=lambda learner: shown.append(learner.get_weights()) or figure(learner),
+    )
+    average = trained(summary)
+    watched = [*seen]
+    seen.clear()
+    assert_same(average, trained())
+    assert_same(watched, seen)
+    assert_same(shown[-1], average)
+    assert not np.array_equal(watched[-1][0], average[0])
+
+
+def assert_same(ours, theirs):
+    keras.tree.map_structure(np.testing.assert_array_equal, ours, theirs)
+
+
 def tags(folder):
     accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     return accumulator, set(accumulator.Tags()["tensors"])

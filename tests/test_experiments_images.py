@@ -49,6 +49,7 @@ TINY = {
     "ways": 2,
     "evaluation_steps": 1,
     "meta_batch_size": 2,
+    "ema_momentum": 0.5,
     "filters": 8,
     "iterations": 8,
     "epoch_iterations": 1,
@@ -179,6 +180,7 @@ def test_what_differs_from_the_row_is_said():
         ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
         ({"inner_learning_rate": float("nan")}, "inner_learning_rate must be a finite number"),
         ({"clip_gradient": -1.0}, "clip_gradient must be a finite number above 0, got -1.0"),
+        ({"ema_momentum": 1.0}, "ema_momentum must be above 0 and below 1, got 1.0"),
         ({"ways": 0}, "ways must be an integer of at least 1, got 0"),
         ({"inner_steps": 0}, "inner_steps must be an integer of at least 1, got 0"),
         ({"epoch_iterations": 0}, "epoch_iterations must be an integer of at least 1, got 0"),
@@ -210,12 +212,14 @@ class HaltError(Exception):
     """Ends a run."""
 
 
-def test_every_split_has_images_and_episodes_of_its_own(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_every_split_has_images_and_episodes_of_its_own(tmp_path, monkeypatch, mirrored):
     values = {"train": 10, "validation": 20, "test": 30}
 
     def load(folder, *, split):
         images = np.full([40, 28, 28, 1], values[split], "uint8")
         images += np.arange(40, dtype="uint8")[:, None, None, None] % 5  # tells drawings apart
+        images[:, :, 14:] += 5  # and the sides
         return episodes.ImageClasses(images, ("a", "b"), (20, 20))
 
     def pixels(dataset):
@@ -240,9 +244,11 @@ def test_every_split_has_images_and_episodes_of_its_own(tmp_path, monkeypatch):
     experiment = dataclasses.replace(TINY_GLYPHS, load=load)
     with pytest.raises(HaltError):
         run = Files(output=str(tmp_path / "run"))
-        image_classification.run(experiment, Settings(**TINY), run)
+        image_classification.run(experiment, Settings(**TINY, mirrored_classes=mirrored), run)
     for split, value in values.items():
         assert set(seen[split] // 10) == {value // 10}
+        sides = {False, True} if mirrored and split == "train" else {False}
+        assert set(seen[split] % 10 >= 5) == sides
     assert seen["checksum"] == image_classification.checksum(load(None, split="test"))
     drawn = [tuple(seen[split] % 10) for split in values]
     assert len(set(drawn)) == 3  # each with a seed of its own
@@ -419,6 +425,24 @@ def test_a_damaged_initial_learner_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"other/learner\.keras cannot be loaded \("):
         image_classification.run(TINY_GLYPHS, settings, Files(output=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_validated_and_tested_is_the_average_of_the_weights(uninterrupted):
+    settings = Settings(**TINY)
+    tested = pretrained.read(uninterrupted / pretrained.LEARNER)
+    sizes = {"ways": 2, "shots": 1, "queries": 1, "meta_batch_size": 2}
+    validation = TINY_GLYPHS.load(None, split="validation").episodes(**sizes, tasks=2, seed=1)
+    best = image_classification.make_learner(TINY_GLYPHS, settings)
+    best.build_on(validation)
+    best.load_weights(uninterrupted / "checkpoints" / "best.weights.h5")
+    assert not np.array_equal(best.get_weights()[0], tested.get_weights()[0])
+    best.optimizer.finalize_variable_values(best.trainable_variables)
+    for ours, theirs in zip(best.get_weights(), tested.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    rows = read_csv(uninterrupted / "history.csv")
+    chosen = max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    measured = tested.evaluate(validation, return_dict=True, verbose=0)
+    assert measured["loss"] == pytest.approx(chosen["val_loss"], rel=1e-5)
 
 
 def test_a_finished_run_is_shown_again_without_training(uninterrupted, monkeypatch, capsys):
