@@ -4,7 +4,8 @@ python -m experiments.navigation
 python -m experiments.navigation --methods maml first-order --iterations 100
 """
 
-from experiments.reinforcement_learning import Problem, Settings, main
+from experiments.agent_settings import Problem, Settings
+from experiments.reinforcement_learning import main
 
 PROBLEM = Problem(
     title="2-D navigation",

@@ -11,7 +11,13 @@ import tensorflow as tf
 from interruption import kill_when
 from matplotlib.figure import Figure
 
-from experiments import agent_training, locomotion, navigation, reinforcement_learning
+from experiments import (
+    agent_settings,
+    agent_training,
+    locomotion,
+    navigation,
+    reinforcement_learning,
+)
 from experiments.benchmarks import meta_iteration
 from experiments.reinforcement_learning import Files
 from keras_maml.files import read_csv
@@ -236,9 +242,9 @@ def test_the_settings_are_those_of_the_paper():
         assert problem.settings.task == name
         assert (problem.settings.tasks, problem.settings.horizon) == (40, 200)
         assert len(problem.published["maml"]) == problem.settings.test_steps + 1
-    rates = reinforcement_learning.rates(navigation.PROBLEM.settings, "maml")
+    rates = agent_settings.rates(navigation.PROBLEM.settings, "maml")
     assert rates == [0.5, 0.2, 0.2, 0.2]
-    rates = reinforcement_learning.rates(locomotion.PROBLEMS["ant-velocity"].settings, "maml")
+    rates = agent_settings.rates(locomotion.PROBLEMS["ant-velocity"].settings, "maml")
     assert rates == [0.1, 0.05, 0.05]
 
 
