@@ -91,13 +91,14 @@ class Windows:
         else:
             outputs = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
         self.sizes = sizes
+        self.strides = strides
         self.slices = []  # of the padded tensor, in row-major order of taps
         for tap in itertools.product(*(range(k) for k in window)):
             begin = [t * d for t, d in zip(tap, dilation, strict=True)]
             end = [
                 first + (o - 1) * s + 1 for first, o, s in zip(begin, outputs, strides, strict=True)
             ]
-            self.slices.append(_slice(begin, end, strides))
+            self.slices.append(_slice(begin, end))
 
     def taps(self, inputs: tf.Tensor, pad_value: float = 0.0) -> list[tf.Tensor]:
         """Slices a tensor into what each tap sees.
@@ -112,7 +113,10 @@ class Windows:
         if any(map(any, self.pads)):
             pads = [(0, 0), *self.pads, (0, 0)]
             inputs = tf.pad(inputs, pads, constant_values=tf.cast(pad_value, inputs.dtype))
-        return [tf.raw_ops.StridedSlice(input=inputs, **where) for where in self.slices]
+        strides = tf.constant([1, *self.strides, 1])
+        return [
+            tf.raw_ops.StridedSlice(input=inputs, strides=strides, **where) for where in self.slices
+        ]
 
     def spread(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         """Adds up what each tap would have seen where it would have seen it.
@@ -125,9 +129,10 @@ class Windows:
         ]
         batch, channels = parts[0].shape[0], parts[0].shape[-1]
         shape = tf.stack([tf.shape(parts[0])[0] if batch is None else batch, *padded, channels])
+        strides = tf.constant([1, *self.strides, 1])
         total = tf.add_n(
             [
-                tf.raw_ops.StridedSliceGrad(shape=shape, dy=part, **where)
+                tf.raw_ops.StridedSliceGrad(shape=shape, strides=strides, dy=part, **where)
                 for part, where in zip(parts, self.slices, strict=True)
             ]
         )
@@ -135,16 +140,16 @@ class Windows:
             return total
         begin = [before for before, _ in self.pads]
         end = [first + n for first, n in zip(begin, self.sizes, strict=True)]
-        return tf.raw_ops.StridedSlice(input=total, **_slice(begin, end, [1] * len(begin)))
+        once = [1] * len(total.shape)
+        return tf.raw_ops.StridedSlice(input=total, strides=once, **_slice(begin, end))
 
 
-def _slice(begin: Sequence[int], end: Sequence[int], strides: Sequence[int]) -> dict[str, Any]:
-    """Returns the arguments of `StridedSlice` along the spatial axes, the others whole."""
+def _slice(begin: Sequence[int], end: Sequence[int]) -> dict[str, Any]:
+    """Returns the bounds for `StridedSlice` along the spatial axes, the others whole."""
     outer = 1 | 1 << (len(begin) + 1)
     return {
         "begin": [0, *begin, 0],
         "end": [0, *end, 0],
-        "strides": [1, *strides, 1],
         "begin_mask": outer,
         "end_mask": outer,
     }

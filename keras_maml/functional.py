@@ -40,6 +40,7 @@ def forward(
     training: bool,
     route: layers.Route = "plain",
     batch_statistics: layers.BatchStatistics = "batch",
+    write_statistics: bool = True,
 ) -> Forward:
     """Calls a model with explicit weights and state; none of its variables changes.
 
@@ -51,6 +52,7 @@ def forward(
         training: Whether dropout and its like are active.
         route: See `layers.differentiable_forms`.
         batch_statistics: See `layers.differentiable_forms`.
+        write_statistics: See `layers.differentiable_forms`.
 
     Returns:
         The predictions, additional losses and next state.
@@ -59,7 +61,12 @@ def forward(
         *zip(model.trainable_variables, weights, strict=True),
         *zip(model.non_trainable_variables, state, strict=True),
     ]
-    forms = layers.differentiable_forms(model, route=route, batch_statistics=batch_statistics)
+    forms = layers.differentiable_forms(
+        model,
+        route=route,
+        batch_statistics=batch_statistics,
+        write_statistics=write_statistics,
+    )
     with forms, keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
         predictions = model(x, training=training)
         # Not `model.losses`: it finds added losses by the id of a tensor, which a later trace

@@ -68,20 +68,22 @@ def sum_positions(x: tf.Tensor) -> tf.Tensor:
         >>> sum_positions(tf.ones([2, 3, 5])).numpy().tolist()
         [6.0, 6.0, 6.0, 6.0, 6.0]
     """
-    *positions, channels = x.shape
 
-    def forward(x):
-        if None in x.shape:
-            return tf.reduce_sum(x, list(range(len(positions))))
-        size = math.prod(positions)
-        parts = next((n for n in _PARTS if size % n == 0), 1)
-        split = tf.reshape(x, [parts, size // parts, channels])
-        return tf.reduce_sum(tf.add_n(tf.unstack(split)), 0)
-
-    def transpose(total):
+    def broadcast(total):
         return tf.broadcast_to(total, x.shape if None not in x.shape else tf.shape(x))
 
-    return linear_pair(forward, transpose)[0](x)
+    return linear_pair(sum_in_parts, broadcast)[0](x)
+
+
+def sum_in_parts(x: tf.Tensor) -> tf.Tensor:
+    """`sum_positions` for where no gradient is taken of it: its own one is slow."""
+    *positions, channels = x.shape
+    if None in x.shape:
+        return tf.reduce_sum(x, list(range(len(positions))))
+    size = math.prod(positions)
+    parts = next((n for n in _PARTS if size % n == 0), 1)
+    split = tf.reshape(x, [parts, size // parts, channels])
+    return tf.reduce_sum(tf.add_n(tf.unstack(split)), 0)
 
 
 def add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:

@@ -217,7 +217,8 @@ class MAML(EpisodicModel):
         def compute(batch: Any) -> tuple[Tensors, Tensors]:
             def one(objective: Objective, weights: Tensors, state: Tensors, support: Any) -> Any:
                 weights, state = objective.adapt(weights, state, support, steps=steps)
-                return weights, objective.forward(weights, state, examples(support)[0]).state
+                x_support, _, _ = examples(support)
+                return weights, objective.state_with_statistics(weights, state, x_support)
 
             return self._map_tasks(one, batch)
 

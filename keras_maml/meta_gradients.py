@@ -71,10 +71,22 @@ class Objective:
         """Runs the model on query inputs, normalised as `batch_normalization` says."""
         if self.batch_normalization == "transductive":
             return self.forward(weights, state, x)
-        state = self.forward(weights, state, x_support).state
-        return self.forward(weights, state, x, "stored")
+        state = self.state_with_statistics(weights, state, x_support)
+        return self.forward(weights, state, x, batch_statistics="stored")
 
-    def forward(self, weights, state, x, batch_statistics="batch") -> Forward:
+    def state_with_statistics(self, weights: Tensors, state: Tensors, x_support: Any) -> Tensors:
+        """Returns the state with the batch statistics of the support set."""
+        return self.forward(weights, state, x_support, write_statistics=True).state
+
+    def forward(
+        self,
+        weights: Tensors,
+        state: Tensors,
+        x: Any,
+        *,
+        batch_statistics: layers.BatchStatistics = "batch",
+        write_statistics: bool = False,
+    ) -> Forward:
         """Runs the model; see `keras_maml.functional.forward`."""
         return forward(
             self.model,
@@ -84,6 +96,7 @@ class Objective:
             training=self.training,
             route=self.route,
             batch_statistics=batch_statistics,
+            write_statistics=write_statistics,
         )
 
     def adapt(

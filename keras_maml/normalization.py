@@ -15,11 +15,11 @@ Source: Ioffe, Szegedy, Batch Normalization, ICML 2015, section 3; the derivativ
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from keras_maml.linear import sum_positions
+from keras_maml.linear import sum_in_parts, sum_positions
 
 
 def moments(
@@ -46,9 +46,11 @@ def moments(
     dtype = x.dtype
     if dtype == tf.float16:  # whose sums would overflow
         x = tf.cast(x, tf.float32)
-    mean = _mean(x, axes)
-    variance = _mean(tf.square(x - mean), axes)
-    if not keepdims:
+    mean = _mean(x, axes, sum_positions)
+    variance = _mean(tf.square(x - mean), axes, sum_positions)
+    if keepdims:
+        mean, variance = _with_all_axes(mean, x), _with_all_axes(variance, x)
+    elif len(mean.shape) == len(x.shape):
         mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
     return tf.cast(mean, dtype), tf.cast(variance, dtype)
 
@@ -76,23 +78,27 @@ def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.T
     else:
         size = float(math.prod(sizes))
 
+    def mean(t):  # nothing here is differentiated automatically below third order
+        return _mean(t, axes, sum_in_parts)
+
     @tf.custom_gradient
     def forward(x):
-        mean, variance = moments(x, axes, keepdims=True)
-        rate = tf.math.rsqrt(variance + tf.constant(epsilon, x.dtype))
+        centered = x - mean(x)
+        rate = tf.math.rsqrt(mean(tf.square(centered)) + tf.constant(epsilon, x.dtype))
 
         def gradient(dy, drate):
-            # Called again for its own gradient; the compiler computes it once.
+            # Called again for its own gradient; the compiler computes it once, and what flows back
+            # from here and from the results stays apart: added up first, it runs 10 % slower.
             return backward(*forward(x), dy, drate / size)
 
-        return ((x - mean) * rate, rate), gradient
+        return (centered * rate, _with_all_axes(rate, x)), gradient
 
     @tf.custom_gradient
     def backward(y, rate, dy, drate):
-        dy_mean, slope = _mean(dy, axes), _mean(dy * y, axes) + rate * drate
+        dy_mean, slope = mean(dy), mean(dy * y) + rate * drate
 
         def gradient(g):
-            g_mean, gy_mean, gdy_mean = (_mean(t, axes) for t in (g, g * y, g * dy))
+            g_mean, gy_mean, gdy_mean = mean(g), mean(g * y), mean(g * dy)
             to_y = -rate * (g * slope + dy * gy_mean)
             to_rate = size * (gdy_mean - g_mean * dy_mean - gy_mean * (slope + rate * drate))
             to_dy = rate * (g - g_mean - y * gy_mean)
@@ -104,9 +110,14 @@ def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.T
     return forward(x)
 
 
-def _mean(x: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+def _mean(x: tf.Tensor, axes: Sequence[int], total: Callable) -> tf.Tensor:
+    """The mean along axes, which broadcasts against x: they have length 1, or are left out."""
     leading = list(range(len(x.shape) - 1))
     if sorted(axis % len(x.shape) for axis in axes) != leading or None in x.shape:
         return tf.reduce_mean(x, axes, keepdims=True)
-    total = sum_positions(x) / tf.constant(math.prod(x.shape[:-1]), x.dtype)
-    return tf.reshape(total, [1] * len(leading) + [-1])
+    return total(x) / tf.constant(math.prod(x.shape[:-1]), x.dtype)
+
+
+def _with_all_axes(mean: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    left_out = len(x.shape) - len(mean.shape)
+    return tf.reshape(mean, [1] * left_out + [-1]) if left_out else mean
