@@ -91,7 +91,7 @@ class Windows:
         else:
             outputs = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
         self.sizes = sizes
-        self.strides = strides
+        self.strides = [1, *strides, 1]
         self.slices = []  # of the padded tensor, in row-major order of taps
         for tap in itertools.product(*(range(k) for k in window)):
             begin = [t * d for t, d in zip(tap, dilation, strict=True)]
@@ -113,7 +113,7 @@ class Windows:
         if any(map(any, self.pads)):
             pads = [(0, 0), *self.pads, (0, 0)]
             inputs = tf.pad(inputs, pads, constant_values=tf.cast(pad_value, inputs.dtype))
-        strides = tf.constant([1, *self.strides, 1])
+        strides = tf.constant(self.strides)  # one for all taps: nodes cost time to trace
         return [
             tf.raw_ops.StridedSlice(input=inputs, strides=strides, **where) for where in self.slices
         ]
@@ -129,7 +129,7 @@ class Windows:
         ]
         batch, channels = parts[0].shape[0], parts[0].shape[-1]
         shape = tf.stack([tf.shape(parts[0])[0] if batch is None else batch, *padded, channels])
-        strides = tf.constant([1, *self.strides, 1])
+        strides = tf.constant(self.strides)
         total = tf.add_n(
             [
                 tf.raw_ops.StridedSliceGrad(shape=shape, strides=strides, dy=part, **where)

@@ -40,7 +40,7 @@ def forward(
     training: bool,
     route: layers.Route = "plain",
     batch_statistics: layers.BatchStatistics = "batch",
-    write_statistics: bool = True,
+    write_statistics: bool = False,
 ) -> Forward:
     """Calls a model with explicit weights and state; none of its variables changes.
 

@@ -15,11 +15,11 @@ Source: Ioffe, Szegedy, Batch Normalization, ICML 2015, section 3; the derivativ
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
-from keras_maml.linear import sum_in_parts, sum_positions
+from keras_maml.linear import Operator, sum_in_parts, sum_positions
 
 
 def moments(
@@ -88,7 +88,8 @@ def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.T
 
         def gradient(dy, drate):
             # Called again for its own gradient; the compiler computes it once, and what flows back
-            # from here and from the results stays apart: added up first, it runs 10 % slower.
+            # from here and from the results stays apart: added up first, it runs slower (a
+            # meta-step of 20-way Omniglot in 722 instead of 652 ms).
             return backward(*forward(x), dy, drate / size)
 
         return (centered * rate, _with_all_axes(rate, x)), gradient
@@ -110,7 +111,7 @@ def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.T
     return forward(x)
 
 
-def _mean(x: tf.Tensor, axes: Sequence[int], total: Callable) -> tf.Tensor:
+def _mean(x: tf.Tensor, axes: Sequence[int], total: Operator) -> tf.Tensor:
     """The mean along axes, which broadcasts against x: they have length 1, or are left out."""
     leading = list(range(len(x.shape) - 1))
     if sorted(axis % len(x.shape) for axis in axes) != leading or None in x.shape:
