@@ -104,10 +104,11 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
             begin_with(learner, settings.initial_learner)
         make_episodes("test", queries=max(settings.test_queries))
         validation = make_episodes("validation", tasks=settings.validation_tasks)
-    this = Run(folder, settings)
-    if this.results is None:
         checksums = {split: checksum(load(split)) for split in SPLITS}
-        this.keep_to_data(checksums)
+    else:
+        checksums = None
+    this = Run(folder, settings, checksums)
+    if this.results is None:
         history = train(this, learner, settings, make_episodes, validation)
         test(this, learner, experiment, settings, make_episodes, history, checksums["test"])
     page = report.write(this.folder)

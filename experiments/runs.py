@@ -47,6 +47,8 @@ class Run:
     Args:
         folder: The folder; created if need be.
         settings: A dataclass, everything the result depends on.
+        data: Checksums of the data by name, such as that of a split; a run goes on with no other
+            data than it began with.
 
     Raises:
         FileExistsError: The folder holds something else than a run of these settings (a run of
@@ -54,16 +56,19 @@ class Run:
             ``cooldown_iterations`` have begun, and one with other settings named ``test_...`` is
             tested again).
         BlockingIOError: Another run is using the folder.
+        ValueError: The data are not those that the run began with.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Any) -> None:
+    def __init__(
+        self, folder: str | os.PathLike, settings: Any, data: dict[str, str] | None = None
+    ) -> None:
         self.folder = pathlib.Path(folder)
         self.settings = as_json(settings)
         self._defaults = defaults_of(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         unlock = weakref.finalize(self, os.close, lock(self.folder))
         try:
-            is_new = self._move_in()
+            is_new = self._move_in(data)
         except BaseException:
             unlock()
             raise
@@ -72,8 +77,8 @@ class Run:
         if self.results is None:
             self._note_start()
 
-    def _move_in(self) -> bool:
-        """Checks what the folder holds and writes the settings; whether the run is new."""
+    def _move_in(self, data: dict[str, str] | None) -> bool:
+        """Checks what the folder holds, writes settings and checksums; whether the run is new."""
         path = self.folder / "settings.json"
         is_new = not path.exists()
         if is_new:
@@ -96,6 +101,8 @@ class Run:
                 "another --output, or give the settings it was started with to continue it."
             )
         self._check_cooldown(found)
+        if data is not None:
+            self._keep_to_data(data)
         write_json(path, self.settings)
         return is_new
 
@@ -111,6 +118,19 @@ class Run:
                 f"{self.folder} holds a run of {found['iterations']} iterations whose learning "
                 f"rate has fallen since iteration {begins}, and {done} are done: it cannot become "
                 f"one of {self.settings['iterations']}. Choose another --output."
+            )
+
+    def _keep_to_data(self, checksums: dict[str, str]) -> None:
+        """Notes what the data are when a run begins, and refuses others later."""
+        path = self.folder / "data.json"
+        if not path.exists():
+            write_json(path, checksums)
+        found = json.loads(path.read_text())
+        changed = [name for name in checksums if checksums[name] != found.get(name)]
+        if changed:
+            raise ValueError(
+                f"The data ({', '.join(changed)}) are not those that the run in {self.folder} "
+                "began with. Give the data it was started with, or choose another --output."
             )
 
     def _read_starts(self) -> list[dict[str, Any]]:
@@ -161,26 +181,6 @@ class Run:
         if path.exists():
             number = len([*self.folder.glob("results-*.json")]) + 1
             path.rename(self.folder / f"results-{number}.json")
-
-    def keep_to_data(self, checksums: dict[str, str]) -> None:
-        """Notes what the data are when a run begins, so that it does not go on with others.
-
-        Args:
-            checksums: By name, such as that of a split.
-
-        Raises:
-            ValueError: They are not those that the run began with.
-        """
-        path = self.folder / "data.json"
-        if not path.exists():
-            write_json(path, checksums)
-        found = json.loads(path.read_text())
-        changed = [name for name in checksums if checksums[name] != found.get(name)]
-        if changed:
-            raise ValueError(
-                f"The data ({', '.join(changed)}) are not those that the run in {self.folder} "
-                "began with. Give the data it was started with, or choose another --output."
-            )
 
     def train(
         self,

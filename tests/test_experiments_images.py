@@ -255,11 +255,14 @@ def test_every_split_has_images_and_episodes_of_its_own(tmp_path, monkeypatch, m
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path):
-    this = runs.Run(tmp_path, Settings(**TINY))
-    this.keep_to_data({"train": "1", "validation": "2", "test": "3"})
-    this.keep_to_data({"train": "1", "validation": "2", "test": "3"})
+    data = {"train": "1", "validation": "2", "test": "3"}
+    runs.Run(tmp_path, Settings(**TINY), data)
+    runs.Run(tmp_path, Settings(**TINY), data)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"The data \(validation\) are not those that the run in"):
-        this.keep_to_data({"train": "1", "validation": "0", "test": "3"})
+        runs.Run(tmp_path, Settings(**TINY), data | {"validation": "0"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert len(json.loads(before["starts.json"])) == 2  # and what is refused is no start
 
 
 def test_glyphs_are_not_read_from_a_folder(tmp_path):
