@@ -11,6 +11,14 @@ with whatever was fused into it, as one scalar chain per channel (or, when it is
 window reduction). Cutting the positions into a few equal parts and adding these first gives it
 independent elements to vectorise: 2.1 to 0.9 ms for a typical sum of batch normalisation, and
 142 to 118 ms for the meta-step above.
+
+`sum_tasks` adds up what vectorised tasks return, such as their gradients of shared weights. The
+gradient of a dense kernel is a product x'dy per task, and the sum of these is one product of all
+tasks' examples, [inputs, tasks * examples] times [tasks * examples, outputs]; XLA does not see
+that, and would write a kernel per task, add it to others and read it again. The exact meta-gradient
+is a sum of such terms. Measured on 2 cores (AMD EPYC with AVX-512), 32 tasks, 5 + 5 images, the
+network without convolutions: 14.4 to 10.9 ms a meta-step, first order 8.4 to 7.0; on the sinusoid
+0.231 to 0.212 ms.
 """
 
 import math
@@ -84,6 +92,44 @@ def sum_in_parts(x: tf.Tensor) -> tf.Tensor:
     parts = next((n for n in _PARTS if size % n == 0), 1)
     split = tf.reshape(x, [parts, size // parts, channels])
     return tf.reduce_sum(tf.add_n(tf.unstack(split)), 0)
+
+
+def sum_tasks(x: tf.Tensor) -> tf.Tensor:
+    """Sums over the first axis, without computing the terms of a sum of matrix products.
+
+    Args:
+        x: ``[tasks, ...]``. What made it is looked at in the graph where the function is called;
+            eagerly, it is an ordinary sum.
+
+    Returns:
+        ``[...]``.
+
+    Example:
+        >>> sum_tasks(tf.ones([2, 3])).numpy().tolist()
+        [2.0, 2.0, 2.0]
+    """
+    if tf.executing_eagerly() or not x.shape.is_fully_defined():
+        return tf.reduce_sum(x, 0)
+    operation, inputs = x.op.type, list(x.op.inputs)
+    if operation in ("Identity", "IdentityN"):
+        return sum_tasks(inputs[x.value_index])
+    if operation in ("AddN", "AddV2") and all(term.shape == x.shape for term in inputs):
+        return tf.add_n([sum_tasks(term) for term in inputs])
+    if operation == "Reshape" and inputs[0].shape[:1] == x.shape[:1]:
+        return tf.reshape(sum_tasks(inputs[0]), x.shape[1:])
+    if _is_sum_of_outer_products(x):
+        rows = [tf.reshape(factor, [-1, factor.shape[-1]]) for factor in inputs]
+        return tf.matmul(*rows, transpose_a=True)
+    return tf.reduce_sum(x, 0)
+
+
+def _is_sum_of_outer_products(x: tf.Tensor) -> bool:
+    """Whether x is a batch of products a'b that nobody else needs."""
+    if x.op.type != "BatchMatMulV2" or len(x.consumers()) > 1:
+        return False
+    a, b = x.op.inputs
+    same_rows = a.shape[:-1].is_fully_defined() and a.shape[:-1] == b.shape[:-1]
+    return same_rows and x.op.get_attr("adj_x") and not x.op.get_attr("adj_y")
 
 
 def add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:

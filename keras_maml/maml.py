@@ -19,6 +19,7 @@ from keras_maml.functional import (
     is_seed,
     task_states,
 )
+from keras_maml.linear import sum_tasks
 from keras_maml.meta_gradients import (
     BATCH_NORMALIZATIONS,
     Objective,
@@ -378,15 +379,17 @@ class MAML(EpisodicModel):
             return before, meta_gradient(objective, weights, state, *episode, **how)
 
         def of_chunk(elements: Any) -> Any:
-            if self.rematerialize:
-                run = functools.partial(self._run_tasks, **settings)
-                states, episode = elements
-                before = run(before_only, weights, elements)
-                results = rematerialization.meta_gradients(run, weights, states, *episode, **how)
-            else:
-                before, results = self._run_tasks(before_and_after, weights, elements, **settings)
-            after, gradients, states = results
-            sums = [tf.reduce_sum(gradient, 0, keepdims=True) for gradient in gradients]
+            if not self.rematerialize:
+                return self._run_tasks(before_and_after, weights, elements, summed, **settings)
+            run = functools.partial(self._run_tasks, **settings)
+            states, episode = elements
+            before = run(before_only, weights, elements)
+            after = rematerialization.meta_gradients(run, weights, states, *episode, **how)
+            return summed((before, after))
+
+        def summed(results: Any) -> Any:
+            before, (after, gradients, states) = results
+            sums = [sum_tasks(gradient)[None] for gradient in gradients]
             # The rest of the state nobody needs, and the compiler leaves out.
             return before, after, sums, [states[index] for index in seeds]
 
@@ -425,6 +428,7 @@ class MAML(EpisodicModel):
         function: Callable[[Objective, Any, Any], Any],
         shared: Any,
         elements: Any,
+        finish: Callable[[Any], Any] = lambda results: results,
         **settings: Any,
     ) -> Any:
         """Maps ``function(objective, shared, one task's element)`` over the tasks."""
@@ -435,7 +439,7 @@ class MAML(EpisodicModel):
             )
 
         self.task_map.layer_names = [layer.name for layer in layers.flatten_layers(self.model)]
-        return self.task_map(one, shared, elements)
+        return self.task_map(one, shared, elements, finish)
 
     def _route(self, vectorized: bool) -> layers.Route:
         return "vectorized" if vectorized else "compiled" if self._compiles else "plain"

@@ -57,7 +57,13 @@ class TaskMap:
         self.mode = mode
         self.layer_names = layer_names
 
-    def __call__(self, function: TaskFunction, shared: Any, elements: Any) -> Any:
+    def __call__(
+        self,
+        function: TaskFunction,
+        shared: Any,
+        elements: Any,
+        finish: Callable[[Any], Any] = lambda results: results,
+    ) -> Any:
         """Applies ``function`` to every task.
 
         Args:
@@ -66,19 +72,21 @@ class TaskMap:
                 must not use tensors of the caller other than its arguments.
             shared: A nest of tensors that all tasks share, such as the initial weights.
             elements: A nest of tensors with a leading task axis.
+            finish: What to make of the nest of results, stacked along a leading task axis; it is
+                called in the graph that computes them.
 
         Returns:
-            The nest of results, stacked along a leading task axis.
+            What ``finish`` returns.
         """
         if tf.executing_eagerly():
-            return _sequential(function, shared, elements)
+            return finish(_sequential(function, shared, elements))
         if self.mode == "vectorized":
-            return _vectorized(function, shared, elements)
+            return _vectorized(function, shared, elements, finish)
         failure = None
         if self.mode == "auto":
             try:
                 with limited_patches():
-                    return _vectorized(function, shared, elements)
+                    return _vectorized(function, shared, elements, finish)
             except PatchesTooLarge:
                 pass
             except Exception as error:  # of any kind: the sequential route decides whose it is
@@ -93,7 +101,7 @@ class TaskMap:
                 "another instead (still compiled, but slower).",
                 self._culprit(failure),
             )
-        return results
+        return finish(results)
 
     def _culprit(self, error: Exception) -> str:
         operation = getattr(error, "operation", None) or str(error)
@@ -104,13 +112,17 @@ class TaskMap:
         return "An operation of the model (" + operation.strip().splitlines()[-1].strip() + ")"
 
 
-def _vectorized(function: TaskFunction, shared: Any, elements: Any) -> Any:
+def _vectorized(
+    function: TaskFunction, shared: Any, elements: Any, finish: Callable[[Any], Any]
+) -> Any:
     @tf.function(autograph=False)
     def mapped(shared: Any, elements: Any) -> Any:
-        return tf.vectorized_map(
-            lambda element: function(shared, element, True),
-            elements,
-            fallback_to_while_loop=False,
+        return finish(
+            tf.vectorized_map(
+                lambda element: function(shared, element, True),
+                elements,
+                fallback_to_while_loop=False,
+            )
         )
 
     # Traced as a function of its own, so that a failure leaves nothing in the caller's graph.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_maml.linear import add_bias, linear_pair, sum_positions
+from keras_maml.linear import add_bias, linear_pair, sum_positions, sum_tasks
 
 
 def normal(*shape, seed=0):
@@ -159,3 +159,51 @@ def test_operators_vectorise_with_a_bias_for_each_task():
         expected = gradients_of_gradients(plain_powers, x[i], bias[i])
         for ours, reference in zip(results, expected, strict=True):
             np.testing.assert_allclose(ours[i], reference, rtol=1e-10, atol=1e-13)
+
+
+def products(x, y):
+    return tf.matmul(x, y, transpose_a=True)
+
+
+TERMS = {
+    "one": lambda x, y: products(x, y),
+    "several": lambda x, y: products(x, y) + tf.add_n([products(y, x), products(x, x)]),
+    "identity": lambda x, y: tf.identity(tf.identity_n([y, products(x, y)])[1]),
+    "reshaped": lambda x, y: tf.reshape(products(x, y), [3, 2, 2, 4]),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_sum_of_products_over_tasks_is_one_product(name):
+    x, y = normal(3, 5, 4), normal(3, 5, 4, seed=1)
+    terms = TERMS[name](x, y)
+    function = tf.function(lambda x, y: sum_tasks(TERMS[name](x, y)), autograph=False)
+    np.testing.assert_allclose(function(x, y), tf.reduce_sum(terms, 0), rtol=1e-12)
+    operations = function.get_concrete_function(x, y).graph.get_operations()
+    assert "MatMul" in {op.type for op in operations}
+    assert not [op for op in operations if op.type == "Sum"]  # nothing per task is added up
+
+
+OTHERS = {
+    "needed elsewhere": lambda x, y: tf.identity_n([p := products(x, y), 2.0 * p])[0],
+    "the other way round": lambda x, y: tf.matmul(x, y, transpose_b=True),
+    "a product of another sum": lambda x, y: 2.0 * (products(x, y) + products(y, x)),
+    "one factor for all tasks": lambda x, y: products(x, y[:1]),
+    "a term for all tasks": lambda x, y: products(x, y) + tf.ones([4, 4], x.dtype),
+    "tasks made by reshaping": lambda x, y: tf.reshape(products(x, y), [6, 2, 4]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_such_sum_is_added_up(name):
+    x, y = normal(3, 5, 4), normal(3, 5, 4, seed=1)
+    function = tf.function(lambda x, y: sum_tasks(OTHERS[name](x, y)), autograph=False)
+    np.testing.assert_allclose(function(x, y), tf.reduce_sum(OTHERS[name](x, y), 0), rtol=1e-12)
+    np.testing.assert_allclose(function(x, y), sum_tasks(OTHERS[name](x, y)), rtol=1e-12)
+
+
+def test_tasks_of_an_unknown_number_are_added_up():
+    x = normal(3, 5, 4)
+    unknown = tf.TensorSpec([None, 5, 4], x.dtype)
+    function = tf.function(lambda x: sum_tasks(products(x, x)), [unknown], autograph=False)
+    np.testing.assert_allclose(function(x), tf.reduce_sum(products(x, x), 0), rtol=1e-12)
