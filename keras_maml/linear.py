@@ -18,7 +18,8 @@ tasks' examples, [inputs, tasks * examples] times [tasks * examples, outputs]; X
 that, and would write a kernel per task, add it to others and read it again. The exact meta-gradient
 is a sum of such terms. Measured on 2 cores (AMD EPYC with AVX-512), 32 tasks, 5 + 5 images, the
 network without convolutions: 14.4 to 10.9 ms a meta-step, first order 8.4 to 7.0; on the sinusoid
-0.231 to 0.212 ms.
+0.225 to 0.170 ms, first order 0.119 to 0.094. Products with a vector stay as they are: XLA makes
+one loop of them and of what their factors are computed from (0.209 and 0.114 ms).
 """
 
 import math
@@ -124,8 +125,8 @@ def sum_tasks(x: tf.Tensor) -> tf.Tensor:
 
 
 def _is_sum_of_outer_products(x: tf.Tensor) -> bool:
-    """Whether x is a batch of products a'b that nobody else needs."""
-    if x.op.type != "BatchMatMulV2" or len(x.consumers()) > 1:
+    """Whether x is a batch of products a'b of matrices that nobody else needs."""
+    if x.op.type != "BatchMatMulV2" or len(x.consumers()) > 1 or 1 in x.shape[1:]:
         return False
     a, b = x.op.inputs
     same_rows = a.shape[:-1].is_fully_defined() and a.shape[:-1] == b.shape[:-1]

@@ -186,6 +186,7 @@ def test_a_sum_of_products_over_tasks_is_one_product(name):
 
 OTHERS = {
     "needed elsewhere": lambda x, y: tf.identity_n([p := products(x, y), 2.0 * p])[0],
+    "a product with a vector": lambda x, y: products(x, y[..., :1]),
     "the other way round": lambda x, y: tf.matmul(x, y, transpose_b=True),
     "a product of another sum": lambda x, y: 2.0 * (products(x, y) + products(y, x)),
     "one factor for all tasks": lambda x, y: products(x, y[:1]),
