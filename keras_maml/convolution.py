@@ -31,7 +31,7 @@ import contextlib
 import contextvars
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -110,9 +110,7 @@ class Windows:
         Returns:
             One tensor ``[batch, *output spatial, channels]`` per tap, in row-major order of taps.
         """
-        if any(map(any, self.pads)):
-            pads = [(0, 0), *self.pads, (0, 0)]
-            inputs = tf.pad(inputs, pads, constant_values=tf.cast(pad_value, inputs.dtype))
+        inputs = _pad(inputs, self.pads, pad_value)
         strides = tf.constant(self.strides)  # one for all taps: nodes cost time to trace
         return [
             tf.raw_ops.StridedSlice(input=inputs, strides=strides, **where) for where in self.slices
@@ -121,27 +119,51 @@ class Windows:
     def spread(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         """Adds up what each tap would have seen where it would have seen it.
 
-        The transpose of `taps`: written out, it is a third of the operations that its automatic
-        gradient makes, and tracing a deep meta-step takes seconds.
+        The transpose of `taps`. With strides, positions that have the same remainder see the same
+        few taps: each of these phases is added up by itself, without gaps, and then they take
+        turns. One sum of all taps, each with zeros between its positions, costs the 20-way
+        meta-step of Omniglot 364 ms instead of 340, and with 15 queries 246 instead of 227.
         """
+        strides = self.strides[1:-1]
         padded = [
             n + before + after for n, (before, after) in zip(self.sizes, self.pads, strict=True)
         ]
-        batch, channels = parts[0].shape[0], parts[0].shape[-1]
-        shape = tf.stack([tf.shape(parts[0])[0] if batch is None else batch, *padded, channels])
-        strides = tf.constant(self.strides)
-        total = tf.add_n(
-            [
-                tf.raw_ops.StridedSliceGrad(shape=shape, strides=strides, dy=part, **where)
-                for part, where in zip(parts, self.slices, strict=True)
-            ]
-        )
-        if not any(map(any, self.pads)):
-            return total
+        lengths = [math.ceil(n / s) for n, s in zip(padded, strides, strict=True)]
+        terms = {phase: [] for phase in itertools.product(*map(range, strides))}
+        for part, where in zip(parts, self.slices, strict=True):
+            shifts, phase = zip(*map(divmod, where["begin"][1:-1], strides), strict=True)
+            ends = zip(lengths, shifts, part.shape[1:-1], strict=True)
+            rest = [length - shift - size for length, shift, size in ends]
+            terms[phase].append(_pad(part, zip(shifts, rest, strict=True)))
+        nothing = tf.zeros_like(next(filter(None, terms.values()))[0])
+        phases = [tf.add_n(found) if found else nothing for found in terms.values()]
+        for axis, stride in reversed([*enumerate(strides, 1)]):
+            together = range(0, len(phases), stride)
+            phases = [_in_turns(phases[i : i + stride], axis) for i in together]
+        (total,) = phases
         begin = [before for before, _ in self.pads]
         end = [first + n for first, n in zip(begin, self.sizes, strict=True)]
+        if not any(begin) and list(total.shape[1:-1]) == end:
+            return total
         once = [1] * len(total.shape)
         return tf.raw_ops.StridedSlice(input=total, strides=once, **_slice(begin, end))
+
+
+def _pad(x: tf.Tensor, pads: Iterable[tuple[int, int]], value: float = 0.0) -> tf.Tensor:
+    """Pads the spatial axes."""
+    pads = [*pads]
+    if not any(map(any, pads)):
+        return x
+    return tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=tf.cast(value, x.dtype))
+
+
+def _in_turns(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:
+    """Joins tensors along an axis so that their entries take turns."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = [-1 if size is None else size for size in parts[0].shape]
+    shape[axis] *= len(parts)
+    return tf.reshape(tf.stack(parts, axis + 1), shape)
 
 
 def _slice(begin: Sequence[int], end: Sequence[int]) -> dict[str, Any]:
