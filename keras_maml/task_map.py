@@ -158,8 +158,25 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
     results = one.get_concrete_function(element).structured_outputs
     if not tf.nest.flatten(results):
         return results
-    signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), results)
-    return tf.map_fn(one, elements, fn_output_signature=signature)
+    tasks = tf.shape(tf.nest.flatten(elements)[0])[0]
+
+    def task(number: tf.Tensor) -> Any:
+        return tf.nest.map_structure(lambda t: t[number], elements)
+
+    # Each turn takes out the next task's element. Its own it finds among the loop's variables:
+    # XLA would fuse taking it out into whatever uses it, once for every number computed.
+    def turn(number: tf.Tensor, element: Any, stacks: list) -> tuple[tf.Tensor, Any, list]:
+        values = tf.nest.flatten(one(element))
+        stacks = [stack.write(number, v) for stack, v in zip(stacks, values, strict=True)]
+        return number + 1, task(tf.minimum(number + 1, tasks - 1)), stacks
+
+    stacks = [
+        tf.TensorArray(t.dtype, tasks, element_shape=t.shape) for t in tf.nest.flatten(results)
+    ]
+    _, _, stacks = tf.while_loop(
+        lambda number, *_: number < tasks, turn, (tf.constant(0), task(tf.constant(0)), stacks)
+    )
+    return tf.nest.pack_sequence_as(results, [stack.stack() for stack in stacks])
 
 
 def in_chunks(function: Callable[[Any], Any], elements: Any, size: int | None) -> Any:
