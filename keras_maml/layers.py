@@ -25,7 +25,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml import convolution
-from keras_maml.linear import add_bias
+from keras_maml.linear import add_bias, before_bias
 from keras_maml.normalization import moments, standardize
 
 BatchStatistics = Literal["batch", "stored"]
@@ -128,9 +128,11 @@ def _normalize(layer, batch_statistics, inputs, training=None, mask=None):
     x = keras.ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
     axis = layer.axis % len(x.shape)
     axes = [i for i in range(len(x.shape)) if i != axis]
+    last = axis == len(x.shape) - 1
+    x, bias = before_bias(x) if last else (x, None)  # the mean takes the bias away again
     if layer.momentum != 1.0:
         mean, variance = moments(x, axes)
-        layer.moving_mean.assign(mean)
+        layer.moving_mean.assign(mean if bias is None else mean + bias)
         layer.moving_variance.assign(variance)
     outputs, _ = standardize(x, axes, layer.epsilon)
     by_channel = [-1 if i == axis else 1 for i in range(len(x.shape))]
@@ -138,7 +140,6 @@ def _normalize(layer, batch_statistics, inputs, training=None, mask=None):
         outputs *= tf.reshape(tf.cast(layer.gamma, x.dtype), by_channel)
     if layer.center:
         beta = tf.cast(layer.beta, x.dtype)
-        last = axis == len(x.shape) - 1
         outputs = add_bias(outputs, beta) if last else outputs + tf.reshape(beta, by_channel)
     return tf.cast(outputs, layer.compute_dtype)
 

@@ -20,6 +20,11 @@ is a sum of such terms. Measured on 2 cores (AMD EPYC with AVX-512), 32 tasks, 5
 network without convolutions: 14.4 to 10.9 ms a meta-step, first order 8.4 to 7.0; on the sinusoid
 0.225 to 0.170 ms, first order 0.119 to 0.094. Products with a vector stay as they are: XLA makes
 one loop of them and of what their factors are computed from (0.209 and 0.114 ms).
+
+`before_bias` finds what a bias was added to. Normalisation takes the bias away again: its gradient
+is then a long sum that comes to zero. Without it, measured in turns on 2 cores (Intel Xeon with
+AMX, second order): 5-way Omniglot 61.4 to 58.8 ms, with 15 queries 329 to 310, 20-way 557 to 537,
+mini-ImageNet 980 to 927.
 """
 
 import math
@@ -29,8 +34,10 @@ import tensorflow as tf
 
 Operator = Callable[[tf.Tensor], tf.Tensor]
 
-# How many parts a sum is cut into: the first of these that divides it evenly.
-_PARTS = (4, 5, 6, 7, 3, 2)
+# How many parts a sum is cut into: the first of these that divides it evenly. The more, the less
+# is left to sum up; but 16 are read slower (evaluation of mini-ImageNet 1.94, 1.84, 2.11 s with 4,
+# 8, 16).
+_PARTS = (8, 4, 5, 6, 7, 3, 2)
 
 
 def linear_pair(forward: Operator, transpose: Operator) -> tuple[Operator, Operator]:
@@ -140,3 +147,33 @@ def add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         return tf.broadcast_to(bias, x.shape if None not in x.shape else tf.shape(x))
 
     return x + linear_pair(broadcast, sum_positions)[0](bias)
+
+
+def before_bias(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Returns what a bias was added to, if the graph shows that one was.
+
+    Args:
+        x: ``[..., channels]``.
+
+    Returns:
+        The tensor before its bias was added, and the bias ``[channels]``; ``x`` and None if there
+        is no bias, or eagerly, where there is no graph.
+
+    Example:
+        >>> @tf.function
+        ... def difference(x, bias):
+        ...     return add_bias(x, bias) - before_bias(add_bias(x, bias))[0]
+        >>> difference(tf.zeros([2, 1]), tf.ones([1])).numpy().tolist()
+        [[1.0], [1.0]]
+    """
+    if tf.executing_eagerly() or x.op.type not in ("AddV2", "BiasAdd"):
+        return x, None
+    if x.op.type == "BiasAdd" and x.op.get_attr("data_format") != b"NHWC":
+        return x, None
+    before, bias = x.op.inputs
+    while bias.op.type in ("Identity", "IdentityN"):
+        bias = bias.op.inputs[bias.value_index]
+    if bias.op.type == "BroadcastTo":
+        bias = bias.op.inputs[0]
+    added = bias.shape.rank == 1 and before.shape.rank is not None and before.shape == x.shape
+    return (before, bias) if added else (x, None)

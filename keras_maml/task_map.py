@@ -158,13 +158,15 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
     results = one.get_concrete_function(element).structured_outputs
     if not tf.nest.flatten(results):
         return results
-    tasks = tf.shape(tf.nest.flatten(elements)[0])[0]
+    first = tf.nest.flatten(elements)[0]
+    tasks = first.shape[0] or tf.shape(first)[0]  # unknown once meta-batches differ in size
 
     def task(number: tf.Tensor) -> Any:
         return tf.nest.map_structure(lambda t: t[number], elements)
 
-    # Each turn takes out the next task's element. Its own it finds among the loop's variables:
-    # XLA would fuse taking it out into whatever uses it, once for every number computed.
+    # Each turn takes out the next task's element, and finds its own among the loop's variables.
+    # XLA would fuse taking it out into what uses it, once for every number computed there:
+    # evaluation of mini-ImageNet 2.64 instead of 2.29 s, of 20-way Omniglot 644 instead of 576 ms.
     def turn(number: tf.Tensor, element: Any, stacks: list) -> tuple[tf.Tensor, Any, list]:
         values = tf.nest.flatten(one(element))
         stacks = [stack.write(number, v) for stack, v in zip(stacks, values, strict=True)]
@@ -176,7 +178,10 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
     _, _, stacks = tf.while_loop(
         lambda number, *_: number < tasks, turn, (tf.constant(0), task(tf.constant(0)), stacks)
     )
-    return tf.nest.pack_sequence_as(results, [stack.stack() for stack in stacks])
+    stacked = [stack.stack() for stack in stacks]
+    for values in stacked:
+        values.set_shape([first.shape[0], *values.shape[1:]])
+    return tf.nest.pack_sequence_as(results, stacked)
 
 
 def in_chunks(function: Callable[[Any], Any], elements: Any, size: int | None) -> Any:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_maml.linear import add_bias, linear_pair, sum_positions, sum_tasks
+from keras_maml.linear import add_bias, before_bias, linear_pair, sum_positions, sum_tasks
 
 
 def normal(*shape, seed=0):
@@ -91,6 +91,38 @@ def test_a_bias_is_added_everywhere_and_its_gradient_is_the_sum(shape):
     np.testing.assert_array_equal(add_bias(x, bias), x + bias)
     assert_transposes(lambda bias: add_bias(tf.zeros_like(x), bias), bias, y)
     np.testing.assert_array_equal(gradient(lambda x: add_bias(x, bias), x, y), y)
+
+
+@pytest.mark.parametrize("add", [add_bias, tf.add, tf.nn.bias_add])
+def test_what_a_bias_was_added_to_is_found_in_the_graph(add):
+    x, bias = normal(2, 5, 3), normal(3, seed=1)
+    find = tf.function(lambda x, bias: before_bias(add(tf.exp(x), bias)), autograph=False)
+    before, found = find(x, bias)
+    np.testing.assert_array_equal(before, tf.exp(x))
+    np.testing.assert_array_equal(found, bias)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, bias: x + tf.exp(x),
+        lambda x, bias: x + bias[None, None],
+        lambda x, bias: x + tf.broadcast_to(x[:1], x.shape),
+        lambda x, bias: x[:1] + tf.broadcast_to(bias, x.shape),
+        lambda x, bias: 2 * add_bias(x, bias),
+        lambda x, bias: tf.nn.bias_add(x, x[0, :, 0], "NC.."),
+    ],
+)
+def test_what_is_no_sum_with_a_bias_is_left_as_it_is(add):
+    def check(x, bias):
+        y = add(x, bias)
+        found, none = before_bias(y)
+        assert found is y and none is None
+        return y
+
+    x, bias = normal(2, 5, 3), normal(3, seed=1)
+    tf.function(check, autograph=False)(x, bias)
+    assert before_bias(add_bias(x, bias))[1] is None  # eagerly
 
 
 def powers(x, bias):

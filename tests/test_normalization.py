@@ -230,6 +230,26 @@ def test_the_moving_statistics_become_those_of_the_batch(axis, dtype):
     assert layer.momentum == 0.99
 
 
+@pytest.mark.parametrize("route", ["vectorized", "compiled"])
+@pytest.mark.parametrize("biased", [keras.layers.Conv2D(2, 3), keras.layers.Dense(2)])
+def test_a_bias_before_it_is_in_the_statistics_and_has_no_gradient(biased, route):
+    layer = keras.layers.BatchNormalization(momentum=0.0)
+    model = keras.Sequential([keras.Input((4, 5, 3)), biased, layer])
+    biased.bias.assign([3.0, -2.0])
+    x = normal(6, 4, 5, 3, dtype="float32")
+    expected = call(model, x)
+    statistics = [variable.numpy() for variable in layer.non_trainable_variables]
+    layer.moving_mean.assign(tf.zeros_like(layer.moving_mean))
+    with differentiable_forms(model, route=route):
+        found = tf.function(call, autograph=False)(model, x)
+    assert found[3] is None  # not even the rounding errors that automatic differentiation leaves
+    for ours, reference in zip(found, expected, strict=True):
+        if ours is not None:
+            np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5)
+    for variable, reference in zip(layer.non_trainable_variables, statistics, strict=True):
+        np.testing.assert_allclose(variable, reference, rtol=1e-5)
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize(("scale", "centre"), [(True, False), (False, True), (False, False)])
 def test_scale_and_centre_may_be_left_out(axis, scale, centre):
