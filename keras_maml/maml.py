@@ -28,7 +28,7 @@ from keras_maml.meta_gradients import (
     trajectory,
 )
 from keras_maml.metrics import stateless_loss, stateless_result
-from keras_maml.task_map import TaskMap, map_sequentially
+from keras_maml.task_map import TaskMap, count_tasks, map_sequentially
 from keras_maml.update_rules import GradientDescent
 
 
@@ -393,7 +393,7 @@ class MAML(EpisodicModel):
             # The rest of the state nobody needs, and the compiler leaves out.
             return before, after, sums, [states[index] for index in seeds]
 
-        tasks = _count_tasks(support)
+        tasks = count_tasks(support)
 
         def mean(results: Any) -> Any:
             before, after, sums, states = results
@@ -417,7 +417,7 @@ class MAML(EpisodicModel):
         def one(objective: Objective, weights: Tensors, element: Any) -> Any:
             return function(objective, weights, *element)
 
-        elements = (task_states(self.model, _count_tasks(data)), data)
+        elements = (task_states(self.model, count_tasks(data)), data)
         weights = self._initial_weights()
         return compilation.over_tasks(
             lambda chunk: self._run_tasks(one, weights, chunk), elements, self.task_chunk
@@ -463,8 +463,3 @@ class MAML(EpisodicModel):
             training,
             route,
         )
-
-
-def _count_tasks(data: Any) -> int | tf.Tensor:
-    first = keras.tree.flatten(data)[0]
-    return first.shape[0] or tf.shape(first)[0]  # unknown once meta-batches differ in size

@@ -158,8 +158,7 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
     results = one.get_concrete_function(element).structured_outputs
     if not tf.nest.flatten(results):
         return results
-    first = tf.nest.flatten(elements)[0]
-    tasks = first.shape[0] or tf.shape(first)[0]  # unknown once meta-batches differ in size
+    tasks = count_tasks(elements)
 
     def task(number: tf.Tensor) -> Any:
         return tf.nest.map_structure(lambda t: t[number], elements)
@@ -180,8 +179,14 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
     )
     stacked = [stack.stack() for stack in stacks]
     for values in stacked:
-        values.set_shape([first.shape[0], *values.shape[1:]])
+        values.set_shape([tf.get_static_value(tasks), *values.shape[1:]])
     return tf.nest.pack_sequence_as(results, stacked)
+
+
+def count_tasks(elements: Any) -> int | tf.Tensor:
+    """Returns the length of the task axis of a nest: a tensor where it is not known yet."""
+    first = tf.nest.flatten(elements)[0]
+    return first.shape[0] or tf.shape(first)[0]  # unknown once meta-batches differ in size
 
 
 def in_chunks(function: Callable[[Any], Any], elements: Any, size: int | None) -> Any:
