@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import math
+import unittest.mock
 
 import keras
 import numpy as np
@@ -30,6 +31,19 @@ def natively(x, w, strides, padding, dilation):
     return convolution.natively(x, w, padding, dilation)
 
 
+def by_convolutions_only(*arguments):
+    with unittest.mock.patch.object(convolution, "MAX_TERMS", 0):
+        return natively(*arguments)
+
+
+def by_sums(*arguments):
+    with unittest.mock.patch.object(convolution, "MAX_TERMS", math.inf):
+        return natively(*arguments)
+
+
+FORMS = [convolution.by_patches, by_convolutions_only, by_sums]
+
+
 def orders(function, *inputs):
     """The value, the first gradients, and the gradients of a function of these."""
     with tf.GradientTape(watch_accessed_variables=False) as outer:
@@ -49,7 +63,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(ours, reference, rtol=1e-10, atol=1e-11)
 
 
-# --- both forms of a convolution -------------------------------------------------------------
+# --- all forms of a convolution -------------------------------------------------------------
 
 UNSTRIDED = [
     ((6, 5), (1, 1), 1),
@@ -92,8 +106,8 @@ def check_convolution(forms, sizes, window, stride, dilation):
 
 # Cases share a test where they can: the fixture that every test has takes longer than a case.
 @pytest.mark.parametrize(("sizes", "window", "dilation"), UNSTRIDED)
-def test_both_forms_equal_tensorflow_up_to_second_derivatives(sizes, window, dilation):
-    check_convolution((convolution.by_patches, natively), sizes, window, 1, dilation)
+def test_all_forms_equal_tensorflow_up_to_second_derivatives(sizes, window, dilation):
+    check_convolution(FORMS, sizes, window, 1, dilation)
 
 
 @pytest.mark.parametrize(("sizes", "window", "stride"), STRIDED)
@@ -106,7 +120,7 @@ def test_patches_in_one_and_three_dimensions_equal_tensorflow(sizes, window, str
     check_convolution((convolution.by_patches,), sizes, window, stride, dilation)
 
 
-@pytest.mark.parametrize("form", [convolution.by_patches, natively])
+@pytest.mark.parametrize("form", FORMS)
 def test_third_derivatives_equal_finite_differences(form):
     x, w = normal(2, 5, 4, 2), normal(3, 2, 2, 2, seed=1) / 3
     ways = (normal(*x.shape, seed=2), normal(*w.shape, seed=3))
@@ -129,7 +143,7 @@ def test_third_derivatives_equal_finite_differences(form):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("form", [convolution.by_patches, natively])
+@pytest.mark.parametrize("form", FORMS)
 def test_shorter_floats_agree_with_double_precision_to_their_rounding(form, dtype):
     x, w = normal(2, 4, 5, 3, dtype=dtype), normal(3, 3, 3, 2, seed=1, dtype=dtype)
     dy = normal(2, 4, 5, 2, seed=2, dtype=dtype)
@@ -441,14 +455,13 @@ def test_a_model_with_large_patches_has_the_same_meta_gradient(mode, caplog, mon
 # --- compiled --------------------------------------------------------------------------------
 
 
-def test_compiled_by_xla_both_forms_are_the_same():
+def test_compiled_by_xla_all_forms_are_the_same():
     x, w = normal(2, 5, 6, 3), normal(3, 2, 3, 2, seed=1)
     settings = ((1, 1), "same", (2, 1))
 
     @tf.function(jit_compile=True, autograph=False)
     def compute(x, w):
-        forms = (convolution.by_patches, natively)
-        return [orders(lambda x, w, form=form: form(x, w, *settings), x, w) for form in forms]
+        return [orders(lambda x, w, form=form: form(x, w, *settings), x, w) for form in FORMS]
 
     expected = orders(lambda x, w: convolution.by_patches(x, w, *settings), x, w)
     for found in compute(x, w):
