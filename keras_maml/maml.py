@@ -253,51 +253,23 @@ class MAML(EpisodicModel):
         """
         self._check((support, query), "trajectories")
 
-        # One program that measures and takes a step serves every step: it compiles quickly, and
-        # the memory it needs does not grow with the steps.
-        def outcome(objective: Objective, shared: Any, element: Any) -> Outcome:
-            weights, state, episode = element
-            return objective.query_outcome(weights, state, *episode)
+        def one(objective: Objective, weights: Tensors, state: Tensors, episode: Any) -> Outcome:
+            return trajectory(objective, weights, state, *episode, steps=steps)
 
-        def inner_step(objective: Objective, step: tf.Tensor, element: Any) -> Any:
-            weights, state, (support, _) = element
-            return objective.inner_step(weights, state, support, step)
-
-        def measure(task: Any) -> dict[str, tf.Tensor]:
+        def metrics_of(task: Any) -> dict[str, tf.Tensor]:
             (_, y, weight), predictions = examples(task[0]), task[1]
-            return stateless_result(self._compile_metrics, y, predictions, weight)
+            of_step = functools.partial(stateless_result, self._compile_metrics, y)
+            return map_sequentially(lambda values: of_step(values, weight), predictions)
 
-        def compute(
-            weights: Tensors, state: Tensors, step: tf.Tensor, last: tf.Tensor, episode: Any
-        ) -> Any:
-            of_part = functools.partial(measure_and_adapt, step, last)
-            return compilation.over_tasks(of_part, (weights, state, episode), self.task_chunk)
-
-        def measure_and_adapt(step: tf.Tensor, last: tf.Tensor, elements: Any) -> Any:
-            run = functools.partial(self._run_tasks, batch_normalization=batch_normalization)
-            weights, state, episode = elements
-            loss, _, predictions = run(outcome, (), elements)
+        def compute(support: Any, query: Any) -> dict[str, tf.Tensor]:
+            outcomes = self._map_tasks(one, (support, query), batch_normalization)
             # Metrics come after, and one task after another: many of them do not vectorise.
-            metrics = map_sequentially(measure, (episode[1], predictions))
-            after = tf.cond(
-                last,
-                lambda: (weights, state),
-                lambda: run(inner_step, step, elements),
-            )
-            return {"loss": loss} | metrics, after
+            measure = functools.partial(map_sequentially, metrics_of)
+            metrics = compilation.program(measure)((query, outcomes.predictions))
+            return {"loss": outcomes.loss} | metrics
 
-        episode = as_tensors((support, query))
-        tasks = keras.tree.flatten(episode)[0].shape[0]
-        weights = [tf.repeat(weight[None], tasks, 0) for weight in self._initial_weights()]
-        state = task_states(self.model, tasks)
-        function = self._compiled(("trajectories", batch_normalization), compute)
-        results = []
-        for step in range(steps + 1):
-            result, (weights, state) = function(
-                weights, state, tf.constant(step), tf.constant(step == steps), episode
-            )
-            results.append(result)
-        return {name: tf.stack([r[name] for r in results], axis=1) for name in results[0]}
+        function = self._compiled(("trajectories", batch_normalization, steps), compute)
+        return function(*as_tensors((support, query)))
 
     def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
         """Writes a SavedModel for serving; see `keras_maml.export.export`."""
@@ -335,8 +307,9 @@ class MAML(EpisodicModel):
         support, query = data
 
         def one(objective: Objective, weights: Tensors, state: Tensors, episode: Any) -> Any:
-            outcomes = trajectory(objective, weights, state, *episode, steps=self.evaluation_steps)
-            return outcomes[0], outcomes[-1]
+            before = objective.query_outcome(weights, state, *episode)
+            fast, state = objective.adapt(weights, state, episode[0], steps=self.evaluation_steps)
+            return before, objective.query_outcome(fast, state, *episode)
 
         before, after = self._map_tasks(one, (support, query))
         return compilation.program(self._measure)(before, after, query)
@@ -410,7 +383,10 @@ class MAML(EpisodicModel):
         return before, after, gradients
 
     def _map_tasks(
-        self, function: Callable[[Objective, Tensors, Tensors, Any], Any], data: Any
+        self,
+        function: Callable[[Objective, Tensors, Tensors, Any], Any],
+        data: Any,
+        batch_normalization: str | None = None,
     ) -> Any:
         """Maps ``function(objective, weights, state, one task's data)`` over the tasks."""
 
@@ -419,8 +395,9 @@ class MAML(EpisodicModel):
 
         elements = (task_states(self.model, count_tasks(data)), data)
         weights = self._initial_weights()
+        how = {"batch_normalization": batch_normalization}
         return compilation.over_tasks(
-            lambda chunk: self._run_tasks(one, weights, chunk), elements, self.task_chunk
+            lambda chunk: self._run_tasks(one, weights, chunk, **how), elements, self.task_chunk
         )
 
     def _run_tasks(
