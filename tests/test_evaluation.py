@@ -17,8 +17,10 @@ def make_regressor(steps=2, **settings):
     return learner
 
 
-def test_every_step_equals_adapting_to_each_task_alone():
-    learner = make_regressor()
+# At once every step is in the program, and in turns there is a loop.
+@pytest.mark.parametrize("task_map", ["vectorized", "sequential"])
+def test_every_step_equals_adapting_to_each_task_alone(task_map):
+    learner = make_regressor(task_map=task_map)
     data = episodes.sinusoid(shots=4, queries=6, meta_batch_size=3, tasks=6)
     values = evaluate(learner, data, tasks=6).values["transductive"]
     assert set(values) == {"loss", "mae"} and values["loss"].shape == (6, 3)
