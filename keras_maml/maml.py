@@ -258,8 +258,10 @@ class MAML(EpisodicModel):
 
         def metrics_of(task: Any) -> dict[str, tf.Tensor]:
             (_, y, weight), predictions = examples(task[0]), task[1]
-            of_step = functools.partial(stateless_result, self._compile_metrics, y)
-            return map_sequentially(lambda values: of_step(values, weight), predictions)
+            return map_sequentially(
+                lambda of_step: stateless_result(self._compile_metrics, y, of_step, weight),
+                predictions,
+            )
 
         def compute(support: Any, query: Any) -> dict[str, tf.Tensor]:
             outcomes = self._map_tasks(one, (support, query), batch_normalization)
