@@ -45,7 +45,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_maml.context import holding
-from keras_maml.linear import linear_pair
+from keras_maml.linear import Product, bilinear, linear_pair
 
 # Tasks whose patches are larger are faster one after another.
 MAX_PATCHES = 2**19
@@ -196,6 +196,7 @@ def by_patches(
     strides: Sequence[int],
     padding: str,
     dilation: Sequence[int] | None = None,
+    product: Product = tf.matmul,
 ) -> tf.Tensor:
     """Convolves by patches times a matrix, in one, two, three or more dimensions.
 
@@ -205,6 +206,7 @@ def by_patches(
         strides: The strides along the spatial axes.
         padding: ``"valid"`` or ``"same"``.
         dilation: The dilation rates; 1 if None.
+        product: Multiplies matrices; `keras_maml.linear.matrix_product` where tasks take turns.
 
     Returns:
         ``[batch, *output spatial, filters]``.
@@ -227,8 +229,8 @@ def by_patches(
     if known and math.prod(patches.shape) * patches.dtype.size > _limit.get():
         raise PatchesTooLarge
     shape = [-1 if size is None else size for size in patches.shape[:-1]]
-    product = tf.reshape(patches, [-1, patches.shape[-1]]) @ tf.reshape(kernel, [-1, filters])
-    return tf.reshape(product, [*shape, filters])
+    rows = tf.reshape(patches, [-1, patches.shape[-1]])
+    return tf.reshape(product(rows, tf.reshape(kernel, [-1, filters])), [*shape, filters])
 
 
 def natively(
@@ -253,32 +255,24 @@ def natively(
     turned = [(0, 0), *turned, (0, 0)]
     few = math.prod(kernel.shape[:-1]) <= MAX_TERMS
 
-    @tf.custom_gradient
     def outputs(x, w):
         if few:
-            y = _sum_of_taps(windows.taps(x), w)
-        else:
-            y = tf.nn.conv2d(x, w, 1, pads, dilations=dilation)
-        return y, lambda dy: (to_inputs(dy, w), to_kernel(x, dy))
+            return _sum_of_taps(windows.taps(x), w)
+        return tf.nn.conv2d(x, w, 1, pads, dilations=dilation)
 
-    @tf.custom_gradient
     def to_inputs(dy, w):
         flipped = tf.transpose(tf.reverse(w, [0, 1]), [0, 1, 3, 2])
-        dx = tf.nn.conv2d(dy, flipped, 1, turned, dilations=dilation)
-        return dx, lambda g: (outputs(g, w), to_kernel(g, dy))
+        return tf.nn.conv2d(dy, flipped, 1, turned, dilations=dilation)
 
-    @tf.custom_gradient
     def to_kernel(x, dy):
         if few:
-            dw = _kernel_by_columns(_pad(x, windows.pads), dy, window, dilation)
-        else:
-            # The channels are examples here, and the examples channels.
-            x_turned, dy_turned = tf.transpose(x, [3, 1, 2, 0]), tf.transpose(dy, [1, 2, 0, 3])
-            dw = tf.nn.conv2d(x_turned, dy_turned, list(dilation), pads)
-            dw = tf.transpose(dw, [1, 2, 0, 3])
-        return dw, lambda g: (to_inputs(dy, g), outputs(x, g))
+            return _kernel_by_columns(_pad(x, windows.pads), dy, window, dilation)
+        # The channels are examples here, and the examples channels.
+        x_turned, dy_turned = tf.transpose(x, [3, 1, 2, 0]), tf.transpose(dy, [1, 2, 0, 3])
+        dw = tf.nn.conv2d(x_turned, dy_turned, list(dilation), pads)
+        return tf.transpose(dw, [1, 2, 0, 3])
 
-    return outputs(inputs, kernel)
+    return bilinear(outputs, to_inputs, to_kernel)(inputs, kernel)
 
 
 def _sum_of_taps(taps: Sequence[tf.Tensor], w: tf.Tensor) -> tf.Tensor:

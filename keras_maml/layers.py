@@ -25,7 +25,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml import convolution
-from keras_maml.linear import add_bias, before_bias
+from keras_maml.linear import add_bias, before_bias, matrix_product
 from keras_maml.normalization import moments, standardize
 
 BatchStatistics = Literal["batch", "stored"]
@@ -156,19 +156,21 @@ def _activate(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
     return outputs if layer.activation is None else layer.activation(outputs)
 
 
-def _convolve_by_patches(layer, inputs):
+def _convolve_at_once(layer, inputs):
     def convolve(inputs, kernel, padding):
         return convolution.by_patches(inputs, kernel, layer.strides, padding, layer.dilation_rate)
 
     return _convolve(layer, inputs, convolve)
 
 
-def _convolve_natively(layer, inputs):
-    if any(stride != 1 for stride in layer.strides):
-        return _convolve_by_patches(layer, inputs)
+def _convolve_in_turns(layer, inputs):
+    native = isinstance(layer, keras.layers.Conv2D) and set(layer.strides) == {1}
 
     def convolve(inputs, kernel, padding):
-        return convolution.natively(inputs, kernel, padding, layer.dilation_rate)
+        if native:
+            return convolution.natively(inputs, kernel, padding, layer.dilation_rate)
+        how = layer.strides, padding, layer.dilation_rate
+        return convolution.by_patches(inputs, kernel, *how, product=matrix_product)
 
     return _convolve(layer, inputs, convolve)
 
@@ -304,15 +306,11 @@ _FORMS: dict[type, Callable | dict] = {
     keras.layers.AveragePooling2D: _pool,
     keras.layers.AveragePooling3D: _pool,
 }
-_BY_PATCHES: dict[type, Callable | dict] = {
-    keras.layers.Conv1D: _convolve_by_patches,
-    keras.layers.Conv2D: _convolve_by_patches,
-    keras.layers.Conv3D: _convolve_by_patches,
-    keras.layers.DepthwiseConv1D: _convolve_depthwise,
-    keras.layers.DepthwiseConv2D: _convolve_depthwise,
-}
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_CONVOLVE_DEPTHWISE: dict[type, Callable | dict] = dict.fromkeys(_DEPTHWISE, _convolve_depthwise)
 _FORMS_OF_ROUTES = {
-    "vectorized": _BY_PATCHES,
-    "compiled": _BY_PATCHES | {keras.layers.Conv2D: _convolve_natively},
+    "vectorized": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once) | _CONVOLVE_DEPTHWISE,
+    "compiled": dict.fromkeys(_CONVOLUTIONS, _convolve_in_turns) | _CONVOLVE_DEPTHWISE,
     "plain": {},
 }

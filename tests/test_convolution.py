@@ -14,6 +14,7 @@ from keras import layers
 
 from keras_maml import MAML, convolution
 from keras_maml.layers import differentiable_forms
+from keras_maml.linear import matrix_product
 from keras_maml.task_map import TaskMap
 
 
@@ -41,7 +42,12 @@ def by_sums(*arguments):
         return natively(*arguments)
 
 
-FORMS = [convolution.by_patches, by_convolutions_only, by_sums]
+def by_turned_products(*arguments):
+    return convolution.by_patches(*arguments, product=matrix_product)
+
+
+BY_PATCHES = [convolution.by_patches, by_turned_products]
+FORMS = [*BY_PATCHES, by_convolutions_only, by_sums]
 
 
 def orders(function, *inputs):
@@ -112,12 +118,12 @@ def test_all_forms_equal_tensorflow_up_to_second_derivatives(sizes, window, dila
 
 @pytest.mark.parametrize(("sizes", "window", "stride"), STRIDED)
 def test_strided_patches_equal_tensorflow(sizes, window, stride):
-    check_convolution((convolution.by_patches,), sizes, window, stride, 1)
+    check_convolution(BY_PATCHES, sizes, window, stride, 1)
 
 
 @pytest.mark.parametrize(("sizes", "window", "stride", "dilation"), OTHER_RANKS)
 def test_patches_in_one_and_three_dimensions_equal_tensorflow(sizes, window, stride, dilation):
-    check_convolution((convolution.by_patches,), sizes, window, stride, dilation)
+    check_convolution(BY_PATCHES, sizes, window, stride, dilation)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_maml.linear import add_bias, before_bias, linear_pair, sum_positions, sum_tasks
+from keras_maml.linear import (
+    add_bias,
+    before_bias,
+    bilinear,
+    linear_pair,
+    matrix_product,
+    sum_positions,
+    sum_tasks,
+)
 
 
 def normal(*shape, seed=0):
@@ -70,6 +78,81 @@ def test_derivatives_call_the_pair_and_do_not_take_it_apart():
 
 
 # One for each number of parts, one that none divides, one of a single position, and none at all.
+def derivatives(function, x, w, order=3):
+    """The value of a function, and all gradients up to an order."""
+    if order == 0:
+        return [function(x, w)]
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([x, w])
+        below = derivatives(function, x, w, order - 1)
+        loss = tf.add_n([tf.reduce_sum(tf.sin(t)) for t in below])
+    return [*below, *tape.gradient(loss, [x, w])]
+
+
+def test_a_bilinear_operator_is_differentiated_by_its_three_maps_alone():
+    calls = []
+
+    def named(name, function):
+        return lambda *factors: calls.append(name) or function(*factors)
+
+    product = bilinear(
+        named("outputs", tf.matmul),
+        named("to_left", lambda dy, w: tf.matmul(dy, w, transpose_b=True)),
+        named("to_right", lambda x, dy: tf.matmul(x, dy, transpose_a=True)),
+    )
+    x, w = normal(5, 4), normal(4, 3, seed=1)
+    for found, expected in zip(
+        derivatives(product, x, w), derivatives(tf.matmul, x, w), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert set(calls) == {"outputs", "to_left", "to_right"}
+
+
+@pytest.mark.parametrize("columns", [1, 3, 7, 16])  # up to twice the outputs, and more
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_matrix_product_has_the_derivatives_of_matmul(columns, compiled):
+    x, w = normal(5, columns), normal(columns, 3, seed=1)
+    compute = tf.function(derivatives, jit_compile=compiled, autograph=False)
+    expected = derivatives(tf.matmul, x, w)
+    for found, reference in zip(compute(matrix_product, x, w), expected, strict=True):
+        np.testing.assert_allclose(found, reference, rtol=1e-9, atol=1e-12)
+
+
+def test_a_product_of_unknown_size_has_its_gradients():
+    x, w = normal(5, 8), normal(8, 2, seed=1)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float64)] * 2)
+    def gradients(x, w):
+        return derivatives(matrix_product, x, w, order=1)
+
+    for found, expected in zip(gradients(x, w), derivatives(tf.matmul, x, w, 1), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_the_gradient_of_a_small_matrix_keeps_what_is_not_finite():
+    x = tf.constant([[1.0] * 8, [2.0] * 8])
+    with tf.GradientTape() as tape:
+        w = tf.zeros([8, 3])
+        tape.watch(w)
+        y = matrix_product(x, w)
+    dy = tf.constant([[np.nan, np.inf, 1.0], [1.0, 1.0, 1.0]])
+    np.testing.assert_array_equal(tape.gradient(y, w, dy), [[np.nan, np.inf, 3.0]] * 8)
+
+
+def test_xla_leaves_the_wide_factor_of_a_gradient_on_the_right():
+    @tf.function(jit_compile=True, autograph=False)
+    def kernel_gradient(x, w, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            y = matrix_product(x, w)
+        return w - 0.1 * tape.gradient(y, w, dy)
+
+    arguments = tf.ones([20, 36]), tf.ones([36, 4]), tf.ones([20, 4])
+    program = kernel_gradient.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    (product,) = [line for line in program.splitlines() if " dot(" in line]
+    assert "f32[4,36]" in product.split(" dot(")[0]
+
+
 SIZES = [(8, 3), (5, 5), (2, 3, 3), (7, 7), (3, 3, 1, 1), (2, 11), (11, 13), (1, 1), ()]
 
 
