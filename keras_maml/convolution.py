@@ -10,10 +10,11 @@ suits small images: at 14x14x64, stride 2, XLA reaches 80 to 230 GFLOP/s on 2 co
 in a large product. The patches and their transpose are one `linear_pair`.
 
 What is gained by one large product is lost again where the tensors of all tasks together leave
-the cache: with 0.5 MiB of patches a task (Omniglot, 5 + 5 images) 32 tasks at once take 280 ms a
-meta-step and one after another 164 ms (2 cores of an AMD EPYC, meta_step-epyc in
-experiments/results/benchmarks). Tasks of that size, `MAX_PATCHES`, therefore take turns, which
-compiles faster as well.
+the cache, and taking turns compiles faster. Tasks whose patches are larger than `MAX_PATCHES`
+therefore take turns. Measured with 32 tasks of 5 + 5 images on two cores of an Intel Xeon with
+AMX, first order, at once and in turns: images of 8x8 (46 KiB of patches) 8.5 and 7.4 ms a
+meta-step, second order 13.8 and 14.5; 10x10 (104 KiB) 11.0 and 9.7, second order 19.9 and 20.3;
+14x14 (184 KiB) 16.0 and 12.1, second order 30.6 and 24.1, with 4 tasks 3.6 and 2.9.
 
 `natively` uses XLA's own convolution for all three maps. It needs no patches, which for an
 unstrided 3x3 window are nine times the image: 200 GFLOP/s at 42x42x32 where patches, bound by
@@ -48,7 +49,7 @@ from keras_maml.context import holding
 from keras_maml.linear import Product, bilinear, linear_pair
 
 # Tasks whose patches are larger are faster one after another.
-MAX_PATCHES = 2**19
+MAX_PATCHES = 2**16
 
 # Terms of a sum, taps times channels, that XLA adds up faster than it convolves.
 MAX_TERMS = 64
