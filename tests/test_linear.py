@@ -77,18 +77,6 @@ def test_derivatives_call_the_pair_and_do_not_take_it_apart():
     assert calls.count("forward") >= 2  # the transpose of the transpose
 
 
-# One for each number of parts, one that none divides, one of a single position, and none at all.
-def derivatives(function, x, w, order=3):
-    """The value of a function, and all gradients up to an order."""
-    if order == 0:
-        return [function(x, w)]
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch([x, w])
-        below = derivatives(function, x, w, order - 1)
-        loss = tf.add_n([tf.reduce_sum(tf.sin(t)) for t in below])
-    return [*below, *tape.gradient(loss, [x, w])]
-
-
 def test_a_bilinear_operator_is_differentiated_by_its_three_maps_alone():
     calls = []
 
@@ -101,10 +89,9 @@ def test_a_bilinear_operator_is_differentiated_by_its_three_maps_alone():
         named("to_right", lambda x, dy: tf.matmul(x, dy, transpose_a=True)),
     )
     x, w = normal(5, 4), normal(4, 3, seed=1)
-    for found, expected in zip(
-        derivatives(product, x, w), derivatives(tf.matmul, x, w), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    expected = gradients_of_gradients(tf.matmul, x, w)
+    for found, reference in zip(gradients_of_gradients(product, x, w), expected, strict=True):
+        np.testing.assert_allclose(found, reference, rtol=1e-9, atol=1e-12)
     assert set(calls) == {"outputs", "to_left", "to_right"}
 
 
@@ -112,8 +99,8 @@ def test_a_bilinear_operator_is_differentiated_by_its_three_maps_alone():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_matrix_product_has_the_derivatives_of_matmul(columns, compiled):
     x, w = normal(5, columns), normal(columns, 3, seed=1)
-    compute = tf.function(derivatives, jit_compile=compiled, autograph=False)
-    expected = derivatives(tf.matmul, x, w)
+    compute = tf.function(gradients_of_gradients, jit_compile=compiled, autograph=False)
+    expected = gradients_of_gradients(tf.matmul, x, w)
     for found, reference in zip(compute(matrix_product, x, w), expected, strict=True):
         np.testing.assert_allclose(found, reference, rtol=1e-9, atol=1e-12)
 
@@ -123,10 +110,11 @@ def test_a_product_of_unknown_size_has_its_gradients():
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float64)] * 2)
     def gradients(x, w):
-        return derivatives(matrix_product, x, w, order=1)
+        return gradients_of_gradients(matrix_product, x, w)
 
-    for found, expected in zip(gradients(x, w), derivatives(tf.matmul, x, w, 1), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    expected = gradients_of_gradients(tf.matmul, x, w)
+    for found, reference in zip(gradients(x, w), expected, strict=True):
+        np.testing.assert_allclose(found, reference, rtol=1e-12)
 
 
 def test_the_gradient_of_a_small_matrix_keeps_what_is_not_finite():
@@ -153,6 +141,7 @@ def test_xla_leaves_the_wide_factor_of_a_gradient_on_the_right():
     assert "f32[4,36]" in product.split(" dot(")[0]
 
 
+# One for each number of parts, one that none divides, one of a single position, and none at all.
 SIZES = [(8, 3), (5, 5), (2, 3, 3), (7, 7), (3, 3, 1, 1), (2, 11), (11, 13), (1, 1), ()]
 
 
