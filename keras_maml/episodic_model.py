@@ -251,7 +251,7 @@ class EpisodicModel(TransductiveModel):
                     "tf.data.Dataset.from_generator."
                 )
             episode = as_tensors(x)
-            spec = keras.tree.map_structure(tf.TensorSpec.from_tensor, episode)
+            spec = _spec_of(episode)
         else:
             episode, spec = next(iter(x.take(1)), None), x.element_spec
         validation.check_episode_spec(spec)
@@ -259,6 +259,7 @@ class EpisodicModel(TransductiveModel):
             validation.check_query_targets(caller, spec)
         if episode is None:
             raise ValueError(f"{caller} got a dataset without a single episode.")
+        validation.check_episode_spec(_spec_of(episode))  # a dataset may leave sizes open
         if str(spec) not in self._sparse_classes:
             task = keras.tree.map_structure(lambda tensor: tensor[0], episode)
             predictions = self._build_for(task)
@@ -309,3 +310,7 @@ def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argume
             f"{caller} got an endless dataset, and would never finish. Pass {argument}, the "
             "number of meta-batches to take, or a dataset that ends."
         )
+
+
+def _spec_of(episode: Any) -> Any:
+    return keras.tree.map_structure(tf.TensorSpec.from_tensor, episode)

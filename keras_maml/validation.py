@@ -78,8 +78,14 @@ def check_episode_spec(spec: Any) -> None:
             "Every array of an episode must have the same number of tasks on its first axis, "
             f"got {sorted(tasks)} in {_describe(spec)}."
         )
+    if 0 in tasks:
+        raise ValueError(f"A meta-batch needs at least one task, got {_describe(spec)}.")
     for name, half in (("support", support), ("query", query)):
         counts = {array.shape[1] for array in keras.tree.flatten(half)} - {None}
+        if 0 in counts:
+            raise ValueError(
+                f"The {name} set of a task needs at least one example, got {_describe(half)}."
+            )
         if len(counts) > 1:
             raise ValueError(
                 f"The inputs and targets of the {name} set must have the same number of examples "

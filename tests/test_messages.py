@@ -29,6 +29,9 @@ def make_learner(**options):
         (((X[0, 0], Y[0, 0]), (X, Y)), r"needs a task axis and an example axis.*batch\("),
         (((X, Y), (X[:1], Y[:1])), r"same number of tasks .* got \[1, 2\]"),
         (((X, Y[:, :4]), (X, Y)), r"inputs and targets of the support set .* got \[4, 5\]"),
+        (((X[:0], Y[:0]), (X[:0], Y[:0])), r"at least one task, got .*float32\(0, 5, 3\)"),
+        (((X[:, :0], Y[:, :0]), (X, Y)), r"support set of a task needs at least one example"),
+        (((X, Y), (X[:, :0], Y[:, :0])), r"query set of a task needs at least one example"),
         (((X, Y), (X[..., :2], Y)), "x_support and x_query must have examples of the same shape"),
         (((X, Y), (X.astype("int32"), Y)), "x_support and x_query .* same shape and dtype"),
         ((({"a": X}, Y), (X, Y)), "x_support and x_query must be nested alike"),
@@ -49,6 +52,15 @@ def test_malformed_episodes(episode, message):
         learner.fit(tf.data.Dataset.from_tensors(episode), verbose=0)
     for ours, theirs in zip(before, learner.get_weights(), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+def test_an_empty_set_of_a_dataset_that_leaves_sizes_open():
+    half = (tf.TensorSpec((None, None, 3)), tf.TensorSpec((None, None, 1)))
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter([((X[:, :0], Y[:, :0]), (X, Y))]), output_signature=(half, half)
+    )
+    with pytest.raises(ValueError, match="support set of a task needs at least one example"):
+        make_learner().fit(dataset, verbose=0)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
