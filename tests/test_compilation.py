@@ -129,3 +129,38 @@ def test_meta_batches_of_unknown_size_are_taken_as_they_come(cores):
     learners = [make_learner(**TURNS), make_learner(options=PLAIN)]
     histories = [learner.fit(episodes, epochs=2, verbose=0).history for learner in learners]
     assert_close(*histories)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("tasks", [4, 9])  # two parts for two cores, and three
+def test_large_parts_keep_to_a_core_each(tasks, cores, monkeypatch):
+    cores(2)
+    data = zoo.episodes(CASE, tasks=tasks)
+    expected = make_learner(**TURNS).meta_gradients(*data)
+    ways = []
+    keep = compilation._on_one_core_each
+    monkeypatch.setattr(compilation, "MIN_PART", 0)
+    monkeypatch.setattr(compilation, "_on_one_core_each", lambda *a: ways.append(a) or keep(*a))
+    assert_close(make_learner(**TURNS).meta_gradients(*data), expected)
+    ((_, parts),) = ways
+    assert len(parts) == (2 if tasks == 4 else 3)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "cores_", "devices", "expected"),
+    [
+        ([(2, 5, 3), (2, 5)], 2, [], True),  # 160 bytes, of 160
+        ([(2, 5, 3), (2, 4)], 2, [], False),
+        ([(2, 5, 3), (2, 5)], 3, [], False),  # a core would have nothing to do
+        ([(2, None, 300)], 2, [], False),
+        ([(2, 5, 300)], 2, ["GPU:0"], False),  # which functions of data sets do not use
+    ],
+)
+def test_parts_keep_to_a_core_where_it_is_worth_it(
+    shapes, cores_, devices, expected, cores, monkeypatch
+):
+    cores(cores_)
+    monkeypatch.setattr(compilation, "MIN_PART", 160)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
+    part = tuple(tf.TensorSpec(shape) for shape in shapes)
+    assert compilation._keep_apart([part, part]) == expected
