@@ -69,7 +69,11 @@ def picture(learner):
 
 def main() -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output", default="runs/demo", help="folder of the run")
     output = parser.parse_args().output
     try:

@@ -338,7 +338,7 @@ def film(this: Run, problem: Problem, settings: Settings, method: str) -> None:
         agent.time_step_spec, agent.action_spec, agent.model, tasks=len(names), greedy=True
     )
     initial = [tf.convert_to_tensor(value) for value in agent.model.trainable_variables]
-    for number in (0, int(distances.argmax())):
+    for number in dict.fromkeys((0, int(distances.argmax()))):
         fast = [value[number] for value in agent.collect_policy.fast_weights]
         weights = zip(initial, fast, strict=True) if steps else zip(initial, strict=True)
         policy.assign([tf.stack(stages) for stages in weights])
