@@ -32,6 +32,8 @@ class TransductiveModel(keras.Model):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Calls the wrapped model, normalising with the statistics of ``x``."""
+        if layers.has_lent_forms(self.model):  # inside a learner, whose choice it is
+            return self.model(x, training=training)
         with layers.differentiable_forms(self.model, route="plain", write_statistics=False):
             return self.model(x, training=training)
 
@@ -85,6 +87,14 @@ def copy_with_weights(
     for ours, theirs in zip(layers.flatten_layers(model), layers.flatten_layers(copy), strict=True):
         if theirs.trainable != ours.trainable:
             theirs.trainable = ours.trainable
+        if isinstance(theirs, (keras.layers.IntegerLookup, keras.layers.StringLookup)):
+            _copy_vocabulary(ours, theirs)
         if isinstance(theirs, keras.layers.Normalization):
             theirs.finalize_state()  # it computes with constants made from its weights
     return copy
+
+
+def _copy_vocabulary(ours: keras.layers.Layer, theirs: keras.layers.Layer) -> None:
+    """Hands on a vocabulary that was learned from data: it is not among the weights."""
+    if theirs.vocabulary_size() != ours.vocabulary_size():
+        theirs.set_vocabulary(ours.get_vocabulary(include_special_tokens=False))

@@ -13,7 +13,7 @@ from keras_maml import compilation, validation
 from keras_maml.adapted import TransductiveModel
 from keras_maml.functional import as_tensors, examples, is_seed, merge_tasks
 from keras_maml.meta_gradients import Outcome
-from keras_maml.metrics import MetricsBefore, clone_metrics, stateless_loss
+from keras_maml.metrics import MetricsBefore, clone_metrics, stateless_loss, with_masks
 from keras_maml.non_finite import StopOnNonFinite
 
 
@@ -229,7 +229,8 @@ class EpisodicModel(TransductiveModel):
                 (self._metrics_before, before),
             ):
                 if outcome:
-                    metrics.update_state(y, merge_tasks(outcome.predictions), sample_weight)
+                    predictions, masks = merge_tasks((outcome.predictions, outcome.masks))
+                    metrics.update_state(y, with_masks(predictions, masks), sample_weight)
 
     def _prepare(self, x: Any, y: Any, caller: str) -> tf.data.Dataset:
         """Checks episodes and builds whatever is not built; returns them as a dataset."""
@@ -238,7 +239,10 @@ class EpisodicModel(TransductiveModel):
                 f"{caller} takes episodes alone, {validation.EPISODE}: the targets are in them."
             )
         self._check(x, caller)
-        return x if isinstance(x, tf.data.Dataset) else tf.data.Dataset.from_tensors(as_tensors(x))
+        if isinstance(x, tf.data.Dataset):
+            return x
+        # A dataset would stack the entries of a list.
+        return tf.data.Dataset.from_tensors(keras.tree.lists_to_tuples(as_tensors(x)))
 
     def _check(self, x: Any, caller: str) -> None:
         """Checks episodes and builds whatever is not built."""
@@ -265,15 +269,15 @@ class EpisodicModel(TransductiveModel):
             predictions = self._build_for(task)
             self._sparse_classes[str(spec)] = validation.sparse_classes(self.loss, predictions)
         validation.check_values(episode, self._sparse_classes[str(spec)])
+        self.support_spec = keras.tree.map_structure(
+            lambda t: tf.TensorSpec((None, *t.shape[2:]), t.dtype), tuple(examples(episode[0])[:2])
+        )
 
     def _build_for(self, task: Any) -> Any:
         """Builds model, loss, metrics and optimizer on one task; returns its predictions."""
-        (x_support, y_support, _), (x_query, y_query, weight) = map(examples, task)
+        x_query, y_query, weight = examples(task[1])
         with keras.StatelessScope():  # counters and seeds that a call would advance stay
             predictions = self(x_query)
-        self.support_spec = keras.tree.map_structure(
-            lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), (x_support, y_support)
-        )
         if y_query is not None:
             stateless_loss(self._compile_loss, y_query, predictions, weight)
             for metrics in (self._compile_metrics, self._metrics_before):

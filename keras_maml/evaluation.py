@@ -127,7 +127,8 @@ def evaluate(
         The loss and the compiled metrics of every task and step.
 
     Raises:
-        ValueError: A setting is out of range, or there are fewer episodes than ``tasks``.
+        ValueError: A setting is out of range, a metric is not a number, or there are fewer
+            episodes than ``tasks``.
 
     Example:
         >>> import keras_maml
@@ -160,6 +161,12 @@ def evaluate(
         for mode in batch_normalizations:
             results = learner.trajectories(support, query, steps=steps, batch_normalization=mode)
             for name, values in results.items():
+                if len(values.shape) != 2:
+                    raise ValueError(
+                        f"Metrics must be one number per task and step, got {name} of shape "
+                        f"{tuple(values.shape[2:])} each. Compile the learner with metrics that "
+                        "are averaged, e.g. keras.metrics.F1Score(average='macro')."
+                    )
                 parts[mode].setdefault(name, []).append(values.numpy())
         done += len(values)
         if done >= tasks:

@@ -27,7 +27,7 @@ from keras_maml.meta_gradients import (
     meta_gradient,
     trajectory,
 )
-from keras_maml.metrics import stateless_loss, stateless_result
+from keras_maml.metrics import stateless_loss, stateless_result, with_masks
 from keras_maml.task_map import TaskMap, count_tasks, map_sequentially
 from keras_maml.update_rules import GradientDescent
 
@@ -257,17 +257,20 @@ class MAML(EpisodicModel):
             return trajectory(objective, weights, state, *episode, steps=steps)
 
         def metrics_of(task: Any) -> dict[str, tf.Tensor]:
-            (_, y, weight), predictions = examples(task[0]), task[1]
+            (_, y, weight), *outcomes = examples(task[0]), *task[1:]
             return map_sequentially(
-                lambda of_step: stateless_result(self._compile_metrics, y, of_step, weight),
-                predictions,
+                lambda of_step: stateless_result(
+                    self._compile_metrics, y, with_masks(*of_step), weight
+                ),
+                tuple(outcomes),
             )
 
         def compute(support: Any, query: Any) -> dict[str, tf.Tensor]:
             outcomes = self._map_tasks(one, (support, query), batch_normalization)
             # Metrics come after, and one task after another: many of them do not vectorise.
             measure = functools.partial(map_sequentially, metrics_of)
-            metrics = compilation.program(measure)((query, outcomes.predictions))
+            tasks = query, outcomes.predictions, outcomes.masks
+            metrics = compilation.program(measure)(tasks)
             return {"loss": outcomes.loss} | metrics
 
         function = self._compiled(("trajectories", batch_normalization, steps), compute)
@@ -289,7 +292,7 @@ class MAML(EpisodicModel):
         self, before: Outcome | tuple[()], after: Outcome, gradients: Tensors, query: Any
     ) -> dict[str, tf.Tensor]:
         """Updates weights and metrics."""
-        norm = tf.linalg.global_norm(gradients)
+        norm = tf.linalg.global_norm([tf.cast(g, after.loss.dtype) for g in gradients])
         # A gradient that is not finite shows in the loss, and nothing is learned after it.
         loss = tf.where(tf.math.is_finite(norm), after.loss, tf.cast(norm, after.loss.dtype))
         self._loss_tracker.update_state(loss)

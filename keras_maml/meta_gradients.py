@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_maml import adaptation, layers
 from keras_maml.functional import Forward, Tensors, examples, forward
+from keras_maml.metrics import masks_of
 from keras_maml.task_map import loop
 
 BATCH_NORMALIZATIONS = ("transductive", "inductive")
@@ -26,11 +27,13 @@ class Outcome(NamedTuple):
         loss: The scalar total loss.
         parts: The scalar losses of a model with several outputs, in the order of its outputs.
         predictions: The model's outputs, ``[queries, ...]`` or a nest of such.
+        masks: The Keras masks of those of the outputs that have one, by their number.
     """
 
     loss: tf.Tensor
     parts: Tensors
     predictions: Any
+    masks: dict[str, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Objective:
         x, y, sample_weight = examples(query)
         result = self.query_forward(weights, state, examples(support)[0], x)
         loss, parts = self.loss(y, result.predictions, sample_weight)
-        return Outcome(_total(loss, result.losses), parts, result.predictions)
+        masks = masks_of(result.predictions)
+        return Outcome(_total(loss, result.losses), parts, result.predictions, masks)
 
     def query_forward(self, weights: Tensors, state: Tensors, x_support: Any, x: Any) -> Forward:
         """Runs the model on query inputs, normalised as `batch_normalization` says."""
@@ -209,5 +213,5 @@ def trajectory(
 
 
 def _total(loss: tf.Tensor | None, additional: Tensors) -> tf.Tensor:
-    losses = ([] if loss is None else [loss]) + additional
+    losses = ([] if loss is None else [loss]) + [tf.reduce_sum(value) for value in additional]
     return tf.add_n([tf.cast(value, losses[0].dtype) for value in losses])

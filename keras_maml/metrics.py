@@ -36,6 +36,21 @@ def clone_metrics(metrics: Any) -> Any:
     return keras.tree.map_structure(clone, metrics) if metrics is not None else None
 
 
+def masks_of(predictions: Any) -> dict[str, tf.Tensor]:
+    """Returns the Keras masks of a nest of outputs, of those that have one, by their number."""
+    masks = [getattr(tensor, "_keras_mask", None) for tensor in keras.tree.flatten(predictions)]
+    return {str(i): mask for i, mask in enumerate(masks) if mask is not None}
+
+
+def with_masks(predictions: Any, masks: dict[str, tf.Tensor]) -> Any:
+    """Gives outputs the masks that `masks_of` found, which metrics look for there."""
+    tensors = keras.tree.flatten(predictions)
+    for number, mask in masks.items():
+        tensors[int(number)] = tf.identity(tensors[int(number)])
+        tensors[int(number)]._keras_mask = mask
+    return keras.tree.pack_sequence_as(predictions, tensors)
+
+
 def stateless_result(metrics: CompileMetrics | None, y: Any, predictions: Any, weight: Any) -> dict:
     """Computes metrics of one set of predictions alone; the metric objects do not change.
 
