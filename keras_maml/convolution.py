@@ -43,6 +43,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_maml.context import holding
@@ -89,7 +90,10 @@ class Windows:
         dilation: Sequence[int] | None = None,
     ) -> None:
         if None in sizes:
-            raise NotImplementedError("the spatial size of the input is unknown")
+            raise NotImplementedError(
+                "the spatial size of the input is unknown: XLA needs it. Give the model or the "
+                "episodes a fixed size, or compile the learner with jit_compile=False"
+            )
         dilation = tuple(dilation or (1,) * len(window))
         reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
         self.pads = [(0, 0)] * len(window)
@@ -165,7 +169,12 @@ def _pad(x: tf.Tensor, pads: Iterable[tuple[int, int]], value: float = 0.0) -> t
     pads = [*pads]
     if not any(map(any, pads)):
         return x
-    return tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=tf.cast(value, x.dtype))
+    pads = [(0, 0), *pads, (0, 0)]
+    padded = tf.pad(x, pads)  # with nothing but zeros: vectorised, TensorFlow forgets the value
+    if value == 0:
+        return padded
+    inside = np.pad(np.ones([1, *x.shape[1:-1], 1], bool), pads)
+    return tf.where(inside, padded, tf.constant(value, x.dtype))
 
 
 def _in_turns(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:

@@ -5,10 +5,13 @@ not survive that as they stand: the filter gradient of a convolution cannot be v
 filters that differ between tasks, max-pooling has no second derivative there, a recurrent loop
 hides its steps, an embedding's gradient is sparse, and random operations refuse a seed per
 task. Worse, `tf.nn.moments` stops the gradient of the mean inside the variance: right for a
-first derivative, silently wrong for a second one, and every Keras normalisation layer uses it.
+first derivative, silently wrong for a second one, and Keras's batch, group and layer
+normalisation use it.
 
 A custom layer that bound the name itself (``from tensorflow.nn import moments``) keeps the wrong
-one: call `tf.nn.moments` or `keras.ops.moments` through their modules.
+one: call `tf.nn.moments` or `keras.ops.moments` through their modules. A layer that draws random
+numbers needs a `keras.random.SeedGenerator` of its own, as in Keras; without, it draws the same
+in every step.
 
 `differentiable_forms` lends the layers of a model an equivalent form while a task's function is
 traced. The user's layers, their weights and their configuration stay as they are.
@@ -66,6 +69,8 @@ def differentiable_forms(
                 # Keras writes momentum * moving + (1 - momentum) * batch.
                 momentum = 0.0 if write_statistics else 1.0
                 forms = {"call": _bind(_normalize, layer, batch_statistics), "momentum": momentum}
+                if layer.renorm:
+                    forms["renorm_momentum"] = momentum
             for name, value in forms.items():
                 stack.enter_context(_lend(layer, name, value))
         yield
@@ -74,6 +79,11 @@ def differentiable_forms(
 def flatten_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns every layer of a model once: itself, its layers, and theirs."""
     return list(model._flatten_layers())
+
+
+def has_lent_forms(model: keras.Model) -> bool:
+    """Returns whether `differentiable_forms` is open for a model with batch normalisation."""
+    return any("call" in vars(layer) for layer in batch_normalizations(model))
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -106,8 +116,11 @@ def _form_of(layer: keras.layers.Layer, forms: dict[type, Callable | dict]) -> d
             form = forms[ancestor]
             if isinstance(form, dict):
                 return form
-            # A subclass with a call of its own knows better what it computes.
-            if type(layer).call is ancestor.call:
+            # A subclass with a method of its own knows better what it computes.
+            if all(
+                getattr(type(layer), name, None) is getattr(ancestor, name, None)
+                for name in ("call", "convolution_op")
+            ):
                 return {"call": _bind(form, layer)}
     return {}
 
@@ -208,6 +221,8 @@ def _convolve_depthwise(layer, inputs):
 
 
 def _pool(layer, inputs):
+    if None in inputs.shape[1:]:  # slices need sizes, Keras's own pooling does not
+        return type(layer).call(layer, inputs)
     pool = convolution.max_pool if layer.pool_mode == "max" else convolution.average_pool
 
     def function(inputs):

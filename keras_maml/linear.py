@@ -208,6 +208,8 @@ def _is_sum_of_outer_products(x: tf.Tensor) -> bool:
     """Whether x is a batch of products a'b of matrices that nobody else needs."""
     if x.op.type != "BatchMatMulV2" or len(x.consumers()) > 1 or 1 in x.shape[1:]:
         return False
+    if len(x.shape) != 3:  # a weight with a batch axis of its own, which stays
+        return False
     a, b = x.op.inputs
     same_rows = a.shape[:-1].is_fully_defined() and a.shape[:-1] == b.shape[:-1]
     return same_rows and x.op.get_attr("adj_x") and not x.op.get_attr("adj_y")

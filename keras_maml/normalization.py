@@ -43,6 +43,7 @@ def moments(
     """
     del shift, name
     axes = [axes] if isinstance(axes, int) else list(axes)
+    x = tf.convert_to_tensor(x)  # which may be a weight
     dtype = x.dtype
     if dtype == tf.float16:  # whose sums would overflow
         x = tf.cast(x, tf.float32)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_maml.context import holding
@@ -115,13 +116,16 @@ class TaskMap:
 def _vectorized(
     function: TaskFunction, shared: Any, elements: Any, finish: Callable[[Any], Any]
 ) -> Any:
+    def one(shared: Any, element: Any) -> Any:
+        results = function(shared, element, True)
+        _refuse_what_changes(tf.compat.v1.get_default_graph())
+        return results
+
     @tf.function(autograph=False)
     def mapped(shared: Any, elements: Any) -> Any:
         return finish(
             tf.vectorized_map(
-                lambda element: function(shared, element, True),
-                elements,
-                fallback_to_while_loop=False,
+                lambda element: one(shared, element), elements, fallback_to_while_loop=False
             )
         )
 
@@ -252,6 +256,22 @@ def in_chunks(function: Callable[[Any], Any], elements: Any, size: int | None) -
         return results
     rest = function(tf.nest.map_structure(lambda t: t[whole:], elements))
     return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), results, rest)
+
+
+def _refuse_what_changes(graph: tf.Graph) -> None:
+    """Raises for operations that TensorFlow 2.21 vectorises to something else.
+
+    Of `PadV2` it forgets the value to pad with, and `Roll` along an axis counted from the end
+    takes another axis.
+    """
+    for operation in graph.get_operations():
+        if operation.type in ("PadV2", "Roll"):
+            value = tf.get_static_value(operation.inputs[2])
+            same = value is not None and np.all(
+                value >= 0 if operation.type == "Roll" else value == 0
+            )
+            if not same:
+                raise NotImplementedError(f'{operation.type} changes, name: "{operation.name}"')
 
 
 @contextlib.contextmanager
