@@ -34,7 +34,7 @@ from keras_maml.context import holding
 from keras_maml.task_map import TakeTurns, at_once, in_chunks
 
 # Parts with as many bytes of input are faster when each keeps to one core.
-MIN_PART = 2**19
+MIN_PART = 3 * 2**18
 
 _side_by_side = contextvars.ContextVar("whether a step consists of several programs", default=False)
 
