@@ -263,7 +263,8 @@ class EpisodicModel(TransductiveModel):
             validation.check_query_targets(caller, spec)
         if episode is None:
             raise ValueError(f"{caller} got a dataset without a single episode.")
-        validation.check_episode_spec(_spec_of(episode))  # a dataset may leave sizes open
+        if isinstance(x, tf.data.Dataset):  # which may leave sizes open
+            validation.check_episode_spec(_spec_of(episode))
         if str(spec) not in self._sparse_classes:
             task = keras.tree.map_structure(lambda tensor: tensor[0], episode)
             predictions = self._build_for(task)

@@ -257,12 +257,13 @@ class MAML(EpisodicModel):
             return trajectory(objective, weights, state, *episode, steps=steps)
 
         def metrics_of(task: Any) -> dict[str, tf.Tensor]:
-            (_, y, weight), *outcomes = examples(task[0]), *task[1:]
+            query, predictions, masks = task
+            _, y, weight = examples(query)
             return map_sequentially(
                 lambda of_step: stateless_result(
                     self._compile_metrics, y, with_masks(*of_step), weight
                 ),
-                tuple(outcomes),
+                (predictions, masks),
             )
 
         def compute(support: Any, query: Any) -> dict[str, tf.Tensor]:

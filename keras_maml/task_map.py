@@ -116,18 +116,14 @@ class TaskMap:
 def _vectorized(
     function: TaskFunction, shared: Any, elements: Any, finish: Callable[[Any], Any]
 ) -> Any:
-    def one(shared: Any, element: Any) -> Any:
-        results = function(shared, element, True)
-        _refuse_what_changes(tf.compat.v1.get_default_graph())
-        return results
-
     @tf.function(autograph=False)
     def mapped(shared: Any, elements: Any) -> Any:
-        return finish(
-            tf.vectorized_map(
-                lambda element: one(shared, element), elements, fallback_to_while_loop=False
-            )
-        )
+        def one(element: Any) -> Any:
+            results = function(shared, element, True)
+            _refuse_what_changes(tf.compat.v1.get_default_graph())
+            return results
+
+        return finish(tf.vectorized_map(one, elements, fallback_to_while_loop=False))
 
     # Traced as a function of its own, so that a failure leaves nothing in the caller's graph.
     with _failed_operations() as operations, _outside_xla():
