@@ -50,7 +50,7 @@ def compiled_step(step: Callable, *arguments: Any) -> Any:
         What the step returns.
 
     Example:
-        >>> twice = lambda x: over_tasks(lambda tasks: 2 * tasks, x, task_chunk=None)
+        >>> twice = lambda x: joined(over_tasks(lambda tasks: 2 * tasks, x, task_chunk=None))
         >>> compiled_step(twice, tf.constant([1.0, 2.0])).numpy().tolist()
         [2.0, 4.0]
     """
@@ -62,12 +62,7 @@ def compiled_step(step: Callable, *arguments: Any) -> Any:
             return step(*arguments)
 
 
-def over_tasks(
-    function: Callable[[Any], Any],
-    elements: Any,
-    task_chunk: int | None,
-    finish: Callable[[Any], Any] = lambda results: results,
-) -> Any:
+def over_tasks(function: Callable[[Any], Any], elements: Any, task_chunk: int | None) -> list[Any]:
     """Applies a function of many tasks to a meta-batch.
 
     Args:
@@ -75,25 +70,29 @@ def over_tasks(
             leading axis: of tasks, or of length 1 for a sum over them.
         elements: A nest of tensors with a leading task axis.
         task_chunk: How many tasks may be in memory at once; None for no limit.
-        finish: What to make of the nest of results, joined along their leading axis.
 
     Returns:
-        What ``finish`` returns.
+        The nests of results of the parts that the meta-batch was cut into, for `joined`.
     """
     if not _side_by_side.get():
-        return finish(in_chunks(function, elements, task_chunk))
+        return [in_chunks(function, elements, task_chunk)]
     tasks = tf.nest.flatten(elements)[0].shape[0]  # None where meta-batches differ in size
-    size = tasks and tasks // _count_parts(tasks, task_chunk)
-    if size == tasks:
-        return program(lambda elements: finish(function(elements)))(elements)
-    part, starts = program(function), range(0, tasks, size)
-    parts = [tf.nest.map_structure(lambda t, i=i: t[i : i + size], elements) for i in starts]
-    results = _on_one_core_each(part, parts) if _keep_apart(parts) else [*map(part, parts)]
+    parts = 1 if tasks is None else _count_parts(tasks, task_chunk)
+    part = program(function)
+    if parts == 1:
+        return [part(elements)]
+    if _keep_apart(elements, parts):
+        return _on_one_core_each(part, elements, parts)
+    size = tasks // parts
+    starts = range(0, tasks, size)
+    return [part(tf.nest.map_structure(lambda t, i=i: t[i : i + size], elements)) for i in starts]
 
-    def join(*parts: Any) -> Any:
-        return finish(tf.nest.map_structure(lambda *values: tf.concat(values, 0), *parts))
 
-    return program(join)(*results)
+def joined(parts: Sequence[Any]) -> Any:
+    """Joins the nests of results of `over_tasks` along their leading axis."""
+    if len(parts) == 1:
+        return parts[0]
+    return tf.nest.map_structure(lambda *values: tf.concat(values, 0), *parts)
 
 
 def program(function: Callable) -> Callable:
@@ -103,22 +102,23 @@ def program(function: Callable) -> Callable:
     return tf.function(function, jit_compile=True, autograph=False)
 
 
-def _keep_apart(parts: Sequence[Any]) -> bool:
+def _keep_apart(elements: Any, parts: int) -> bool:
     """Returns whether every core has parts of its own to run, large enough to keep it to them."""
-    if len(parts) < _count_cores() or tf.config.list_logical_devices("GPU"):
+    if parts < _count_cores() or tf.config.list_logical_devices("GPU"):
         return False
-    inputs = tf.nest.flatten(parts[0])
+    inputs = tf.nest.flatten(elements)
     if not all(t.shape.is_fully_defined() for t in inputs):
         return False
-    return sum(t.dtype.size * t.shape.num_elements() for t in inputs) >= MIN_PART
+    return sum(t.dtype.size * t.shape.num_elements() for t in inputs) >= parts * MIN_PART
 
 
-def _on_one_core_each(part: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+def _on_one_core_each(part: Callable[[Any], Any], elements: Any, parts: int) -> list[Any]:
     """Calls a program for every part, as many at the same time as there are cores.
 
     Args:
         part: A program.
-        parts: Its arguments, nests of tensors of one structure, dtypes and shapes.
+        elements: Its arguments, one part after another: a nest of tensors of defined shapes.
+        parts: How many parts these are.
 
     Returns:
         What it returns for each of them.
@@ -127,14 +127,16 @@ def _on_one_core_each(part: Callable[[Any], Any], parts: Sequence[Any]) -> list[
 
     @tf.autograph.experimental.do_not_convert
     def call(*values: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        results = part(tf.nest.pack_sequence_as(parts[0], values))
+        results = part(tf.nest.pack_sequence_as(elements, values))
         structures.append(results)
         return tuple(tf.nest.flatten(results))
 
-    stacked = tuple(map(tf.stack, zip(*map(tf.nest.flatten, parts), strict=True)))
-    dataset = tf.data.Dataset.from_tensor_slices(stacked)
+    inputs = [
+        tf.reshape(t, [parts, t.shape[0] // parts, *t.shape[1:]]) for t in tf.nest.flatten(elements)
+    ]
+    dataset = tf.data.Dataset.from_tensor_slices(tuple(inputs))
     dataset = dataset.map(call, num_parallel_calls=_count_cores(), deterministic=True)
-    dataset = dataset.batch(len(parts), drop_remainder=True)
+    dataset = dataset.batch(parts, drop_remainder=True)
     specs = tf.nest.flatten(dataset.element_spec)
     types = {"output_types": [s.dtype for s in specs], "output_shapes": [s.shape for s in specs]}
     # The option of the same name is not heeded where one element is taken.

@@ -190,7 +190,7 @@ def _predict_tasks(
         )
         return objective.query_forward(weights, state, support[0], x_query).predictions
 
-    elements = (task_states(learner.model, tasks), steps, (x_support, y_support), x_query)
+    elements = (task_states(learner.model, tf.range(tasks)), steps, (x_support, y_support), x_query)
     return TaskMap("sequential")(one, weights, elements)
 
 

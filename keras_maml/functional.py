@@ -87,12 +87,12 @@ def is_seed(variable: keras.Variable) -> bool:
     return variable.name == "seed_generator_state"
 
 
-def task_states(model: keras.Model, tasks: int | tf.Tensor) -> Tensors:
+def task_states(model: keras.Model, numbers: tf.Tensor) -> Tensors:
     """Gives every task of a meta-batch a copy of the model's state, with random seeds of its own.
 
     Args:
         model: A built model.
-        tasks: How many.
+        numbers: Which tasks of the meta-batch, counted from 0: ``[tasks]``, of an integer dtype.
 
     Returns:
         One tensor ``[tasks, ...]`` per non-trainable variable. Task 0 keeps the model's seeds.
@@ -100,10 +100,10 @@ def task_states(model: keras.Model, tasks: int | tf.Tensor) -> Tensors:
     states = []
     for variable in model.non_trainable_variables:
         value = tf.convert_to_tensor(variable)
-        state = tf.repeat(value[None], tasks, axis=0)
+        state = tf.repeat(value[None], tf.size(numbers), axis=0)
         if is_seed(variable):
             # An odd factor keeps the seeds of different tasks apart (modulo 2^32).
-            shift = tf.cast(tf.range(tasks), value.dtype) * tf.cast(0x3C6EF35F, value.dtype)
+            shift = tf.cast(numbers, value.dtype) * tf.cast(0x3C6EF35F, value.dtype)
             state += tf.stack([shift, tf.zeros_like(shift)], axis=1)
         states.append(state)
     return states

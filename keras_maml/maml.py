@@ -1,6 +1,7 @@
 """MAML as a `keras.Model`."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -174,7 +175,7 @@ class MAML(EpisodicModel):
         self._check((support, query), "meta_gradients")
 
         def compute(support: Any, query: Any) -> tuple[tf.Tensor, Tensors]:
-            _, after, gradients = self._meta_step(support, query, False, advance_seeds=False)
+            _, after, gradients, _ = _joined(self._meta_step(support, query, False))
             return tf.reduce_mean(after.loss), gradients
 
         return self._compiled("meta_gradients", compute)(*as_tensors((support, query)))
@@ -190,7 +191,7 @@ class MAML(EpisodicModel):
             The graph.
         """
         function = tf.function(self._meta_step, autograph=False)
-        return function.get_concrete_function(*as_tensors((support, query)), False, False).graph
+        return function.get_concrete_function(*as_tensors((support, query)), False).graph
 
     def adapt(self, x_support: Any, y_support: Any, steps: int | None = None) -> keras.Model:
         """Adapts to one task; the learner itself does not change.
@@ -285,14 +286,14 @@ class MAML(EpisodicModel):
 
     def _train_step(self, data: Any) -> dict[str, tf.Tensor]:
         support, query = data
-        return compilation.program(self._apply)(
-            *self._meta_step(support, query, self.measure_before), query
-        )
+        parts = self._meta_step(support, query, self.measure_before)
+        return compilation.program(self._apply)(parts, query)
 
-    def _apply(
-        self, before: Outcome | tuple[()], after: Outcome, gradients: Tensors, query: Any
-    ) -> dict[str, tf.Tensor]:
-        """Updates weights and metrics."""
+    def _apply(self, parts: list[Any], query: Any) -> dict[str, tf.Tensor]:
+        """Updates weights, random seeds and metrics by the results of `_meta_step`."""
+        before, after, gradients, states = _joined(parts)
+        for seed, state in zip(filter(is_seed, self.non_trainable_variables), states, strict=True):
+            seed.assign(state[0])
         norm = tf.linalg.global_norm([tf.cast(g, after.loss.dtype) for g in gradients])
         # A gradient that is not finite shows in the loss, and nothing is learned after it.
         loss = tf.where(tf.math.is_finite(norm), after.loss, tf.cast(norm, after.loss.dtype))
@@ -338,12 +339,11 @@ class MAML(EpisodicModel):
 
         return self._map_tasks(one, (support, examples(query)[0]))
 
-    def _meta_step(
-        self, support: Any, query: Any, measure_before: bool, advance_seeds: bool = True
-    ) -> tuple[Outcome | tuple[()], Outcome, Tensors]:
+    def _meta_step(self, support: Any, query: Any, measure_before: bool) -> list[Any]:
+        """Returns the results of the parts of a meta-batch, for `_joined`."""
         weights, settings = self._initial_weights(), {"training": True}
-        variables = self.non_trainable_variables
-        seeds = [index for index, variable in enumerate(variables) if is_seed(variable)]
+        seeds = [*map(is_seed, self.non_trainable_variables)]
+        tasks = count_tasks(support)
         how = {"steps": self.inner_steps, "first_order": self.first_order}
 
         def before_only(objective: Objective, weights: Tensors, element: Any) -> Any:
@@ -358,35 +358,25 @@ class MAML(EpisodicModel):
             return before, meta_gradient(objective, weights, state, *episode, **how)
 
         def of_chunk(elements: Any) -> Any:
+            numbers, episode = elements
+            states = task_states(self.model, numbers)
+            elements, run = (states, episode), functools.partial(self._run_tasks, **settings)
             if not self.rematerialize:
-                return self._run_tasks(before_and_after, weights, elements, summed, **settings)
-            run = functools.partial(self._run_tasks, **settings)
-            states, episode = elements
+                return run(before_and_after, weights, elements, summed)
             before = run(before_only, weights, elements)
             after = rematerialization.meta_gradients(run, weights, states, *episode, **how)
             return summed((before, after))
 
         def summed(results: Any) -> Any:
             before, (after, gradients, states) = results
-            sums = [sum_tasks(gradient)[None] for gradient in gradients]
+            shares = [
+                sum_tasks(gradient)[None] / tf.cast(tasks, gradient.dtype) for gradient in gradients
+            ]
             # The rest of the state nobody needs, and the compiler leaves out.
-            return before, after, sums, [states[index] for index in seeds]
+            return before, after, shares, [*itertools.compress(states, seeds)]
 
-        tasks = count_tasks(support)
-
-        def mean(results: Any) -> Any:
-            before, after, sums, states = results
-            gradients = [tf.reduce_sum(total, 0) / tf.cast(tasks, total.dtype) for total in sums]
-            return before, after, gradients, states
-
-        elements = (task_states(self.model, tasks), (support, query))
-        before, after, gradients, states = compilation.over_tasks(
-            of_chunk, elements, self.task_chunk, mean
-        )
-        if advance_seeds:
-            for index, state in zip(seeds, states, strict=True):
-                variables[index].assign(state[0])
-        return before, after, gradients
+        elements = (tf.range(tasks), (support, query))
+        return compilation.over_tasks(of_chunk, elements, self.task_chunk)
 
     def _map_tasks(
         self,
@@ -399,12 +389,15 @@ class MAML(EpisodicModel):
         def one(objective: Objective, weights: Tensors, element: Any) -> Any:
             return function(objective, weights, *element)
 
-        elements = (task_states(self.model, count_tasks(data)), data)
         weights = self._initial_weights()
         how = {"batch_normalization": batch_normalization}
-        return compilation.over_tasks(
-            lambda chunk: self._run_tasks(one, weights, chunk, **how), elements, self.task_chunk
-        )
+
+        def of_chunk(elements: Any) -> Any:
+            numbers, data = elements
+            return self._run_tasks(one, weights, (task_states(self.model, numbers), data), **how)
+
+        elements = (tf.range(count_tasks(data)), data)
+        return compilation.joined(compilation.over_tasks(of_chunk, elements, self.task_chunk))
 
     def _run_tasks(
         self,
@@ -446,3 +439,14 @@ class MAML(EpisodicModel):
             training,
             route,
         )
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Joins the results of the parts of a meta-batch, and adds up their shares of gradients."""
+    before, after, shares, states = zip(*parts, strict=True)
+    gradients = [tf.add_n([*map(_sum, of_weight)]) for of_weight in zip(*shares, strict=True)]
+    return *compilation.joined([*zip(before, after, strict=True)]), gradients, states[0]
+
+
+def _sum(share: tf.Tensor) -> tf.Tensor:
+    return share[0] if share.shape[0] == 1 else tf.reduce_sum(share, 0)  # one is not copied

@@ -181,7 +181,9 @@ class TaskPolicy(tf_policy.TFPolicy):
         ]
         # Hidden from tf.Module, which would save the model's own variables a second time.
         self._outputs = _Outputs(model)
-        self._states = [tf.Variable(v, trainable=False) for v in task_states(model, tasks)]
+        self._states = [
+            tf.Variable(v, trainable=False) for v in task_states(model, tf.range(tasks))
+        ]
         self._distribution_of = distribution
         self._greedy = greedy
         self._stream = tf.Variable([0, 0], dtype=tf.int32, trainable=False)
