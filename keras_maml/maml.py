@@ -20,7 +20,7 @@ from keras_maml.functional import (
     is_seed,
     task_states,
 )
-from keras_maml.linear import sum_tasks
+from keras_maml.linear import sum_tasks, turned, turned_back
 from keras_maml.meta_gradients import (
     BATCH_NORMALIZATIONS,
     Objective,
@@ -355,7 +355,10 @@ class MAML(EpisodicModel):
         def before_and_after(objective: Objective, weights: Tensors, element: Any) -> Any:
             state, episode = element
             before = before_only(objective, weights, element)
-            return before, meta_gradient(objective, weights, state, *episode, **how)
+            after, gradients, state = meta_gradient(objective, weights, state, *episode, **how)
+            if objective.route == "compiled":
+                gradients = [*map(turned, gradients)]
+            return before, (after, gradients, state)
 
         def of_chunk(elements: Any) -> Any:
             numbers, episode = elements
@@ -370,7 +373,8 @@ class MAML(EpisodicModel):
         def summed(results: Any) -> Any:
             before, (after, gradients, states) = results
             shares = [
-                sum_tasks(gradient)[None] / tf.cast(tasks, gradient.dtype) for gradient in gradients
+                turned_back(sum_tasks(gradient), weight.shape)[None] / tf.cast(tasks, weight.dtype)
+                for gradient, weight in zip(gradients, weights, strict=True)
             ]
             # The rest of the state nobody needs, and the compiler leaves out.
             return before, after, shares, [*itertools.compress(states, seeds)]

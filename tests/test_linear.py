@@ -12,6 +12,8 @@ from keras_maml.linear import (
     matrix_product,
     sum_positions,
     sum_tasks,
+    turned,
+    turned_back,
 )
 
 
@@ -93,6 +95,25 @@ def test_a_bilinear_operator_is_differentiated_by_its_three_maps_alone():
     for found, reference in zip(gradients_of_gradients(product, x, w), expected, strict=True):
         np.testing.assert_allclose(found, reference, rtol=1e-9, atol=1e-12)
     assert set(calls) == {"outputs", "to_left", "to_right"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((3, 3, 2, 4), (4, 18)),
+        ((3, 2, 3), (3, 6)),
+        ((3, 2, 4), (3, 2, 4)),  # whose gradient is not turned
+        ((18, 4), (18, 4)),
+        ((4,), (4,)),
+    ],
+)
+def test_kernels_are_turned_and_turned_back(shape, expected):
+    kernel = normal(*shape)
+    matrix = turned(kernel)
+    assert matrix.shape == expected
+    np.testing.assert_array_equal(turned_back(matrix, kernel.shape), kernel)
+    if matrix.shape != shape:
+        np.testing.assert_array_equal(matrix[1], tf.reshape(kernel[..., 1], [-1]))
 
 
 @pytest.mark.parametrize("columns", [1, 3, 7, 16])  # up to twice the outputs, and more
