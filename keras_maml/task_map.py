@@ -120,7 +120,7 @@ def _vectorized(
     def mapped(shared: Any, elements: Any) -> Any:
         def one(element: Any) -> Any:
             results = function(shared, element, True)
-            _refuse_what_changes(tf.compat.v1.get_default_graph())
+            _refuse_what_changes(tf.compat.v1.get_default_graph().as_graph_def())
             return results
 
         return finish(tf.vectorized_map(one, elements, fallback_to_while_loop=False))
@@ -254,20 +254,24 @@ def in_chunks(function: Callable[[Any], Any], elements: Any, size: int | None) -
     return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), results, rest)
 
 
-def _refuse_what_changes(graph: tf.Graph) -> None:
+def _refuse_what_changes(graph: Any) -> None:
     """Raises for operations that TensorFlow 2.21 vectorises to something else.
 
     Of `PadV2` it forgets the value to pad with, and `Roll` along an axis counted from the end
     takes another axis.
+
+    Args:
+        graph: A GraphDef; the functions it calls are looked at, too.
     """
-    for operation in graph.get_operations():
-        if operation.type in ("PadV2", "Roll"):
-            value = tf.get_static_value(operation.inputs[2])
-            same = value is not None and np.all(
-                value >= 0 if operation.type == "Roll" else value == 0
-            )
-            if not same:
-                raise NotImplementedError(f'{operation.type} changes, name: "{operation.name}"')
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        constants = {node.name: node.attr["value"].tensor for node in nodes if node.op == "Const"}
+        for node in nodes:
+            if node.op in ("PadV2", "Roll"):
+                third = constants.get(node.input[2].split(":")[0])
+                value = None if third is None else tf.make_ndarray(third)
+                same = value is not None and np.all(value >= 0 if node.op == "Roll" else value == 0)
+                if not same:
+                    raise NotImplementedError(f'{node.op} changes, name: "{node.name}"')
 
 
 @contextlib.contextmanager

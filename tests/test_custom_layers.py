@@ -71,6 +71,14 @@ MODELS = {  # with whether all tasks run at once
     "padding": (lambda: images(Apply(padded), layers.Conv2D(2, 3)), False),
     "roll_from_the_end": (lambda: images(layers.Conv2D(3, 3), Apply(rolled(-1))), False),
     "roll": (lambda: images(layers.Conv2D(3, 3), Apply(rolled(3))), True),
+    "padding_in_a_function": (
+        lambda: images(Apply(tf.function(padded)), layers.Conv2D(2, 3)),
+        False,
+    ),
+    "roll_in_a_function": (
+        lambda: images(layers.Conv2D(3, 3), Apply(tf.function(rolled(3)))),
+        False,  # its gradient is given the axis
+    ),
     "heads": (lambda: images(layers.Flatten(), Heads()), True),
     "convolution_op": (lambda: images(StandardizedConvolution(2, 3)), False),
     "losses_of_examples": (lambda: images(layers.Flatten(), layers.Dense(2), Penalty()), True),
