@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
@@ -186,6 +187,51 @@ class EpisodicModel(TransductiveModel):
         _check_ends(x, kwargs.get("steps"), "predict", "steps")
         return super().predict(x, **kwargs)
 
+    def train_on_batch(self, x: Any, y: None = None, *, return_dict: bool = False) -> Any:
+        """Takes one meta-step, as `keras.Model.train_on_batch` takes a step.
+
+        Args:
+            x: One meta-batch as a nest of arrays, ``((x_support, y_support), (x_query, y_query))``.
+            y: Must be None: the targets are in the episodes.
+            return_dict: Whether to return the results by name.
+
+        Returns:
+            The loss and the metrics of this meta-batch: a dict, or a list as
+            `keras.Model.train_on_batch` orders it. If the loss or the meta-gradient is not
+            finite, the loss says so and the weights stay as they are.
+
+        Raises:
+            ValueError: The meta-batch is malformed; nothing was trained.
+        """
+        batch = self._one_batch(x, y, "train_on_batch")
+        self.make_train_function()
+        return self._measured(self.train_function, batch, return_dict)
+
+    def test_on_batch(self, x: Any, y: None = None, *, return_dict: bool = False) -> Any:
+        """Returns query loss and metrics of one meta-batch; see `train_on_batch`."""
+        batch = self._one_batch(x, y, "test_on_batch")
+        self.make_test_function()
+        return self._measured(self.test_function, batch, return_dict)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Returns the query predictions for one meta-batch; see `predict`."""
+        batch = self._one_batch(x, None, "predict_on_batch")
+        self.make_predict_function()
+        return keras.tree.map_structure(np.asarray, self.predict_function([*batch]))
+
+    def _one_batch(self, x: Any, y: Any, caller: str) -> Iterator[Any]:
+        if isinstance(x, tf.data.Dataset):
+            raise TypeError(
+                f"{caller} takes one meta-batch of arrays, {validation.EPISODE}, got a dataset. "
+                "Give its elements one by one, or call fit, evaluate or predict with all of them."
+            )
+        return iter(self._prepare(x, y, caller))
+
+    def _measured(self, function: Callable, batch: Iterator[Any], return_dict: bool) -> Any:
+        self.reset_metrics()
+        results = keras.tree.map_structure(lambda t: t.numpy().tolist(), function(batch))
+        return results if return_dict else self._flatten_metrics_in_order(results)
+
     def make_train_function(self, force: bool = False) -> None:
         """Makes what `fit` calls; see `keras_maml.compilation` for how it is compiled."""
         with self._compiled_by_step():
@@ -259,7 +305,8 @@ class EpisodicModel(TransductiveModel):
         else:
             episode, spec = next(iter(x.take(1)), None), x.element_spec
         validation.check_episode_spec(spec)
-        if self._compile_loss is not None and caller not in ("predict", "build_on"):
+        without_targets = caller.startswith("predict") or caller == "build_on"
+        if self._compile_loss is not None and not without_targets:
             validation.check_query_targets(caller, spec)
         if episode is None:
             raise ValueError(f"{caller} got a dataset without a single episode.")

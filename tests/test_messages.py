@@ -79,6 +79,9 @@ def test_labels_out_of_range(label):
         lambda learner: learner.fit(((X, Y), (X, Y))),
         lambda learner: learner.evaluate(((X, Y), (X, Y))),
         lambda learner: learner.predict(((X, Y), (X, Y))),
+        lambda learner: learner.train_on_batch(((X, Y), (X, Y))),
+        lambda learner: learner.test_on_batch(((X, Y), (X, Y))),
+        lambda learner: learner.predict_on_batch(((X, Y), (X, Y))),
         lambda learner: learner.adapt(X[0], Y[0]),
         lambda learner: learner.meta_gradients((X, Y), (X, Y)),
         lambda learner: learner.trajectories((X, Y), (X, Y), steps=1),
@@ -92,6 +95,12 @@ def test_a_learner_must_be_compiled(use):
 def test_targets_belong_into_the_episodes():
     with pytest.raises(ValueError, match="fit takes episodes alone, .* the targets are in them"):
         make_learner().fit((X, Y), Y)
+
+
+def test_one_batch_is_no_dataset():
+    data = tf.data.Dataset.from_tensors(((X, Y), (X, Y)))
+    with pytest.raises(TypeError, match="got a dataset. .* or call fit, evaluate or predict with"):
+        make_learner().train_on_batch(data)
 
 
 def test_something_else_than_episodes():

@@ -84,6 +84,22 @@ def test_predict_adapts_to_each_task_and_needs_no_query_targets():
     assert learner.predict(meta_batches(4), verbose=0, steps=3).shape == (9, 5, 1)
 
 
+@pytest.mark.parametrize("task_map", ["vectorized", "sequential"])
+def test_one_batch_at_a_time_is_what_an_epoch_is(task_map):
+    data = zoo.episodes(CASE)
+    learners = [make_learner(settings={"task_map": task_map}) for _ in range(2)]
+    expected = learners[0].fit(data, epochs=2, verbose=0).history
+    steps = [learners[1].train_on_batch(data, return_dict=True) for _ in range(2)]
+    assert {name: [step[name] for step in steps] for name in steps[0]} == expected
+    results = learners[0].evaluate(data, verbose=0)
+    assert learners[1].test_on_batch(data) == results
+    assert learners[1].test_on_batch(data, return_dict=True)["loss"] == results[0]
+    found, expected = learners[1].predict_on_batch(data), learners[0].predict(data, verbose=0)
+    np.testing.assert_array_equal(found, expected)
+    without_targets = (data[0], data[1][:1])
+    np.testing.assert_array_equal(learners[1].predict_on_batch(without_targets), expected)
+
+
 def test_adapt_leaves_the_learner_as_it_was_and_returns_a_usable_model(tmp_path):
     learner = make_learner()
     (x, y), _ = zoo.episodes(CASE)
