@@ -8,8 +8,11 @@ of its own; they are timed in turns, while the others are idle. A line that is f
 the same command continues, and with other --lines or --tables it adds to what is there.
 """
 
+import contextlib
 import dataclasses
+import functools
 import sys
+from typing import Any
 
 from experiments.benchmarks import contenders, report, timing, work
 from experiments.benchmarks.comparison import ComparisonError
@@ -90,12 +93,13 @@ def _measure_line(line: work.Work, settings: Settings) -> dict:
 
 def _measure_scaling(store: Store, settings: Settings) -> None:
     line = work.select(("2",), ("second",))[0]
+    sizes = {tasks: dataclasses.replace(line, tasks=tasks) for tasks in TASKS}
+    figures = functools.cache(lambda: _measure_alone(sizes, {}, settings))
     for tasks in TASKS:
-        sized = dataclasses.replace(line, tasks=tasks)
         about = {"title": f"{tasks} tasks", "divide_by": tasks}
         store.measure(
             f"scaling {tasks}",
-            lambda sized=sized, about=about: about | _measure_alone(sized, {}, settings),
+            lambda tasks=tasks, about=about: about | {"figures": figures()[tasks]},
         )
 
 
@@ -104,25 +108,29 @@ def _measure_memory(store: Store, settings: Settings) -> None:
     for steps, options in MEMORY:
         deep = dataclasses.replace(line, steps=steps)
         text = ", ".join(f"{name}={value}" for name, value in options.items())
-        about = {"title": f"{steps} steps, {text}"}
+        title = f"{steps} steps, {text}"
+        measure = functools.partial(_measure_alone, {title: deep}, options, settings)
         store.measure(
-            f"memory {about['title']}",
-            lambda deep=deep, options=options, about=about: (
-                about | _measure_alone(deep, options, settings)
-            ),
+            f"memory {title}",
+            lambda title=title, measure=measure: {"title": title, "figures": measure()[title]},
         )
 
 
-def _measure_alone(line: work.Work, options: dict, settings: Settings) -> dict:
-    """Returns the figures of keras_maml alone, in a fresh process."""
-    with Worker("session:Session", contenders.OURS) as worker:
-        arguments = (line, timing.initial_weights(line), work.episodes(line), options)
-        first, _ = worker.call("start", *arguments)
-        alone = {contenders.OURS: worker}
-        timed = timing.interleave(alone, seconds=settings.seconds, repeats=settings.repeats)
-        figures = timing.summary(timed[contenders.OURS])
-        figures |= {"first_seconds": first, "peak_gb": worker.call("peak_memory")}
-        return {"figures": figures | {"peak_gb_of_steps": worker.call("peak_memory_of_steps")}}
+def _measure_alone(lines: dict[Any, work.Work], options: dict, settings: Settings) -> dict:
+    """Returns the figures of keras_maml alone: each line in a fresh process, timed in turns."""
+    figures, workers = {}, {}
+    with contextlib.ExitStack() as stack:
+        for key, line in lines.items():
+            workers[key] = stack.enter_context(Worker("session:Session", contenders.OURS))
+            arguments = (line, timing.initial_weights(line), work.episodes(line), options)
+            first, _ = workers[key].call("start", *arguments)
+            figures[key] = {"first_seconds": first}
+        timed = timing.interleave(workers, seconds=settings.seconds, repeats=settings.repeats)
+        for key, worker in workers.items():
+            figures[key] |= timing.summary(timed[key])
+            figures[key]["peak_gb"] = worker.call("peak_memory")
+            figures[key]["peak_gb_of_steps"] = worker.call("peak_memory_of_steps")
+    return figures
 
 
 def _split(values: tuple[str, ...]) -> tuple[str, ...]:
