@@ -36,7 +36,7 @@ class EpisodicModel(TransductiveModel):
         self.support_spec = None
         self._metrics_before = None
         self._compiled_functions = {}
-        self._sparse_classes = {}  # by the specification of episodes that were built for
+        self._known = {}  # by specification: classes and support set of episodes built for
         self._loss_before = keras.metrics.Mean("loss_before")
 
     def get_config(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class EpisodicModel(TransductiveModel):
         self._compile_loss = self._compile_metrics = None
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         self._compiled_functions = {}
-        self._sparse_classes = {}
+        self._known = {}
         self._metrics_before = None
         if self._compile_metrics is not None:
             settings = self._compile_config.config
@@ -284,42 +284,45 @@ class EpisodicModel(TransductiveModel):
             raise ValueError(
                 f"{caller} takes episodes alone, {validation.EPISODE}: the targets are in them."
             )
-        self._check(x, caller)
+        episode = self._check(x, caller)
         if isinstance(x, tf.data.Dataset):
             return x
         # A dataset would stack the entries of a list.
-        return tf.data.Dataset.from_tensors(keras.tree.lists_to_tuples(as_tensors(x)))
+        return tf.data.Dataset.from_tensors(keras.tree.lists_to_tuples(episode))
 
-    def _check(self, x: Any, caller: str) -> None:
-        """Checks episodes and builds whatever is not built."""
+    def _check(self, x: Any, caller: str) -> Any:
+        """Checks episodes, builds whatever is not built; returns the first of them as tensors."""
         self._assert_compile_called(caller)
-        if not isinstance(x, tf.data.Dataset):
-            if not isinstance(x, (tuple, list)):
-                raise TypeError(
-                    f"{caller} takes a tf.data.Dataset of episodes, {validation.EPISODE}, or one "
-                    f"such meta-batch of arrays, got {type(x).__name__}. Wrap a generator with "
-                    "tf.data.Dataset.from_generator."
-                )
+        if isinstance(x, tf.data.Dataset):
+            validation.check_episode_spec(x.element_spec)  # which may leave sizes open
+            episode = next(iter(x.take(1)), None)
+            if episode is None:
+                raise ValueError(f"{caller} got a dataset without a single episode.")
+        elif isinstance(x, (tuple, list)):
             episode = as_tensors(x)
-            spec = _spec_of(episode)
         else:
-            episode, spec = next(iter(x.take(1)), None), x.element_spec
-        validation.check_episode_spec(spec)
+            raise TypeError(
+                f"{caller} takes a tf.data.Dataset of episodes, {validation.EPISODE}, or one "
+                f"such meta-batch of arrays, got {type(x).__name__}. Wrap a generator with "
+                "tf.data.Dataset.from_generator."
+            )
+        spec = _spec_of(episode)
+        known = self._known.get(str(spec))
+        if known is None:
+            validation.check_episode_spec(spec)
         without_targets = caller.startswith("predict") or caller == "build_on"
         if self._compile_loss is not None and not without_targets:
             validation.check_query_targets(caller, spec)
-        if episode is None:
-            raise ValueError(f"{caller} got a dataset without a single episode.")
-        if isinstance(x, tf.data.Dataset):  # which may leave sizes open
-            validation.check_episode_spec(_spec_of(episode))
-        if str(spec) not in self._sparse_classes:
+        if known is None:
             task = keras.tree.map_structure(lambda tensor: tensor[0], episode)
-            predictions = self._build_for(task)
-            self._sparse_classes[str(spec)] = validation.sparse_classes(self.loss, predictions)
-        validation.check_values(episode, self._sparse_classes[str(spec)])
-        self.support_spec = keras.tree.map_structure(
-            lambda t: tf.TensorSpec((None, *t.shape[2:]), t.dtype), tuple(examples(episode[0])[:2])
-        )
+            classes = validation.sparse_classes(self.loss, self._build_for(task))
+            support_spec = keras.tree.map_structure(
+                lambda t: tf.TensorSpec((None, *t.shape[2:]), t.dtype), tuple(examples(spec[0])[:2])
+            )
+            known = self._known[str(spec)] = classes, support_spec
+        classes, self.support_spec = known
+        validation.check_values(episode, classes)
+        return episode
 
     def _build_for(self, task: Any) -> Any:
         """Builds model, loss, metrics and optimizer on one task; returns its predictions."""
@@ -335,15 +338,15 @@ class EpisodicModel(TransductiveModel):
             self.optimizer.build(self.trainable_variables)
         return predictions
 
-    def _compiled(self, key: Any, function: Callable) -> Callable:
-        """Compiles a function as `compile` says, once per key."""
+    def _call(self, key: Any, function: Callable, *arguments: Any) -> Any:
+        """Calls a function compiled as `compile` says, once per key and kind of arguments."""
         if self.run_eagerly:
-            return function
+            return function(*arguments)
+        key = key, str(_spec_of(arguments))  # in less time than TensorFlow needs for it
         if key not in self._compiled_functions:
-            self._compiled_functions[key] = tf.function(
-                functools.partial(self._step, function), autograph=False
-            )
-        return self._compiled_functions[key]
+            compiled = tf.function(functools.partial(self._step, function), autograph=False)
+            self._compiled_functions[key] = compiled.get_concrete_function(*arguments)
+        return self._compiled_functions[key](*arguments)
 
     @property
     def _compiles(self) -> bool:

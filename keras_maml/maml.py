@@ -172,13 +172,13 @@ class MAML(EpisodicModel):
         Raises:
             ValueError: The learner is not compiled, or the episode is malformed.
         """
-        self._check((support, query), "meta_gradients")
+        episode = self._check((support, query), "meta_gradients")
 
         def compute(support: Any, query: Any) -> tuple[tf.Tensor, Tensors]:
             _, after, gradients, _ = _joined(self._meta_step(support, query, False))
             return tf.reduce_mean(after.loss), gradients
 
-        return self._compiled("meta_gradients", compute)(*as_tensors((support, query)))
+        return self._call("meta_gradients", compute, *episode)
 
     def meta_step_graph(self, support: Any, query: Any) -> tf.Graph:
         """Traces the adaptation and its meta-gradient, for TensorBoard's graph page.
@@ -224,7 +224,7 @@ class MAML(EpisodicModel):
 
             return self._map_tasks(one, batch)
 
-        weights, state = self._compiled(("adapt", steps), compute)(batch)
+        weights, state = self._call(("adapt", steps), compute, batch)
         weights, state = keras.tree.map_structure(lambda value: value[0], (weights, state))
         transductive = self.batch_normalization == "transductive"
         adapted = copy_with_weights(
@@ -252,7 +252,7 @@ class MAML(EpisodicModel):
         Raises:
             ValueError: The learner is not compiled, or the episode is malformed.
         """
-        self._check((support, query), "trajectories")
+        episode = self._check((support, query), "trajectories")
 
         def one(objective: Objective, weights: Tensors, state: Tensors, episode: Any) -> Outcome:
             return trajectory(objective, weights, state, *episode, steps=steps)
@@ -275,8 +275,8 @@ class MAML(EpisodicModel):
             metrics = compilation.program(measure)(tasks)
             return {"loss": outcomes.loss} | metrics
 
-        function = self._compiled(("trajectories", batch_normalization, steps), compute)
-        return function(*as_tensors((support, query)))
+        key = "trajectories", batch_normalization, steps
+        return self._call(key, compute, *episode)
 
     def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
         """Writes a SavedModel for serving; see `keras_maml.export.export`."""
@@ -448,9 +448,7 @@ class MAML(EpisodicModel):
 def _joined(parts: list[Any]) -> Any:
     """Joins the results of the parts of a meta-batch, and adds up their shares of gradients."""
     before, after, shares, states = zip(*parts, strict=True)
-    gradients = [tf.add_n([*map(_sum, of_weight)]) for of_weight in zip(*shares, strict=True)]
+    totals = [tf.add_n(of_weight) for of_weight in zip(*shares, strict=True)]
+    # Without task_chunk there is but one share, and taking it is free.
+    gradients = [t[0] if t.shape[0] == 1 else tf.reduce_sum(t, 0) for t in totals]
     return *compilation.joined([*zip(before, after, strict=True)]), gradients, states[0]
-
-
-def _sum(share: tf.Tensor) -> tf.Tensor:
-    return share[0] if share.shape[0] == 1 else tf.reduce_sum(share, 0)  # one is not copied
