@@ -25,7 +25,7 @@ of 5-way 1-shot 128 tasks 149 and 141 ms, 32 tasks 38.4 and 39.3; mini-ImageNet 
 
 import contextvars
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -50,6 +50,7 @@ def compiled_step(step: Callable, *arguments: Any) -> Any:
         What the step returns.
 
     Example:
+        >>> from keras_maml.task_map import joined
         >>> twice = lambda x: joined(over_tasks(lambda tasks: 2 * tasks, x, task_chunk=None))
         >>> compiled_step(twice, tf.constant([1.0, 2.0])).numpy().tolist()
         [2.0, 4.0]
@@ -72,7 +73,7 @@ def over_tasks(function: Callable[[Any], Any], elements: Any, task_chunk: int | 
         task_chunk: How many tasks may be in memory at once; None for no limit.
 
     Returns:
-        The nests of results of the parts that the meta-batch was cut into, for `joined`.
+        The nests of results of the parts that the meta-batch was cut into, for `task_map.joined`.
     """
     if not _side_by_side.get():
         return [in_chunks(function, elements, task_chunk)]
@@ -86,13 +87,6 @@ def over_tasks(function: Callable[[Any], Any], elements: Any, task_chunk: int | 
     size = tasks // parts
     starts = range(0, tasks, size)
     return [part(tf.nest.map_structure(lambda t, i=i: t[i : i + size], elements)) for i in starts]
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """Joins the nests of results of `over_tasks` along their leading axis."""
-    if len(parts) == 1:
-        return parts[0]
-    return tf.nest.map_structure(lambda *values: tf.concat(values, 0), *parts)
 
 
 def program(function: Callable) -> Callable:

@@ -29,7 +29,7 @@ from keras_maml.meta_gradients import (
     trajectory,
 )
 from keras_maml.metrics import stateless_loss, stateless_result, with_masks
-from keras_maml.task_map import TaskMap, count_tasks, map_sequentially
+from keras_maml.task_map import TaskMap, count_tasks, joined, map_sequentially
 from keras_maml.update_rules import GradientDescent
 
 
@@ -361,11 +361,10 @@ class MAML(EpisodicModel):
             return before, (after, gradients, state)
 
         def of_chunk(elements: Any) -> Any:
-            numbers, episode = elements
-            states = task_states(self.model, numbers)
-            elements, run = (states, episode), functools.partial(self._run_tasks, **settings)
+            run = functools.partial(self._run_tasks, **settings)
             if not self.rematerialize:
                 return run(before_and_after, weights, elements, summed)
+            states, episode = elements
             before = run(before_only, weights, elements)
             after = rematerialization.meta_gradients(run, weights, states, *episode, **how)
             return summed((before, after))
@@ -379,8 +378,7 @@ class MAML(EpisodicModel):
             # The rest of the state nobody needs, and the compiler leaves out.
             return before, after, shares, [*itertools.compress(states, seeds)]
 
-        elements = (tf.range(tasks), (support, query))
-        return compilation.over_tasks(of_chunk, elements, self.task_chunk)
+        return self._over_tasks(of_chunk, (support, query))
 
     def _map_tasks(
         self,
@@ -396,12 +394,19 @@ class MAML(EpisodicModel):
         weights = self._initial_weights()
         how = {"batch_normalization": batch_normalization}
 
-        def of_chunk(elements: Any) -> Any:
+        return joined(
+            self._over_tasks(lambda elements: self._run_tasks(one, weights, elements, **how), data)
+        )
+
+    def _over_tasks(self, of_chunk: Callable[[Any], Any], data: Any) -> list[Any]:
+        """Calls ``of_chunk((states, data))`` for the parts of a meta-batch; returns the results."""
+
+        def of_part(elements: Any) -> Any:
             numbers, data = elements
-            return self._run_tasks(one, weights, (task_states(self.model, numbers), data), **how)
+            return of_chunk((task_states(self.model, numbers), data))
 
         elements = (tf.range(count_tasks(data)), data)
-        return compilation.joined(compilation.over_tasks(of_chunk, elements, self.task_chunk))
+        return compilation.over_tasks(of_part, elements, self.task_chunk)
 
     def _run_tasks(
         self,
@@ -451,4 +456,4 @@ def _joined(parts: list[Any]) -> Any:
     totals = [tf.add_n(of_weight) for of_weight in zip(*shares, strict=True)]
     # Without task_chunk there is but one share, and taking it is free.
     gradients = [t[0] if t.shape[0] == 1 else tf.reduce_sum(t, 0) for t in totals]
-    return *compilation.joined([*zip(before, after, strict=True)]), gradients, states[0]
+    return *joined([*zip(before, after, strict=True)]), gradients, states[0]

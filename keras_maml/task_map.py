@@ -251,7 +251,14 @@ def in_chunks(function: Callable[[Any], Any], elements: Any, size: int | None) -
     if whole == tasks:
         return results
     rest = function(tf.nest.map_structure(lambda t: t[whole:], elements))
-    return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), results, rest)
+    return joined([results, rest])
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Joins nests of results of parts of a meta-batch along their leading axis."""
+    if len(parts) == 1:
+        return parts[0]
+    return tf.nest.map_structure(lambda *values: tf.concat(values, 0), *parts)
 
 
 def _refuse_what_changes(graph: Any) -> None:
