@@ -136,7 +136,7 @@ def matrix_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
     def to_right(a, dy):
         columns, outputs = a.shape[1], dy.shape[1]
-        if None in (columns, outputs) or columns < 2 * outputs:
+        if None in (columns, outputs) or not _is_turned(columns, outputs):
             return tf.matmul(a, dy, transpose_a=True)
         turned = tf.matmul(dy, a, transpose_a=True)
         # The same numbers; but XLA does not see that, and leaves the factors in their order.
@@ -161,7 +161,7 @@ def turned(kernel: tf.Tensor) -> tf.Tensor:
         >>> turned(tf.zeros([3, 3, 2, 4])).shape.as_list(), turned(tf.zeros([9, 4])).shape.as_list()
         ([4, 18], [9, 4])
     """
-    if kernel.shape.rank < 3 or math.prod(kernel.shape[:-1]) < 2 * kernel.shape[-1]:
+    if kernel.shape.rank < 3 or not _is_turned(math.prod(kernel.shape[:-1]), kernel.shape[-1]):
         return kernel
     return tf.transpose(tf.reshape(kernel, [-1, kernel.shape[-1]]))
 
@@ -169,6 +169,10 @@ def turned(kernel: tf.Tensor) -> tf.Tensor:
 def turned_back(matrix: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
     """Returns the tensor of a shape of which `turned` made this one."""
     return matrix if matrix.shape.rank == shape.rank else tf.reshape(tf.transpose(matrix), shape)
+
+
+def _is_turned(columns: int, outputs: int) -> bool:
+    return columns >= 2 * outputs
 
 
 def sum_positions(x: tf.Tensor) -> tf.Tensor:
