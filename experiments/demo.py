@@ -8,7 +8,7 @@ import argparse
 import keras
 
 from experiments import sinusoid
-from experiments.runs import Run
+from experiments.shared.runs import Run
 from keras_maml import callbacks, episodes, plots
 from keras_maml.files import whole, write_text
 

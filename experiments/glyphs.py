@@ -7,8 +7,8 @@ Takes a few minutes, and shows what the experiments on Omniglot and mini-ImageNe
 """
 
 from experiments import omniglot
-from experiments.image_classification import main
-from experiments.image_settings import Experiment, Settings, with_first_order
+from experiments.shared.image_classification import main
+from experiments.shared.image_settings import Experiment, Settings, with_first_order
 from keras_maml import episodes
 
 

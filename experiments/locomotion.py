@@ -7,8 +7,8 @@ The task chooses the settings: those of the paper and of the authors' scripts, b
 gradients less noisy (see ``ROBOTS``). Every other option overrides one of them.
 """
 
-from experiments.agent_settings import Problem, Settings
-from experiments.reinforcement_learning import main
+from experiments.shared.agent_settings import Problem, Settings
+from experiments.shared.reinforcement_learning import main
 
 ROBOTS = {
     "tasks": 40,

@@ -9,8 +9,8 @@ Shots and --first-order choose a row of settings; every other option overrides i
 
 import keras
 
-from experiments.image_classification import main
-from experiments.image_settings import (
+from experiments.shared.image_classification import main
+from experiments.shared.image_settings import (
     Experiment,
     Published,
     Settings,

@@ -4,8 +4,8 @@ python -m experiments.navigation
 python -m experiments.navigation --methods maml first-order --iterations 100
 """
 
-from experiments.agent_settings import Problem, Settings
-from experiments.reinforcement_learning import main
+from experiments.shared.agent_settings import Problem, Settings
+from experiments.shared.reinforcement_learning import main
 
 PROBLEM = Problem(
     title="2-D navigation",

@@ -10,8 +10,8 @@ Ways, shots, network and --first-order choose a row of settings; every other opt
 
 import keras
 
-from experiments.image_classification import main
-from experiments.image_settings import (
+from experiments.shared.image_classification import main
+from experiments.shared.image_settings import (
     Experiment,
     Published,
     Settings,

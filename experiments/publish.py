@@ -16,9 +16,9 @@ from typing import Any
 import keras
 import tabulate
 
-from experiments.image_settings import Settings
-from experiments.report import images as report
-from experiments.runs import defaults_of, results_of
+from experiments.shared.image_settings import Settings
+from experiments.shared.report import images as report
+from experiments.shared.runs import defaults_of, results_of
 from keras_maml import pretrained
 
 FACTS = ("title", "command", "commit", "date", "versions", "data", "licence", "published")

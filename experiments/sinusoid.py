@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tabulate
 
-from experiments.command_line import run_command
-from experiments.runs import Run
+from experiments.shared.command_line import run_command
+from experiments.shared.runs import Run
 from keras_maml import MAML, episodes, evaluation, networks, plots
 from keras_maml.files import write_text
 

@@ -1,7 +1,47 @@
 """Few-shot learning for Keras: Model-Agnostic Meta-Learning (Finn et al. 2017)."""
 
-from keras_maml import callbacks, episodes, evaluation, networks, plots
-from keras_maml.maml import MAML
-from keras_maml.pretrained import load
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["MAML", "callbacks", "episodes", "evaluation", "load", "networks", "plots"]
+from keras_maml import episodes, networks
+from keras_maml.learners.maml import MAML
+from keras_maml.serving.pretrained import load
+
+if TYPE_CHECKING:
+    from keras_maml.algorithm import meta_gradients, update_rules
+    from keras_maml.reporting import callbacks, evaluation, plots
+    from keras_maml.serving import pretrained
+
+__all__ = [
+    "MAML",
+    "callbacks",
+    "episodes",
+    "evaluation",
+    "load",
+    "meta_gradients",
+    "networks",
+    "plots",
+    "pretrained",
+    "update_rules",
+]
+
+# Public names of modules that stand in rooms. They are imported when they are used: figures and
+# tables bring in packages that training does without.
+_MODULES = {
+    "callbacks": "reporting",
+    "evaluation": "reporting",
+    "meta_gradients": "algorithm",
+    "plots": "reporting",
+    "pretrained": "serving",
+    "update_rules": "algorithm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"keras_maml.{_MODULES[name]}.{name}")
+    raise AttributeError(f"module 'keras_maml' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,7 +21,7 @@ from experiments.benchmarks.contenders import OURS
 from experiments.benchmarks.pipelines import Pipeline
 from experiments.benchmarks.store import Store
 from experiments.benchmarks.worker import Worker, WorkerError
-from experiments.command_line import run_command
+from experiments.shared.command_line import run_command
 
 PIPELINES = (
     Pipeline("sinusoid, 25 tasks, 10 points", "1 second", "sinusoid", 25, 1, 10, 10),

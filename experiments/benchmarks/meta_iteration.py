@@ -18,12 +18,12 @@ from typing import Any
 
 import tabulate
 
-from experiments.agent_settings import Problem
 from experiments.benchmarks import timing
 from experiments.benchmarks.store import Store
-from experiments.command_line import run_command
 from experiments.locomotion import PROBLEMS
-from experiments.reinforcement_learning import make_agent, make_environment
+from experiments.shared.agent_settings import Problem
+from experiments.shared.command_line import run_command
+from experiments.shared.reinforcement_learning import make_agent, make_environment
 from keras_maml.rl import Sampler, meta_iteration
 
 WHOLE, REST = "meta-iteration", "rest: checks, returns, bookkeeping"

@@ -18,7 +18,7 @@ from experiments.benchmarks import contenders, report, timing, work
 from experiments.benchmarks.comparison import ComparisonError
 from experiments.benchmarks.store import Store
 from experiments.benchmarks.worker import Worker, WorkerError
-from experiments.command_line import run_command
+from experiments.shared.command_line import run_command
 
 TABLES = ("steps", "scaling", "memory")
 TASKS = (4, 8, 16, 32, 64, 128, 256)

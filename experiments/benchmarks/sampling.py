@@ -20,7 +20,7 @@ import tabulate
 from experiments.benchmarks import timing
 from experiments.benchmarks.store import Store
 from experiments.benchmarks.worker import Worker, WorkerError
-from experiments.command_line import run_command
+from experiments.shared.command_line import run_command
 
 ENVIRONMENTS = ("keras_maml/HalfCheetahVelocity-v0", "keras_maml/AntVelocity-v0")
 PHYSICS = ("paper", "gymnasium")

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments import runs
 from experiments.benchmarks import machine
+from experiments.shared import runs
 from keras_maml.files import write_text
 
 FILES = ("settings.json", "results.json", "results.txt")

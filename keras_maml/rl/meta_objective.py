@@ -12,12 +12,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_maml.adaptation import loss_gradients
-from keras_maml.functional import Tensors
+from keras_maml.algorithm.inner_loop import loss_gradients
+from keras_maml.execution.functional import Tensors
+from keras_maml.execution.task_map import map_sequentially
 from keras_maml.rl.advantages import Transitions
 from keras_maml.rl.policy_gradient import PolicyObjective, surrogate_loss
 from keras_maml.rl.trust_region import kl_hessian_product
-from keras_maml.task_map import map_sequentially
 
 Loss = Callable[[tf.Tensor, Transitions], tf.Tensor]
 

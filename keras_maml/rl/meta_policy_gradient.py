@@ -12,16 +12,16 @@ from tf_agents.agents import tf_agent
 from tf_agents.trajectories import Trajectory, time_step
 
 from keras_maml import validation
-from keras_maml.adaptation import UpdateRule
-from keras_maml.functional import Tensors, as_tensors
+from keras_maml.algorithm.inner_loop import UpdateRule
+from keras_maml.algorithm.update_rules import GradientDescent
+from keras_maml.execution.functional import Tensors, as_tensors
+from keras_maml.execution.task_map import map_sequentially
 from keras_maml.rl.advantages import complete, transitions
 from keras_maml.rl.meta_objective import MetaObjective
 from keras_maml.rl.policy import DistributionFunction, TaskPolicy, diagonal_gaussian
 from keras_maml.rl.policy_gradient import INNER_LOSSES, PolicyObjective
 from keras_maml.rl.proximal import Proximal
 from keras_maml.rl.trust_region import Step, TrustRegion
-from keras_maml.task_map import map_sequentially
-from keras_maml.update_rules import GradientDescent
 
 
 class MetaLossInfo(NamedTuple):

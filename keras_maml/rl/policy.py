@@ -18,10 +18,10 @@ from tf_agents.policies import policy_saver, tf_policy
 from tf_agents.trajectories import policy_step, time_step
 
 from keras_maml import validation
+from keras_maml.execution.forms import Route
+from keras_maml.execution.functional import Tensors, as_tensors, forward, task_states
+from keras_maml.execution.task_map import TaskMap
 from keras_maml.files import whole_folder
-from keras_maml.functional import Tensors, as_tensors, forward, task_states
-from keras_maml.layers import Route
-from keras_maml.task_map import TaskMap
 
 DistributionFunction = Callable[[Any], tfp.distributions.Distribution]
 

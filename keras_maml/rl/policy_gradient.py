@@ -1,7 +1,7 @@
 """One task of meta-reinforcement learning: its losses as functions of a policy's weights.
 
 The inner loss is that of the policy gradient; adaptation is the inner loop of supervised learning
-(`keras_maml.adaptation`) with that loss, and with fresh transitions for every step.
+(`keras_maml.algorithm.inner_loop`) with that loss, and with fresh transitions for every step.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_maml import adaptation
-from keras_maml.functional import Tensors, as_tensors
-from keras_maml.layers import Route
+from keras_maml.algorithm import inner_loop
+from keras_maml.execution.forms import Route
+from keras_maml.execution.functional import Tensors, as_tensors
 from keras_maml.rl.advantages import Transitions, weighted_mean
 from keras_maml.rl.policy import DistributionFunction, diagonal_gaussian, model_outputs
 
@@ -26,16 +26,16 @@ class PolicyObjective:
 
     Attributes:
         model: A built model from observations to distribution parameters.
-        update_rule: The inner step, see `keras_maml.update_rules`.
+        update_rule: The inner step, see `keras_maml.algorithm.update_rules`.
         distribution: From the model's outputs to a distribution over actions.
         inner_loss: ``"log_likelihood"``: REINFORCE as in MAML; ``"likelihood_ratio"``: the same
             gradient, but a second derivative of lower variance (ProMP, Rothfuss et al. 2019,
             section 5).
-        route: How the trace will run, see `keras_maml.layers.differentiable_forms`.
+        route: How the trace will run, see `keras_maml.execution.forms.differentiable_forms`.
     """
 
     model: keras.Model
-    update_rule: adaptation.UpdateRule
+    update_rule: inner_loop.UpdateRule
     distribution: DistributionFunction = diagonal_gaussian
     inner_loss: str = "log_likelihood"
     route: Route = "plain"
@@ -67,7 +67,7 @@ class PolicyObjective:
         Args:
             weights: The initial weights.
             stages: The transitions of each step, drawn with the weights before it.
-            first_order: See `keras_maml.adaptation.inner_step`.
+            first_order: See `keras_maml.algorithm.inner_loop.inner_step`.
             first_step: The number of the first of these steps, for the update rule.
 
         Returns:
@@ -79,7 +79,7 @@ class PolicyObjective:
             outputs = [*outputs, self.outputs(weights, stage.observations)]
             return self.adaptation_loss(outputs[-1], stage), outputs
 
-        return adaptation.adapt(
+        return inner_loop.adapt(
             loss,
             weights,
             [],
@@ -98,7 +98,7 @@ class PolicyObjective:
         Args:
             weights: The initial weights.
             stages: The transitions of each inner step, and those drawn after the last.
-            first_order: See `keras_maml.adaptation.inner_step`.
+            first_order: See `keras_maml.algorithm.inner_loop.inner_step`.
         """
         weights, outputs = self.adapt(weights, stages[:-1], first_order=first_order)
         return [*outputs, self.outputs(weights, stages[-1].observations)]

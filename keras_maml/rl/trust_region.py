@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_maml import validation
-from keras_maml.functional import Tensors
+from keras_maml.execution.functional import Tensors
 
 Product = Callable[[Tensors], Tensors]
 

@@ -7,6 +7,7 @@ import rl_zoo
 import tensorflow as tf
 from rl_zoo import draw, equal, make_agent, make_sampler, values
 
+from keras_maml.algorithm.update_rules import GradientDescent
 from keras_maml.rl import (
     Proximal,
     TrustRegion,
@@ -16,7 +17,6 @@ from keras_maml.rl import (
     meta_iteration,
 )
 from keras_maml.rl.advantages import complete
-from keras_maml.update_rules import GradientDescent
 
 RATE, MAX_KL = 0.5, 0.05
 DIRECTIONS = np.array([-1.0, 1.0])

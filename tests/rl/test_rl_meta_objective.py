@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from keras_maml.algorithm.update_rules import GradientDescent
 from keras_maml.rl.advantages import Transitions
 from keras_maml.rl.meta_objective import MetaObjective
 from keras_maml.rl.policy import categorical, gaussian_policy
 from keras_maml.rl.policy_gradient import PolicyObjective
 from keras_maml.rl.proximal import clipped_surrogate_loss
 from keras_maml.rl.trust_region import kl_hessian_product
-from keras_maml.update_rules import GradientDescent
 
 pytestmark = pytest.mark.usefixtures("float64")
 

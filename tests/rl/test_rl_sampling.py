@@ -10,6 +10,7 @@ import tensorflow as tf
 from rl_zoo import equal, make_agent, make_sampler
 from tf_agents.trajectories import Trajectory
 
+from keras_maml.algorithm.update_rules import GradientDescent
 from keras_maml.rl import (
     Sampler,
     environments,
@@ -18,7 +19,6 @@ from keras_maml.rl import (
     gaussian_policy,
     meta_iteration,
 )
-from keras_maml.update_rules import GradientDescent
 
 DIRECTIONS = np.array([-1.0, 1.0])
 

@@ -1,0 +1,1 @@
+"""What experiments share: command lines, run folders, training, tests, reports."""

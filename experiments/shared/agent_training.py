@@ -1,0 +1,172 @@
+"""Trains an agent by meta-iterations, with checkpoints from which it goes on bit for bit."""
+
+import logging
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from experiments.shared.runs import check_epochs
+from keras_maml.files import read_csv, whole, write_csv
+from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_iteration
+
+MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
+MAX_SKIPS = 10  # iterations in a row without a finite result
+
+logger = logging.getLogger("keras_maml")
+
+
+def train_agent(
+    folder: pathlib.Path,
+    agent: MetaPolicyGradientAgent,
+    sampler: Sampler,
+    *,
+    tasks: int,
+    iterations: int,
+    epoch_iterations: int,
+    seed: int,
+    tensorboard: pathlib.Path,
+) -> list[dict[str, float]]:
+    """Trains, or continues, or loads what was trained.
+
+    Tasks, resets and actions are functions of the seed and the number of the iteration.
+
+    Args:
+        folder: Where ``checkpoints/`` and ``history.csv`` go.
+        agent: The agent; ends with the weights of the epoch with the best return.
+        sampler: Draws with the agent's collect policy.
+        tasks: How many tasks to draw for an iteration.
+        iterations: Meta-iterations in all.
+        epoch_iterations: Meta-iterations between checkpoints.
+        seed: An integer from 0.
+        tensorboard: Where event files go.
+
+    Returns:
+        The history, a row per meta-iteration.
+
+    Raises:
+        ValueError: ``iterations`` is not a multiple of ``epoch_iterations``.
+        FloatingPointError: Ten meta-iterations in a row changed nothing: their result was not
+            finite, or the line search found no better policy. Single ones are logged, and have
+            ``accepted`` 0 or NaN in the history.
+    """
+    check_epochs(iterations, epoch_iterations)
+    checkpoint = Checkpoint(folder, agent)
+    checkpoint.restore()
+    history = checkpoint.history
+    if 0 < len(history) < iterations:
+        print(f"{folder.name}: continuing after {len(history)} of {iterations} iterations.")
+    between = [f"return_{step}" for step in range(1, agent.inner_steps)]  # inner steps
+    writer = tf.summary.create_file_writer(str(tensorboard))
+    clock, skips = time.monotonic(), 0
+    for iteration in range(len(history), iterations):
+        row = {"iterations": float(iteration + 1)}
+        row |= dict.fromkeys((*MEASURES, *between), np.nan)
+        try:
+            chosen = sampler.environment.sample_tasks(tasks, (seed, iteration))
+            info, returns = meta_iteration(agent, sampler, chosen, seed, iteration)
+            means = [values.mean() for values in returns]
+            row |= {"return_before": means[0], "return": means[-1]}
+            row |= dict(zip(between, means[1:-1], strict=True))
+            row |= {name: float(value) for name, value in info.extra._asdict().items()}
+            row["episode_length"] = float(sampler.episode_length.result())
+            if not info.extra.accepted:
+                raise FloatingPointError(
+                    "the outer step found no better policy, or its result was not finite."
+                )
+            skips = 0
+        except FloatingPointError as error:
+            skips += 1
+            logger.warning("Meta-iteration %d changes nothing: %s", iteration + 1, error)
+            if skips == MAX_SKIPS:
+                raise FloatingPointError(
+                    f"{MAX_SKIPS} meta-iterations in a row changed nothing, the last because: "
+                    f"{error} Lower the inner learning rate or the limit of the outer step."
+                ) from error
+        now = time.monotonic()
+        row["seconds"] = (history[-1]["seconds"] if history else 0.0) + now - clock
+        clock = now
+        history.append(row)
+        if (iteration + 1) % epoch_iterations == 0:
+            # Only what a continued run will not do again, lest TensorBoard shows it twice.
+            checkpoint.save(epoch_iterations)
+            _summarise(writer, history[-epoch_iterations:])
+            print(
+                f"{folder.name} {iteration + 1}/{iterations}: return "
+                f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
+                f"{row['seconds']:.0f} s",
+                flush=True,
+            )
+    writer.close()
+    checkpoint.restore_best()
+    agent.initialize()  # its policies take these weights
+    return history
+
+
+class Checkpoint:
+    """The state of an agent after the last epoch, and the weights of the best one.
+
+    Args:
+        folder: Where ``checkpoints/`` and ``history.csv`` go.
+        agent: The agent.
+
+    Attributes:
+        history: A row per meta-iteration.
+    """
+
+    def __init__(self, folder: pathlib.Path, agent: MetaPolicyGradientAgent) -> None:
+        self.history: list[dict[str, float]] = []
+        self._history_path = folder / "history.csv"
+        self._last = folder / "checkpoints" / "last.npz"
+        self._best = folder / "checkpoints" / "best.npz"
+        self._agent = agent
+
+    def save(self, epoch_iterations: int) -> None:
+        """Writes the history, then the weights if they are the best, then the state."""
+        self._last.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(self._history_path, self.history)
+        epochs = epoch_returns(self.history, epoch_iterations)
+        if epochs[-1] >= epochs.max():
+            self._write(self._best, self._agent.model.variables)
+        self._write(self._last, self._agent.saved_variables)
+
+    def restore(self) -> None:
+        """Loads the last state, if there is one."""
+        if self._last.exists():
+            done = self._read(self._last, self._agent.saved_variables)
+            self.history.extend(read_csv(self._history_path)[:done])
+
+    def restore_best(self) -> None:
+        """Loads the weights of the best epoch, if there is one."""
+        if self._best.exists():
+            self._read(self._best, self._agent.model.variables)
+
+    def _write(self, path: pathlib.Path, variables: Sequence[Any]) -> None:
+        values = [np.asarray(variable) for variable in variables]
+        with whole(path) as temporary:
+            np.savez(temporary, *values, iterations=len(self.history))
+
+    def _read(self, path: pathlib.Path, variables: Sequence[Any]) -> int:
+        with np.load(path, allow_pickle=False) as file:
+            for index, variable in enumerate(variables):
+                variable.assign(file[f"arr_{index}"])
+            return int(file["iterations"])
+
+
+def _summarise(writer: tf.summary.SummaryWriter, rows: Sequence[Mapping[str, float]]) -> None:
+    for row in rows:
+        with writer.as_default(step=int(row["iterations"])):
+            for name, value in row.items():
+                tf.summary.scalar(name, value)
+    writer.flush()
+
+
+def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:
+    """Returns the mean return after adaptation of every epoch, skipped iterations left out."""
+    firsts = range(0, len(history), epoch_iterations)
+    epochs = [[row["return"] for row in history[i : i + epoch_iterations]] for i in firsts]
+    finite = [[value for value in epoch if np.isfinite(value)] for epoch in epochs]
+    return np.array([np.mean(epoch) if epoch else -np.inf for epoch in finite])

@@ -1,0 +1,398 @@
+"""Run folders: settings, checkpoints from which a run resumes, learning curve, results.
+
+A run writes into a folder of its own::
+
+    settings.json     what was asked for; another run cannot move in
+    starts.json       command, commit, date and versions of every start
+    data.json         checksums of the data, where a run keeps to them
+    checkpoints/      the state after the last epoch, and the best one on validation tasks
+    history.csv       a line per epoch
+    tensorboard/      event files
+    results.json      written last: the numbers, and what they were made with; earlier ones, of
+                      a shorter run or of another test, stay as results-1.json and so on
+
+Every file is written under another name and then renamed, so that it is whole or not there. A
+run that was interrupted continues after its last epoch when the same command is given again, bit
+for bit, since episode i of a seed is always the same and a checkpoint holds weights, optimizer
+and random state. A folder belongs to one process at a time.
+"""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import keras_maml
+from experiments.shared.command_line import as_typed
+from keras_maml.files import TEMPORARY, read_csv, whole, write_csv, write_json
+from keras_maml.validation import check_count
+
+PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
+
+
+class Run:
+    """A run folder, kept from other processes as long as this object lives.
+
+    Args:
+        folder: The folder; created if need be.
+        settings: A dataclass, everything the result depends on.
+        data: Checksums of the data by name, such as that of a split; a run goes on with no other
+            data than it began with.
+
+    Raises:
+        FileExistsError: The folder holds something else than a run of these settings (a run of
+            fewer ``iterations``, ``methods`` or ``seeds`` is continued, unless its last
+            ``cooldown_iterations`` have begun, and one with other settings named ``test_...`` is
+            tested again).
+        BlockingIOError: Another run is using the folder.
+        ValueError: The data are not those that the run began with.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, settings: Any, data: dict[str, str] | None = None
+    ) -> None:
+        self.folder = pathlib.Path(folder)
+        self.settings = as_json(settings)
+        self._defaults = defaults_of(settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unlock = weakref.finalize(self, os.close, lock(self.folder))
+        try:
+            is_new = self._move_in(data)
+        except BaseException:
+            unlock()
+            raise
+        self._starts = [] if is_new else self._read_starts()
+        self._noted = False
+        if self.results is None:
+            self._note_start()
+
+    def _move_in(self, data: dict[str, str] | None) -> bool:
+        """Checks what the folder holds, writes settings and checksums; whether the run is new."""
+        path = self.folder / "settings.json"
+        is_new = not path.exists()
+        if is_new:
+            found = {path.name for path in self.folder.iterdir()} - {"starts.json"}
+            if not all(name.startswith(TEMPORARY) for name in found):  # what a killed start leaves
+                raise FileExistsError(
+                    f"{self.folder} is not empty and holds no run. Choose another --output."
+                )
+            write_json(path, self.settings)
+        # A setting that is newer than the run had its default.
+        found = self._defaults | json.loads(path.read_text())
+        changed = [
+            f"{name}: {found.get(name)!r} there, {value!r} asked for"
+            for name, value in self.settings.items()
+            if not _continues(name, found.get(name), value)
+        ] + [f"{name}: unknown here" for name in found if name not in self.settings]
+        if changed:
+            raise FileExistsError(
+                f"{self.folder} holds a run with other settings ({'; '.join(changed)}). Choose "
+                "another --output, or give the settings it was started with to continue it."
+            )
+        self._check_cooldown(found)
+        if data is not None:
+            self._keep_to_data(data)
+        write_json(path, self.settings)
+        return is_new
+
+    def _check_cooldown(self, found: dict[str, Any]) -> None:
+        """Refuses to lengthen a run whose learning rate has begun to fall towards its end."""
+        cooldown = self.settings.get("cooldown_iterations", 0)
+        if not cooldown or found["iterations"] == self.settings["iterations"]:
+            return
+        begins = found["iterations"] - cooldown
+        done = Checkpoint(self.folder).epochs_done() * self.settings["epoch_iterations"]
+        if done > begins:
+            raise FileExistsError(
+                f"{self.folder} holds a run of {found['iterations']} iterations whose learning "
+                f"rate has fallen since iteration {begins}, and {done} are done: it cannot become "
+                f"one of {self.settings['iterations']}. Choose another --output."
+            )
+
+    def _keep_to_data(self, checksums: dict[str, str]) -> None:
+        """Notes what the data are when a run begins, and refuses others later."""
+        path = self.folder / "data.json"
+        if not path.exists():
+            write_json(path, checksums)
+        found = json.loads(path.read_text())
+        changed = [name for name in checksums if checksums[name] != found.get(name)]
+        if changed:
+            raise ValueError(
+                f"The data ({', '.join(changed)}) are not those that the run in {self.folder} "
+                "began with. Give the data it was started with, or choose another --output."
+            )
+
+    def _read_starts(self) -> list[dict[str, Any]]:
+        path, results = self.folder / "starts.json", self.folder / "results.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        # The run is older than the list: its results, if there are any, know its last start.
+        known = json.loads(results.read_text()) if results.exists() else {}
+        return [{name: known.get(name) for name in made_with()}]
+
+    def _note_start(self) -> None:
+        if not self._noted:
+            self._starts.append(made_with())
+            write_json(self.folder / "starts.json", self._starts)
+            self._noted = True
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """The results of a run that has finished; None before."""
+        return results_of(self.folder, self.settings, self._defaults)
+
+    def finish(self, results: Any, **extra: Any) -> dict[str, Any]:
+        """Writes the results with what they were made with, and returns them.
+
+        Args:
+            results: The results.
+            **extra: What else to keep.
+
+        Returns:
+            The content of ``results.json``: ``command``, ``commit`` and so on are those of the last
+            start, ``starts`` has them for every start.
+        """
+        self._note_start()
+        self.set_results_aside()
+        record = {
+            **made_with(),
+            "starts": self._starts,
+            "settings": self.settings,
+            **extra,
+            "results": results,
+        }
+        write_json(self.folder / "results.json", record)
+        return record
+
+    def set_results_aside(self) -> None:
+        """Keeps results of a shorter run, or of another test, under another name."""
+        path = self.folder / "results.json"
+        if path.exists():
+            number = len([*self.folder.glob("results-*.json")]) + 1
+            path.rename(self.folder / f"results-{number}.json")
+
+    def train(
+        self,
+        learner: keras_maml.MAML,
+        make_episodes: Callable[[int], tf.data.Dataset],
+        *,
+        iterations: int,
+        epoch_iterations: int,
+        callbacks: list[keras.callbacks.Callback] | None = None,
+        monitor: str | None = None,
+        name: str = "",
+        **fit_arguments: Any,
+    ) -> list[dict[str, float]]:
+        """Trains, or continues to train, with `MAML.fit`.
+
+        Args:
+            learner: A compiled learner.
+            make_episodes: Maps the number of meta-batches already seen to the rest of them.
+            iterations: Meta-iterations in all.
+            epoch_iterations: Meta-iterations between checkpoints.
+            callbacks: More callbacks for `fit`.
+            monitor: A metric to be maximised; if given, the learner has weights and optimizer of
+                its best epoch in the end.
+            name: Distinguishes the parts of a run that trains several learners.
+            **fit_arguments: Passed on to `fit`.
+
+        Returns:
+            The history, a dictionary per epoch.
+
+        Raises:
+            ValueError: ``iterations`` is not a multiple of ``epoch_iterations``.
+        """
+        epochs = check_epochs(iterations, epoch_iterations)
+        part = self.folder / name
+        episodes = make_episodes(0)
+        learner.build_on(episodes)
+        checkpoint = Checkpoint(part, monitor)
+        done = checkpoint.restore(learner)
+        if done:
+            episodes = make_episodes(done * epoch_iterations)
+            print(f"Continuing after {done * epoch_iterations} of {iterations} iterations.")
+        if done < epochs:
+            learner.fit(
+                episodes,
+                initial_epoch=done,
+                epochs=epochs,
+                steps_per_epoch=epoch_iterations,
+                callbacks=[*(callbacks or []), checkpoint],
+                **fit_arguments,
+            )
+        if monitor:
+            learner.load_weights(checkpoint.best_path)
+        return checkpoint.history
+
+
+def results_of(
+    folder: str | os.PathLike, settings: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Returns the results of a run if it has finished.
+
+    Args:
+        folder: The folder of the run.
+        settings: Its settings, see `as_json`.
+        defaults: What settings were that are newer than the run, see `defaults_of`.
+    """
+    path = pathlib.Path(folder) / "results.json"
+    results, defaults = json.loads(path.read_text()) if path.exists() else None, defaults or {}
+    same = results and defaults | results["settings"] == defaults | settings
+    return results if same else None
+
+
+def as_json(settings: Any) -> dict[str, Any]:
+    """Returns the settings of a dataclass as they are after writing and reading them as JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def lock(folder: pathlib.Path) -> int:
+    """Keeps a folder from other runs.
+
+    The system forgets the lock when the process ends, however it does, and nothing is left in the
+    folder. File systems that lock no folders (NFS) keep nobody out.
+
+    Returns:
+        A file descriptor; closing it gives the folder free.
+
+    Raises:
+        BlockingIOError: Another run is using the folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BlockingIOError(
+            f"{folder} is in use by another run. Wait until that has ended, or choose another "
+            "--output."
+        ) from None
+    except OSError:  # no locks here
+        pass
+    return descriptor
+
+
+def made_with() -> dict[str, Any]:
+    """Returns what says how results are made: command, commit, date and versions."""
+    return {
+        "command": as_typed(),
+        "commit": COMMIT,
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+    }
+
+
+def check_epochs(iterations: int, epoch_iterations: int) -> int:
+    """Returns the number of epochs.
+
+    Raises:
+        ValueError: One is below 1, or the first not a multiple of the second.
+    """
+    check_count("iterations", iterations, minimum=1)
+    check_count("epoch_iterations", epoch_iterations, minimum=1)
+    epochs, rest = divmod(iterations, epoch_iterations)
+    if rest:
+        raise ValueError(
+            f"iterations must be a multiple of {epoch_iterations} (an epoch), got {iterations}."
+        )
+    return epochs
+
+
+def defaults_of(settings: Any) -> dict[str, Any]:
+    """Returns the defaults of the settings of a dataclass, as they are read from JSON."""
+    fields = dataclasses.fields(settings)
+    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(defaults))
+
+
+def _continues(name: str, there: Any, asked: Any) -> bool:
+    """Whether a run with one value of a setting can go on with another."""
+    if name in ("iterations", "baseline_iterations"):
+        return there <= asked
+    if name in ("methods", "seeds"):
+        return {*there} <= {*asked}
+    return there == asked or name.startswith("test_")
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves the state and the history after every epoch; keeps the best and the last.
+
+    Args:
+        folder: Where ``checkpoints/`` and ``history.csv`` go.
+        monitor: The metric whose highest value makes the best epoch, the one with the lowest
+            ``val_loss`` if there are several; None keeps no best.
+    """
+
+    def __init__(self, folder: pathlib.Path, monitor: str | None = None) -> None:
+        super().__init__()
+        self.folder = folder / "checkpoints"
+        self.best_path = self.folder / "best.weights.h5"
+        self.history: list[dict[str, float]] = []
+        self._history_path = folder / "history.csv"
+        self._monitor = monitor
+        self._clock = time.monotonic()
+
+    def restore(self, learner: keras_maml.MAML) -> int:
+        """Loads the last state, if there is one, and returns the number of finished epochs."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        done = self.epochs_done()
+        if done:
+            learner.load_weights(self._state(done))
+            self.history = read_csv(self._history_path)[:done]
+        return done
+
+    def epochs_done(self) -> int:
+        """Returns the number of finished epochs."""
+        names = (path.name for path in self.folder.glob("epoch-*.weights.h5"))
+        return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
+
+    def _state(self, epoch: int) -> pathlib.Path:
+        return self.folder / f"epoch-{epoch:06d}.weights.h5"
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Starts the clock."""
+        self._clock = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Writes the history, then the state: a state always has its history."""
+        before = self.history[-1]["seconds"] if self.history else 0.0
+        now = time.monotonic()
+        row = {"epoch": float(epoch + 1), "iterations": float(self.model.optimizer.iterations)}
+        row |= {name: float(value) for name, value in (logs or {}).items()}
+        self.history.append(row | {"seconds": before + now - self._clock})
+        self._clock = now
+        write_csv(self._history_path, self.history)
+        if self._monitor:
+            scores = [(row[self._monitor], -row.get("val_loss", 0.0)) for row in self.history]
+            if len(scores) == 1 or scores[-1] > max(scores[:-1]):
+                self._save(self.best_path)
+        old = list(self.folder.glob("epoch-*.weights.h5"))
+        self._save(self._state(epoch + 1))
+        for path in old:
+            path.unlink()
+
+    def _save(self, path: pathlib.Path) -> None:
+        with whole(path) as temporary:
+            self.model.save_weights(temporary, overwrite=True)
+
+
+def commit() -> str | None:
+    """Returns the commit of the checkout, with a plus if files differ from it; None without."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    result = subprocess.run([*command, "--abbrev=12"], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+COMMIT = commit()  # of the code that runs, whatever is committed meanwhile

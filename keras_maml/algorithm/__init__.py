@@ -1,0 +1,1 @@
+"""The mathematics of meta-learning: inner loop, update rules, meta-gradients."""

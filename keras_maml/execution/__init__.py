@@ -1,0 +1,1 @@
+"""How tasks run: models as functions, forms of layers, vectorised or in turns, compiled."""

@@ -1,0 +1,331 @@
+"""Forms of Keras layers that vectorise over tasks and can be differentiated to any order.
+
+MAML differentiates through a gradient, once per task, for many tasks at once. Some layers do
+not survive that as they stand: the filter gradient of a convolution cannot be vectorised over
+filters that differ between tasks, max-pooling has no second derivative there, a recurrent loop
+hides its steps, an embedding's gradient is sparse, and random operations refuse a seed per
+task. Worse, `tf.nn.moments` stops the gradient of the mean inside the variance: right for a
+first derivative, silently wrong for a second one, and Keras's batch, group and layer
+normalisation use it.
+
+A custom layer that bound the name itself (``from tensorflow.nn import moments``) keeps the wrong
+one: call `tf.nn.moments` or `keras.ops.moments` through their modules. A layer that draws random
+numbers needs a `keras.random.SeedGenerator` of its own, as in Keras; without, it draws the same
+in every step.
+
+`differentiable_forms` lends the layers of a model an equivalent form while a task's function is
+traced. The user's layers, their weights and their configuration stay as they are.
+
+The mathematics is in `keras_maml.execution.convolution` and `keras_maml.execution.normalization`.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from keras_maml.execution import convolution
+from keras_maml.execution.linear import add_bias, before_bias, matrix_product
+from keras_maml.execution.normalization import moments, standardize
+
+BatchStatistics = Literal["batch", "stored"]
+
+# How a trace will run: vectorised over tasks, task by task but compiled by XLA, or neither.
+Route = Literal["vectorized", "compiled", "plain"]
+
+# Longer sequences keep their loop: unrolling them would make the program too large to compile.
+MAX_UNROLLED_STEPS = 128
+
+
+@contextlib.contextmanager
+def differentiable_forms(
+    model: keras.Model,
+    *,
+    route: Route,
+    batch_statistics: BatchStatistics = "batch",
+    write_statistics: bool = True,
+) -> Iterator[None]:
+    """Lends a model's layers forms that MAML can differentiate, while the context is open.
+
+    Args:
+        model: The model; nested models are included.
+        route: How the trace will run. Convolutions differ: patches times a matrix, XLA's
+            forward convolution, TensorFlow's own operations (see `convolution`).
+        batch_statistics: What trainable `BatchNormalization` layers normalise with: ``"batch"``
+            takes the batch at hand, ``"stored"`` the layer's moving statistics. Frozen layers
+            always use what they have stored.
+        write_statistics: Whether ``"batch"`` makes the statistics of the batch the moving ones:
+            inside a `keras.StatelessScope`, in the state that the scope hands on.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_lend(tf.nn, "moments", moments))
+        for layer in flatten_layers(model):
+            forms = _form_of(layer, _FORMS)
+            forms = forms | _form_of(layer, _FORMS_OF_ROUTES[route])
+            if isinstance(layer, keras.layers.BatchNormalization):
+                # Keras writes momentum * moving + (1 - momentum) * batch.
+                momentum = 0.0 if write_statistics else 1.0
+                forms = {"call": _bind(_normalize, layer, batch_statistics), "momentum": momentum}
+                if layer.renorm:
+                    forms["renorm_momentum"] = momentum
+            for name, value in forms.items():
+                stack.enter_context(_lend(layer, name, value))
+        yield
+
+
+def flatten_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns every layer of a model once: itself, its layers, and theirs."""
+    return list(model._flatten_layers())
+
+
+def has_lent_forms(model: keras.Model) -> bool:
+    """Returns whether `differentiable_forms` is open for a model with batch normalisation."""
+    return any("call" in vars(layer) for layer in batch_normalizations(model))
+
+
+def batch_normalizations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Returns the trainable batch normalisation layers of a model."""
+    return [
+        layer
+        for layer in flatten_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+
+
+@contextlib.contextmanager
+def _lend(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Shadows an attribute of a layer or module, past Keras's own tracking of attributes."""
+    attributes = vars(owner)
+    had, before = name in attributes, attributes.get(name)
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            attributes[name] = before
+        else:
+            del attributes[name]
+
+
+def _form_of(layer: keras.layers.Layer, forms: dict[type, Callable | dict]) -> dict[str, Any]:
+    for ancestor in type(layer).__mro__:
+        if ancestor in forms:
+            form = forms[ancestor]
+            if isinstance(form, dict):
+                return form
+            # A subclass with a method of its own knows better what it computes.
+            if all(
+                getattr(type(layer), name, None) is getattr(ancestor, name, None)
+                for name in ("call", "convolution_op")
+            ):
+                return {"call": _bind(form, layer)}
+    return {}
+
+
+def _bind(function: Callable, layer: keras.layers.Layer, *bound: Any) -> Callable:
+    return lambda *args, **kwargs: function(layer, *bound, *args, **kwargs)
+
+
+# --- normalisation ---------------------------------------------------------------------------
+
+
+def _normalize(layer, batch_statistics, inputs, training=None, mask=None):
+    del training  # whatever the phase: the way of normalising is the learner's choice
+    on_batch = batch_statistics == "batch"
+    ours = type(layer).call is keras.layers.BatchNormalization.call and not layer.renorm
+    if mask is not None or not (on_batch and ours and layer.trainable):
+        return type(layer).call(layer, inputs, training=on_batch, mask=mask)
+    x = keras.ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+    axis = layer.axis % len(x.shape)
+    axes = [i for i in range(len(x.shape)) if i != axis]
+    last = axis == len(x.shape) - 1
+    x, bias = before_bias(x) if last else (x, None)  # the mean takes the bias away again
+    if layer.momentum != 1.0:
+        mean, variance = moments(x, axes)
+        layer.moving_mean.assign(mean if bias is None else mean + bias)
+        layer.moving_variance.assign(variance)
+    outputs, _ = standardize(x, axes, layer.epsilon)
+    by_channel = [-1 if i == axis else 1 for i in range(len(x.shape))]
+    if layer.scale:
+        outputs *= tf.reshape(tf.cast(layer.gamma, x.dtype), by_channel)
+    if layer.center:
+        beta = tf.cast(layer.beta, x.dtype)
+        outputs = add_bias(outputs, beta) if last else outputs + tf.reshape(beta, by_channel)
+    return tf.cast(outputs, layer.compute_dtype)
+
+
+# --- convolution and pooling --------------------------------------------------------------------
+
+
+def _finish(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
+    """Adds the bias to channels-last outputs."""
+    return add_bias(outputs, tf.convert_to_tensor(layer.bias)) if layer.use_bias else outputs
+
+
+def _activate(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+def _convolve_at_once(layer, inputs):
+    def convolve(inputs, kernel, padding):
+        return convolution.by_patches(inputs, kernel, layer.strides, padding, layer.dilation_rate)
+
+    return _convolve(layer, inputs, convolve)
+
+
+def _convolve_in_turns(layer, inputs):
+    native = isinstance(layer, keras.layers.Conv2D) and set(layer.strides) == {1}
+
+    def convolve(inputs, kernel, padding):
+        if native:
+            return convolution.natively(inputs, kernel, padding, layer.dilation_rate)
+        how = layer.strides, padding, layer.dilation_rate
+        return convolution.by_patches(inputs, kernel, *how, product=matrix_product)
+
+    return _convolve(layer, inputs, convolve)
+
+
+def _convolve(layer, inputs, convolve):
+    kernel = tf.convert_to_tensor(layer.kernel)
+
+    def function(inputs):
+        padding = layer.padding
+        if padding == "causal":
+            left = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+            inputs, padding = tf.pad(inputs, [(0, 0), (left, 0), (0, 0)]), "valid"
+        if layer.groups == 1:
+            return _finish(layer, convolve(inputs, kernel, padding))
+        groups = (tf.split(tensor, layer.groups, -1) for tensor in (inputs, kernel))
+        parts = [convolve(*pair, padding) for pair in zip(*groups, strict=True)]
+        return _finish(layer, tf.concat(parts, -1))
+
+    return _activate(layer, convolution.channels_last(layer.data_format, inputs, function))
+
+
+def _convolve_depthwise(layer, inputs):
+    kernel = tf.convert_to_tensor(layer.kernel)
+
+    def function(inputs):
+        slices = convolution.Windows(
+            inputs.shape[1:-1], layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate
+        ).taps(inputs)
+        weights = tf.reshape(kernel, [len(slices), *kernel.shape[-2:]])
+        outputs = sum(tap[..., None] * weights[i] for i, tap in enumerate(slices))
+        shape = [-1 if size is None else size for size in outputs.shape[:-2]]
+        return _finish(layer, tf.reshape(outputs, [*shape, math.prod(kernel.shape[-2:])]))
+
+    return _activate(layer, convolution.channels_last(layer.data_format, inputs, function))
+
+
+def _pool(layer, inputs):
+    if None in inputs.shape[1:]:  # slices need sizes, Keras's own pooling does not
+        return type(layer).call(layer, inputs)
+    pool = convolution.max_pool if layer.pool_mode == "max" else convolution.average_pool
+
+    def function(inputs):
+        return pool(inputs, layer.pool_size, layer.strides, layer.padding)
+
+    return convolution.channels_last(layer.data_format, inputs, function)
+
+
+# --- the rest ----------------------------------------------------------------------------------
+
+
+def _embed(layer, inputs):
+    # A product with one-hot rows: its gradient is dense and it vectorises over tasks.
+    table = tf.convert_to_tensor(layer.embeddings)
+    one_hot = tf.one_hot(tf.cast(inputs, tf.int32), layer.input_dim, dtype=table.dtype)
+    return tf.cast(tf.tensordot(one_hot, table, 1), layer.compute_dtype)
+
+
+def _recur(layer, sequences, initial_state=None, mask=None, training=False):
+    steps = sequences.shape[1]
+    unroll = steps is not None and steps <= MAX_UNROLLED_STEPS
+    forms = {"unroll": layer.unroll or unroll, "use_cudnn": False}
+    if layer.go_backwards and mask is not None:
+        # Keras's unrolled form zeroes the outputs of masked steps in forward order.
+        sequences, mask = tf.reverse(sequences, [1]), tf.reverse(mask, [1])
+        forms["go_backwards"] = False
+    with contextlib.ExitStack() as stack:
+        for name, value in forms.items():
+            stack.enter_context(_lend(layer, name, value))
+        return type(layer).call(
+            layer, sequences, initial_state=initial_state, mask=mask, training=training
+        )
+
+
+def _drop(layer, inputs, training=False):
+    if not training or layer.rate == 0:
+        return inputs
+    shape = inputs.shape if inputs.shape.is_fully_defined() else tf.shape(inputs)
+    if isinstance(layer, _SPATIAL_DROPOUTS):
+        channels = -1 if getattr(layer, "data_format", "channels_last") == "channels_last" else 1
+        kept_axes = (0, channels % len(inputs.shape))
+        shape = [shape[i] if i in kept_axes else 1 for i in range(len(inputs.shape))]
+    elif layer.noise_shape is not None:
+        shape = [shape[i] if n is None else n for i, n in enumerate(layer.noise_shape)]
+    keep = hashed_uniform(layer.seed_generator.next(), shape) >= layer.rate
+    return tf.where(keep, inputs / tf.constant(1 - layer.rate, inputs.dtype), tf.zeros_like(inputs))
+
+
+def hashed_uniform(seed: tf.Tensor, shape: Sequence[int] | tf.Tensor) -> tf.Tensor:
+    """Uniform numbers that are the same vectorised or not, compiled or not.
+
+    Every element is a hash of the seed and of its own position (SplitMix64's finaliser; Steele,
+    Lea and Flood 2014), so the numbers do not depend on how the operation is executed.
+
+    Args:
+        seed: Two integers, the state of a `keras.random.SeedGenerator`.
+        shape: The shape of the result.
+
+    Returns:
+        float32 numbers in [0, 1).
+    """
+    words = tf.cast(tf.cast(seed, tf.uint32), tf.uint64)
+    key = _mix(_mix(words[0] + _GOLDEN) ^ (words[1] + _GOLDEN))
+    size = tf.reduce_prod(shape)
+    position = tf.cast(tf.range(size), tf.uint64)
+    bits = tf.bitwise.right_shift(_mix(key + position * _GOLDEN), tf.constant(40, tf.uint64))
+    return tf.reshape(tf.cast(tf.cast(bits, tf.int32), tf.float32) * 2.0**-24, shape)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix(z: tf.Tensor) -> tf.Tensor:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ tf.bitwise.right_shift(z, tf.constant(shift, tf.uint64))) * factor
+    return z ^ tf.bitwise.right_shift(z, tf.constant(31, tf.uint64))
+
+
+_SPATIAL_DROPOUTS = (
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+)
+_FORMS: dict[type, Callable | dict] = {
+    keras.layers.Embedding: _embed,
+    keras.layers.Dropout: _drop,
+    **dict.fromkeys(_SPATIAL_DROPOUTS, _drop),
+    keras.layers.LSTM: _recur,
+    keras.layers.GRU: _recur,
+    keras.layers.SimpleRNN: _recur,
+    keras.layers.RNN: _recur,
+    keras.layers.MaxPooling1D: _pool,
+    keras.layers.MaxPooling2D: _pool,
+    keras.layers.MaxPooling3D: _pool,
+    keras.layers.AveragePooling1D: _pool,
+    keras.layers.AveragePooling2D: _pool,
+    keras.layers.AveragePooling3D: _pool,
+}
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_CONVOLVE_DEPTHWISE: dict[type, Callable | dict] = dict.fromkeys(_DEPTHWISE, _convolve_depthwise)
+_FORMS_OF_ROUTES = {
+    "vectorized": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once) | _CONVOLVE_DEPTHWISE,
+    "compiled": dict.fromkeys(_CONVOLUTIONS, _convolve_in_turns) | _CONVOLVE_DEPTHWISE,
+    "plain": {},
+}

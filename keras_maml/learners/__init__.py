@@ -1,0 +1,1 @@
+"""Learners: Keras models that are trained, evaluated and used on episodes."""

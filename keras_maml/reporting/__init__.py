@@ -1,0 +1,1 @@
+"""What people look at: evaluation step by step, TensorBoard, figures."""

@@ -1,0 +1,1 @@
+"""Learners where they are used: SavedModels that adapt, and pretrained learners."""

@@ -1,0 +1,73 @@
+"""All tasks at once where the layers allow it; one after another, and said so, where not."""
+
+import logging
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import zoo
+
+from keras_maml import MAML
+from keras_maml.execution.task_map import TaskMap, map_sequentially
+
+CASE = zoo.CASES["transposed_convolution"]
+
+
+def make_learner(**settings):
+    learner = MAML(CASE.build(), 0.1, **settings)
+    learner.compile("sgd", CASE.loss, jit_compile=False)
+    return learner
+
+
+def test_a_layer_that_does_not_vectorise_is_named_once(caplog):
+    learner = make_learner()
+    data = zoo.episodes(CASE)
+    with caplog.at_level(logging.WARNING, "keras_maml"):
+        learner.fit(data, epochs=2, verbose=0)
+        learner.evaluate(data, verbose=0)
+    messages = [record.getMessage() for record in caplog.records if record.name == "keras_maml"]
+    assert len(messages) == 1
+    assert messages[0].startswith("Layer 'upsample' cannot be vectorised over tasks; the tasks")
+    assert learner.task_map.mode == "sequential"
+
+
+def test_insisting_on_vectorisation_raises():
+    with pytest.raises(ValueError, match="expected to be loop invariant"):
+        make_learner(task_map="vectorized").meta_gradients(*zoo.episodes(CASE))
+
+
+def test_models_whose_layers_allow_it_are_vectorised():
+    for name in ("paper", "lstm", "attention", "dropout"):
+        case = zoo.CASES[name]
+        learner = MAML(case.build(), 0.1)
+        learner.compile("sgd", case.loss, jit_compile=False)
+        learner.meta_gradients(*zoo.episodes(case))
+        assert learner.task_map.mode == "auto"
+
+
+def test_an_error_of_the_function_itself_is_raised_as_it_is():
+    def broken(shared, element, vectorized):
+        raise KeyError("mine")
+
+    task_map = TaskMap()
+    with pytest.raises(KeyError, match="mine"):
+        tf.function(lambda x: task_map(broken, (), x))(tf.ones([2, 1]))
+    assert task_map.mode == "auto"
+
+
+@pytest.mark.parametrize("mode", ["vectorized", "sequential"])
+def test_nests_come_back_as_nests(mode):
+    def one(shared, element, vectorized):
+        assert vectorized == (mode == "vectorized")
+        return {"sum": element[0] + shared, "twice": [2 * element[1]]}
+
+    elements = (tf.constant([1.0, 2.0]), tf.constant([[3], [4]]))
+    result = tf.function(lambda: TaskMap(mode)(one, tf.constant(10.0), elements))()
+    assert result["sum"].numpy().tolist() == [11.0, 12.0]
+    assert result["twice"][0].numpy().tolist() == [[6], [8]]
+
+
+def test_a_sequential_map_without_results_has_none():
+    assert tf.function(lambda x: map_sequentially(lambda e: {}, x))(tf.ones([2, 1])) == {}
+    assert map_sequentially(lambda e: e + 1, tf.constant([1, 2])).numpy().tolist() == [2, 3]
+    assert np.array_equal(map_sequentially(lambda e: (e, -e), tf.constant([1]))[1], [-1])

@@ -1,0 +1,311 @@
+"""Experiments of reinforcement learning: commands, results, run folders that survive SIGKILL."""
+
+import dataclasses
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from interruption import kill_when
+from matplotlib.figure import Figure
+
+from experiments import locomotion, navigation
+from experiments.benchmarks import meta_iteration
+from experiments.shared import agent_settings, agent_training, reinforcement_learning
+from experiments.shared.reinforcement_learning import Files
+from keras_maml.files import read_csv
+from keras_maml.rl import environments
+from keras_maml.rl import plots as rl_plots
+
+TINY = {
+    "methods": ("maml", "random", "oracle"),
+    "tasks": 2,
+    "rollouts": 3,
+    "horizon": 6,
+    "units": (4,),
+    "iterations": 6,
+    "baseline_iterations": 4,
+    "baseline_rollouts": 4,
+    "epoch_iterations": 2,
+    "test_tasks": 2,
+    "test_rollouts": 3,
+    "test_steps": 2,
+}
+SETTINGS = dataclasses.replace(navigation.PROBLEM.settings, **TINY)
+
+
+def options():
+    """The same settings as a command line."""
+    words = []
+    for name, value in TINY.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a whole run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    reinforcement_learning.run(navigation.PROBLEM, SETTINGS, Files(output=str(folder)))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    command = ["-m", "experiments.navigation", *options(), "--output", str(folder)]
+    kill_when((folder / "maml" / "checkpoints" / "last.npz").exists, command)
+    assert not (folder / "oracle").exists()
+    reinforcement_learning.run(navigation.PROBLEM, SETTINGS, Files(output=str(folder)))
+    for method in ("maml", "oracle"):
+        for name in ("last.npz", "best.npz"):
+            path = f"{method}/checkpoints/{name}"
+            with np.load(folder / path) as ours, np.load(uninterrupted / path) as theirs:
+                assert ours.files == theirs.files and len(ours.files) > 4
+                assert all(np.array_equal(ours[key], theirs[key]) for key in ours.files)
+        histories = [
+            [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+            for path in (f / method / "history.csv" for f in (folder, uninterrupted))
+        ]  # without the column of seconds
+        assert histories[0] == histories[1] and len(histories[0]) > 3
+    results = [
+        json.loads((f / "results.json").read_text())["results"] for f in (folder, uninterrupted)
+    ]
+    assert results[0] == results[1]
+
+
+def test_a_run_writes_results_figures_and_policies(uninterrupted):
+    record = json.loads((uninterrupted / "results.json").read_text())
+    steps = {
+        method: [row["step"] for row in record["results"] if row["method"] == method]
+        for method in TINY["methods"]
+    }
+    assert steps == {"maml": [0, 1, 2], "random": [0, 1, 2], "oracle": [0]}
+    assert record["training"]["maml"]["iterations"] == 6
+    assert record["training"]["oracle"]["iterations"] == 4
+    assert "random" not in record["training"]
+    table = (uninterrupted / "results.txt").read_text()
+    assert "-11.7" in table and "the authors" in table
+    for name in ("returns.png", "learning_curves.png", "paths_maml.png"):
+        assert (uninterrupted / name).stat().st_size > 1000
+    events = [
+        value
+        for path in (uninterrupted / "tensorboard" / "maml").iterdir()
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in [
+            (event.step, v.tag, float(tf.make_ndarray(v.tensor))) for v in event.summary.value
+        ]
+    ]
+    tested = {step: value for step, tag, value in events if tag.startswith("test/")}
+    means = [row["mean"] for row in record["results"] if row["method"] == "maml"]
+    assert [tested[step] for step in range(3)] == pytest.approx(means)
+    assert [step for step, tag, _ in events if tag == "return"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["trained", "tested again"])
+def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_path, again):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    # Other weights than the last ones, as when the best epoch is an earlier one.
+    path = folder / "maml" / "checkpoints" / "best.npz"
+    with np.load(path) as file:
+        best = {name: file[name] for name in file.files}
+    if again:
+        best = {n: v + (0.01 if n.startswith("arr_") else 0) for n, v in best.items()}
+        np.savez(path, **best)
+        settings = dataclasses.replace(SETTINGS, test_rollouts=4)
+        reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    saved = tf.saved_model.load(str(folder / "policy" / "maml")).model_variables
+    values = [tf.convert_to_tensor(v).numpy()[0] for v in saved if v.shape.rank]
+    weights = [best[f"arr_{i}"] for i in range(len(best) - 1)]
+    assert len(weights) == 5
+    for ours in weights:
+        assert any(v.shape == ours.shape and np.array_equal(v, ours) for v in values)
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(uninterrupted, capsys):
+    before = (uninterrupted / "results.json").read_bytes()
+    reinforcement_learning.run(navigation.PROBLEM, SETTINGS, Files(output=str(uninterrupted)))
+    assert "continuing" not in capsys.readouterr().out
+    assert (uninterrupted / "results.json").read_bytes() == before
+
+
+def test_films_show_the_first_task_and_the_unlikest(uninterrupted, capsys):
+    settings = dataclasses.replace(SETTINGS, methods=("maml",))
+    with pytest.raises(FileExistsError, match="methods"):
+        reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(uninterrupted)))
+    reinforcement_learning.run(
+        navigation.PROBLEM, SETTINGS, Files(output=str(uninterrupted), film=True)
+    )
+    assert len(list(uninterrupted.glob("*.gif"))) == 2 * len(SETTINGS.methods)
+
+
+def test_unknown_methods_raise(tmp_path):
+    settings = dataclasses.replace(SETTINGS, methods=("maml", "magic"))
+    with pytest.raises(ValueError, match="methods must be some of .*'magic'"):
+        reinforcement_learning.run(
+            navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "magic"}, "magic"),
+        (
+            {"physics": "gymnasium"},
+            r"physics of Navigation2D-v0 must be one of \('paper',\), got 'gymnasium'",
+        ),
+        ({"test_tasks": 0}, "test_tasks must be an integer of at least 1, got 0"),
+        ({"test_rate": -1.0}, "test_rate must be at least 0, got -1.0"),
+        ({"test_later_rate": float("nan")}, "test_later_rate must be at least 0, got nan"),
+        ({"test_steps": -1}, "test_steps must be an integer of at least 0, got -1"),
+        ({"min_std": 2.0}, "initial_std must be at least min_std, 2.0, got 1.0"),
+        ({"max_kl": 0.0}, "max_kl must be a finite number above 0"),
+    ],
+)
+def test_what_cannot_be_run_fails_before_anything_is_written(tmp_path, changes, message):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    with pytest.raises(ValueError, match=message):
+        reinforcement_learning.run(
+            navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_film_that_cannot_be_drawn_fails_before_training(tmp_path, monkeypatch):
+    def no_opengl(*_):
+        raise RuntimeError("there is no OpenGL.")
+
+    monkeypatch.setattr(environments.TaskPyEnvironment, "render", no_opengl)
+    files = Files(output=str(tmp_path / "run"), film=True)
+    with pytest.raises(OSError, match="there is no OpenGL. Or leave --film out"):
+        reinforcement_learning.run(navigation.PROBLEM, SETTINGS, files)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_inner_step_of_training_is_in_the_history(tmp_path):
+    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=2, inner_steps=2)
+    folder = tmp_path / "run"
+    reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    rows = read_csv(folder / "maml" / "history.csv")
+    returns = {row[name] for row in rows for name in ("return_before", "return_1", "return")}
+    assert len(returns) == 6 and np.isfinite(list(returns)).all()
+
+
+def test_ways_are_drawn_to_their_end(monkeypatch, tmp_path):
+    """To the last position of the first episode, which is that of its boundary."""
+    kinds = np.array([[0, 1, 2, 0, 1], [0, 1, 1, 1, 1]])
+    positions = np.arange(20.0).reshape(2, 5, 2)
+    trajectory = types.SimpleNamespace(
+        is_boundary=lambda: tf.constant(kinds == 2), observation=tf.constant(positions)
+    )
+    sampler = types.SimpleNamespace(
+        draw=lambda *_: trajectory, environment=types.SimpleNamespace(tasks=[[0.0, 0.0]])
+    )
+    drawn = []
+    monkeypatch.setattr(
+        rl_plots, "navigation_paths", lambda *arguments: drawn.append(arguments) or Figure()
+    )
+    reinforcement_learning.draw_paths(SETTINGS, "oracle", None, sampler, tmp_path)
+    [(paths, _, title)] = drawn
+    [(label, (first, second))] = paths.items()
+    assert label == "without adaptation" and title.startswith("oracle")
+    np.testing.assert_array_equal(first[:3], positions[0, :3])
+    assert np.isnan(first[3:]).all()
+    np.testing.assert_array_equal(second, positions[1])
+
+
+def test_the_task_chooses_the_settings(monkeypatch):
+    asked = []
+    monkeypatch.setattr(reinforcement_learning, "run", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("sys.argv", ["x", "--task", "ant-direction", "--max-kl", "0.02"])
+    reinforcement_learning.main("locomotion", "", locomotion.PROBLEMS)
+    [(problem, settings, _)] = asked
+    assert problem is locomotion.PROBLEMS["ant-direction"]
+    expected = dataclasses.replace(problem.settings, max_kl=0.02)
+    assert dataclasses.asdict(settings) == dataclasses.asdict(expected)
+    assert settings.rollouts == 40
+
+
+def test_the_settings_are_those_of_the_paper():
+    for name, problem in locomotion.PROBLEMS.items():
+        assert problem.settings.task == name
+        assert (problem.settings.tasks, problem.settings.horizon) == (40, 200)
+        assert len(problem.published["maml"]) == problem.settings.test_steps + 1
+    rates = agent_settings.rates(navigation.PROBLEM.settings, "maml")
+    assert rates == [0.5, 0.2, 0.2, 0.2]
+    rates = agent_settings.rates(locomotion.PROBLEMS["ant-velocity"].settings, "maml")
+    assert rates == [0.1, 0.05, 0.05]
+
+
+def test_an_iteration_without_a_finite_result_is_skipped_and_counted(tmp_path, monkeypatch, caplog):
+    original = agent_training.meta_iteration
+
+    def sometimes(agent, sampler, tasks, seed, iteration):
+        if iteration == 1:
+            raise FloatingPointError("the return of task 1 is NaN.")
+        return original(agent, sampler, tasks, seed, iteration)
+
+    monkeypatch.setattr(agent_training, "meta_iteration", sometimes)
+    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=4)
+    record = reinforcement_learning.run(
+        navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+    )
+    assert "Meta-iteration 2 changes nothing: the return of task 1 is NaN." in caplog.text
+    assert record["training"]["maml"]["skipped"] >= 1
+
+
+def test_other_settings_of_the_test_are_tested_without_training(uninterrupted, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    settings = dataclasses.replace(SETTINGS, test_steps=1)
+    record = reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    assert "before adaptation," not in capsys.readouterr().out  # what training prints
+    assert max(row["step"] for row in record["results"]) == 1
+
+
+def test_ten_skips_in_a_row_end_the_run(tmp_path, monkeypatch):
+    def never(*_):
+        raise FloatingPointError("no good.")
+
+    monkeypatch.setattr(agent_training, "meta_iteration", never)
+    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=20)
+    with pytest.raises(FloatingPointError, match="10 meta-iterations in a row"):
+        reinforcement_learning.run(
+            navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+        )
+
+
+def test_the_benchmark_of_meta_iterations_accounts_for_all_of_their_time(tmp_path):
+    problems = {"navigation": dataclasses.replace(navigation.PROBLEM, settings=SETTINGS)}
+    settings = meta_iteration.Settings(tasks=("navigation",), repeats=1)
+    files = meta_iteration.Files(output=str(tmp_path / "run"))
+    store = meta_iteration.run(settings, files, problems)
+    *parts, whole = store.records["navigation"]["parts"].values()
+    assert len(parts) == 4 and all(part["median_ms"] > 0 for part in parts)
+    assert sum(part["median_ms"] for part in parts) == pytest.approx(whole["median_ms"])
+    assert "outer step" in store.path.read_text()
+
+
+def test_the_benchmark_of_meta_iterations_refuses_what_it_does_not_know(tmp_path):
+    files = meta_iteration.Files(output=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"cheetah-direction.*got \['flea'\]"):
+        meta_iteration.run(meta_iteration.Settings(tasks=("flea",)), files)
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        meta_iteration.run(meta_iteration.Settings(repeats=0), files)
+    assert not (tmp_path / "run").exists()
+
+
+def test_deviations_of_actions_have_the_floor_of_the_settings():
+    settings = dataclasses.replace(SETTINGS, min_std=0.25)
+    environment = reinforcement_learning.make_environment(navigation.PROBLEM, settings, "maml", 1)
+    agent = reinforcement_learning.make_agent(settings, "maml", environment, 1)
+    layer = agent.model.get_layer("log_std")
+    layer.vector.assign(np.full(2, -5.0, "float32"))
+    deviations = np.exp(agent.model(np.zeros([1, 2], "float32"))["log_std"])
+    np.testing.assert_allclose(deviations, 0.25, rtol=1e-6)
