@@ -1,26 +1,191 @@
-"""The inner loop: pure functions from weights and a support loss to fast weights.
+"""The inner loop: pure functions from parameters and a support loss to fast weights.
 
-Nothing here knows of Keras, of tasks or of batches: a loss function takes the weights (a list
-of tensors) and a state (whatever the model carries from one forward pass to the next, such as
-batch statistics and random seeds) and returns the loss and the next state.
+Nothing here knows of Keras models, of episodes or of batches of tasks. A task is anything with an
+inner loss; an update rule turns its gradient into the next fast weights. Training, evaluation,
+adaptation, exported signatures and reinforcement learning all take their steps here.
 
 Source: Finn, Abbeel, Levine, Model-Agnostic Meta-Learning, ICML 2017, algorithm 1.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-Weights = list[tf.Tensor]
-State = Any
-LossFunction = Callable[[Weights, State], tuple[tf.Tensor, State]]
-UpdateRule = Callable[[Weights, Weights, int | tf.Tensor], Weights]
+from keras_maml.execution.functional import Tensors
+from keras_maml.execution.task_map import loop
+
+
+class Parameters(NamedTuple):
+    """All weights that a meta-step begins with; those of `trained` get a meta-gradient.
+
+    Attributes:
+        initial: The weights that the inner loop adapts.
+        shared: Trained by the outer step, not moved by the inner one.
+        rule: The update rule's own: rates, preconditioners.
+        frozen: Constants, of layers that are not trainable.
+    """
+
+    initial: Tensors
+    shared: Tensors = []  # noqa: RUF012 - never changed
+    rule: Tensors = []  # noqa: RUF012
+    frozen: Tensors = []  # noqa: RUF012
+
+    @property
+    def trained(self) -> Tensors:
+        """What the outer step trains, in one list."""
+        return [*self.initial, *self.shared, *self.rule]
+
+    def with_trained(self, trained: Tensors) -> "Parameters":
+        """Returns the same with other values of `trained`."""
+        first, second = len(self.initial), len(self.initial) + len(self.shared)
+        return Parameters(trained[:first], trained[first:second], trained[second:], self.frozen)
+
+
+class Carry(NamedTuple):
+    """What an inner step hands to the next.
+
+    Attributes:
+        fast: The fast weights.
+        slots: What a stateful update rule keeps, such as momentum: a nest of tensors.
+        state: What a task keeps, such as random seeds.
+    """
+
+    fast: Tensors
+    slots: Any = ()
+    state: Any = ()
+
+
+class Task(Protocol):
+    """One task: a loss to adapt to, and what the adapted weights are measured by."""
+
+    def inner_loss(
+        self, parameters: Parameters, carry: Carry, step: int | tf.Tensor
+    ) -> tuple[tf.Tensor, Any]:
+        """Returns the scalar loss of the fast weights on the support set, and the next state."""
+
+    def outcome(self, parameters: Parameters, carry: Carry) -> Any:
+        """Returns what the fast weights make of the query set, a nest with a scalar ``loss``."""
+
+
+class Rule(Protocol):
+    """What an inner loop needs of an update rule; see `keras_maml.update_rules.UpdateRule`."""
+
+    def first_slots(self, parameters: Parameters) -> Any:
+        """Returns the slots before the first step."""
+
+    def apply_step(
+        self, parameters: Parameters, carry: Carry, gradients: Tensors, step: int | tf.Tensor
+    ) -> tuple[Tensors, Any]:
+        """Returns the next fast weights and slots."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerLoop:
+    """Adaptation to one task by a few differentiable steps.
+
+    Attributes:
+        rule: The update rule.
+        steps: How many steps; 0 leaves the weights as they are. A tensor makes them a loop.
+        first_order: Stops the inner gradients, so that an outer tape sees a step as a shift by a
+            constant (paper, section 5.2).
+
+    Example:
+        >>> import keras_maml
+        >>> class Square:
+        ...     def inner_loss(self, parameters, carry, step):
+        ...         return carry.fast[0] ** 2, carry.state
+        >>> inner = InnerLoop(keras_maml.update_rules.GradientDescent(0.25), steps=2)
+        >>> float(inner.adapt(Square(), Parameters([tf.constant(1.0)])).fast[0])
+        0.25
+    """
+
+    rule: Rule
+    steps: int | tf.Tensor
+    first_order: bool = False
+
+    def begin(self, parameters: Parameters, state: Any = ()) -> Carry:
+        """Returns what the first step begins with."""
+        return Carry(parameters.initial, self.rule.first_slots(parameters), state)
+
+    def step(
+        self, task: Task, parameters: Parameters, carry: Carry, step: int | tf.Tensor
+    ) -> Carry:
+        """Takes one step.
+
+        Args:
+            task: The task.
+            parameters: The parameters that the loop began with.
+            carry: What the step before handed on.
+            step: The number of the step, counted from 0.
+        """
+
+        def loss(fast: Tensors) -> tuple[tf.Tensor, Any]:
+            return task.inner_loss(parameters, carry._replace(fast=fast), step)
+
+        _, state, gradients = loss_gradients(loss, carry.fast)
+        if self.first_order:
+            gradients = [tf.stop_gradient(gradient) for gradient in gradients]
+        fast, slots = self.rule.apply_step(parameters, carry, gradients, step)
+        return Carry(fast, slots, state)
+
+    def adapt(self, task: Task, parameters: Parameters, state: Any = ()) -> Carry:
+        """Takes all steps.
+
+        Args:
+            task: The task.
+            parameters: The parameters to begin with.
+            state: The task's first state.
+
+        Returns:
+            The fast weights and what came with them.
+        """
+        carry = self.begin(parameters, state)
+        if isinstance(self.steps, int):
+            for step in range(self.steps):
+                carry = self.step(task, parameters, carry, step)
+            return carry
+        _, carry = tf.while_loop(
+            lambda step, _: step < self.steps,
+            lambda step, carry: (step + 1, self.step(task, parameters, carry, step)),
+            (tf.constant(0), carry),
+        )
+        return carry
+
+    def trajectory(self, task: Task, parameters: Parameters, state: Any, *, unrolled: bool) -> Any:
+        """Measures a task before adaptation and after every step.
+
+        Args:
+            task: The task.
+            parameters: The parameters to begin with.
+            state: The task's first state.
+            unrolled: Whether each step is traced by itself. A loop compiles quickly, but XLA does
+                not compile what vectorising over tasks makes of one.
+
+        Returns:
+            The outcomes, every tensor with a leading axis of ``steps + 1``.
+        """
+
+        def turn(step: int | tf.Tensor, carry: Carry) -> tuple[Carry, Any]:
+            carry = self.step(task, parameters, carry, step)
+            return carry, task.outcome(parameters, carry)
+
+        carry = self.begin(parameters, state)
+        first = task.outcome(parameters, carry)
+        if unrolled:
+            outcomes = [first]
+            for step in range(self.steps):
+                carry, outcome = turn(step, carry)
+                outcomes.append(outcome)
+            return tf.nest.map_structure(lambda *values: tf.stack(values), *outcomes)
+        others = loop(turn, carry, first, self.steps)
+        return tf.nest.map_structure(lambda a, b: tf.concat([a[None], b], 0), first, others)
 
 
 def loss_gradients(
-    loss_function: Callable[[Weights], tuple[tf.Tensor, Any]], weights: Weights
-) -> tuple[tf.Tensor, Any, Weights]:
+    loss_function: Callable[[Tensors], tuple[tf.Tensor, Any]], weights: Tensors
+) -> tuple[tf.Tensor, Any, Tensors]:
     """Differentiates a loss with respect to a list of weights.
 
     Args:
@@ -36,73 +201,3 @@ def loss_gradients(
         loss, auxiliary = loss_function(weights)
     gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return loss, auxiliary, [tf.convert_to_tensor(gradient) for gradient in gradients]
-
-
-def inner_step(
-    loss_function: LossFunction,
-    weights: Weights,
-    state: State,
-    *,
-    step: int | tf.Tensor,
-    update_rule: UpdateRule,
-    first_order: bool = False,
-) -> tuple[Weights, State]:
-    """Takes one inner step.
-
-    Args:
-        loss_function: The loss on the support set.
-        weights: The weights before the step.
-        state: The state before the step.
-        step: The number of the step, counted from 0.
-        update_rule: Maps ``(weights, gradients, step)`` to new weights.
-        first_order: Stops the inner gradient, so that an outer tape sees the step as a shift
-            by a constant (paper, section 5.2).
-
-    Returns:
-        The fast weights and the state after the step.
-    """
-    _, state, gradients = loss_gradients(lambda values: loss_function(values, state), weights)
-    if first_order:
-        gradients = [tf.stop_gradient(gradient) for gradient in gradients]
-    return update_rule(weights, gradients, step), state
-
-
-def adapt(
-    loss_function: LossFunction,
-    weights: Weights,
-    state: State = None,
-    *,
-    steps: int,
-    update_rule: UpdateRule,
-    first_order: bool = False,
-) -> tuple[Weights, State]:
-    """Adapts weights to one task by a few differentiable inner steps.
-
-    Args:
-        loss_function: The loss on the support set.
-        weights: The initial weights.
-        state: The initial state.
-        steps: How many inner steps to take; 0 returns the weights as they are.
-        update_rule: Maps ``(weights, gradients, step)`` to new weights.
-        first_order: See `inner_step`.
-
-    Returns:
-        The fast weights and the last state.
-
-    Example:
-        >>> from keras_maml.algorithm.update_rules import GradientDescent
-        >>> square = lambda weights, state: (weights[0] ** 2, state)
-        >>> fast, _ = adapt(square, [tf.constant(1.0)], steps=2, update_rule=GradientDescent(0.25))
-        >>> float(fast[0])
-        0.25
-    """
-    for step in range(steps):
-        weights, state = inner_step(
-            loss_function,
-            weights,
-            state,
-            step=step,
-            update_rule=update_rule,
-            first_order=first_order,
-        )
-    return weights, state

@@ -1,16 +1,13 @@
-"""The exact meta-gradient without keeping the inner steps.
+"""The same meta-gradient without keeping the inner steps.
 
-Differentiating through n inner steps at once keeps the activations of all of them. Here only the
-fast weights before each step are kept, and the gradient is pulled back from the last step to the
-first, each step being computed again for it:
+Differentiating through n inner steps at once keeps the activations of all of them. Here only what
+each step begins with is kept, and the gradient is pulled back from the last step to the first,
+each step being computed again for it:
 
     g <- (d step_s(theta_s) / d theta_s)^T g,    for gradient descent  g <- g - alpha H(theta_s) g.
 
 Memory beyond one step grows by the fast weights alone, compile time not at all: both loops are
-one compiled step each. The price is that each step's gradient is computed twice.
-Measured on mini-ImageNet (5-way 1-shot, 4 tasks, 2 cores): with 5 steps 1.36 GB and 1.8 s a
-meta-step instead of 2.08 GB and 1.0 s; with 50 steps 1.34 GB and 10 s instead of 10.2 GB and 5 s,
-and 20 s until the first result instead of 240.
+one compiled step each. The price is that each step's gradient is computed twice (docs/speed.md).
 
 Source: Finn, Abbeel, Levine, ICML 2017, section 2.2, for the gradient; Griewank and Walther,
 Evaluating Derivatives, 2008, chapter 12, for the trade.
@@ -21,92 +18,133 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_maml.algorithm import inner_loop
-from keras_maml.algorithm.meta_gradients import Objective, Outcome
+from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters, Task
 from keras_maml.execution.functional import Tensors
+from keras_maml.execution.task_map import count_tasks
+from keras_maml.execution.tasks import Run
 
-# Maps ``function(objective, shared, one task's element)`` over the tasks.
-MapTasks = Callable[[Callable[[Objective, Any, Any], Any], Any, Any], Any]
+MakeTask = Callable[[Any, Any], Task]
 
 
-def meta_gradients(
-    map_tasks: MapTasks,
-    weights: Tensors,
-    states: Tensors,
-    support: Any,
-    query: Any,
-    *,
-    steps: int,
-    first_order: bool,
-) -> tuple[Outcome, Tensors, Tensors]:
-    """Differentiates every task's query loss after adaptation by its initial weights.
+def rematerialized(
+    run: Run,
+    make_task: MakeTask,
+    inner: InnerLoop,
+    parameters: Parameters,
+    states: Any,
+    episodes: Any,
+) -> tuple[Any, Tensors, Any]:
+    """Differentiates every task's outcome after adaptation, one step at a time.
 
-    Args:
-        map_tasks: Runs a function of one task for all tasks.
-        weights: The initial weights, shared by the tasks.
-        states: The state of each task, ``[tasks, ...]``.
-        support: The support sets, likewise.
-        query: The query sets, likewise.
-        steps: The number of inner steps.
-        first_order: Whether the inner gradient is stopped.
+    Arguments and results are those of `keras_maml.meta_gradients.MetaGradient`, with the inner
+    loop in the place of rule and steps.
+    """
+    tasks = count_tasks(episodes)
+    begun = inner.begin(parameters)
+    of_task = tf.nest.map_structure(lambda t: tf.repeat(t[None], tasks, 0), begun)
+    first = of_task._replace(state=states)
+    kept = [_array(inner.steps, value) for value in tf.nest.flatten(first)]
+
+    def adapt(step: tf.Tensor, carry: Carry, kept: list) -> tuple:
+        values = tf.nest.flatten(carry)
+        kept = [array.write(step, value) for array, value in zip(kept, values, strict=True)]
+
+        def one(element: Any) -> Carry:
+            carry, episode = element
+            return inner.step(make_task(*episode), parameters, carry, step)
+
+        return step + 1, run.map(one, (carry, episodes)), kept
+
+    _, last, kept = tf.while_loop(
+        lambda step, *_: step < inner.steps, adapt, (tf.constant(0), first, kept)
+    )
+
+    def measure(element: Any) -> tuple[Any, Tensors, Tensors]:
+        carry, episode = element
+        pull, outcome = _differentiable(
+            lambda parameters, carry: make_task(*episode).outcome(parameters, carry),
+            parameters,
+            carry,
+        )
+        return outcome, *pull([outcome.loss], None)
+
+    outcome, gradients, constants = run.map(measure, (last, episodes))
+
+    def back(step: tf.Tensor, gradients: Tensors, constants: Tensors) -> tuple:
+        values = [array.read(step) for array in kept]
+        carries = tf.nest.pack_sequence_as(first, values)
+
+        def one(element: Any) -> tuple[Tensors, Tensors]:
+            carry, episode, gradients = element
+            pull, after = _differentiable(
+                lambda parameters, carry: inner.step(make_task(*episode), parameters, carry, step),
+                parameters,
+                carry,
+            )
+            return pull(_moving(after), gradients)
+
+        gradients, more = run.map(one, (carries, episodes, gradients))
+        return step - 1, gradients, [a + b for a, b in zip(constants, more, strict=True)]
+
+    _, gradients, constants = tf.while_loop(
+        lambda step, *_: step >= 0, back, (tf.constant(inner.steps - 1), gradients, constants)
+    )
+    return outcome, _from_the_start(run, inner, parameters, gradients, constants), last.state
+
+
+def _from_the_start(
+    run: Run, inner: InnerLoop, parameters: Parameters, gradients: Tensors, constants: Tensors
+) -> Tensors:
+    """Pulls the gradients of the first carry back to the parameters, through the first slots."""
+    fast = gradients[: len(parameters.initial)]
+    if len(gradients) == len(fast):
+        return [*fast, *constants]
+
+    def one(gradients: Tensors) -> Tensors:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parameters.trained)
+            moving = _moving(inner.begin(parameters))
+        return _gradient(tape, moving, parameters.trained, gradients)
+
+    pulled = run.map(one, gradients)
+    initial, others = pulled[: len(fast)], pulled[len(fast) :]
+    return [*initial, *(a + b for a, b in zip(constants, others, strict=True))]
+
+
+def _differentiable(
+    function: Callable[[Parameters, Carry], Any], parameters: Parameters, carry: Carry
+) -> tuple[Callable, Any]:
+    """Calls a function of parameters and a carry, and returns how to pull gradients back.
 
     Returns:
-        The outcomes after adaptation, the meta-gradients and the states after the last step, each
-        ``[tasks, ...]``.
+        ``pull(results, gradients)``, which gives the gradients of what moves in the carry and of
+        the parameters that stay the same in all steps; and what the function returned.
     """
-    tasks = tf.shape(tf.nest.flatten(support)[0])[0]
-    fast = [tf.repeat(weight[None], tasks, 0) for weight in weights]
-    kept = [_array(steps, value) for value in (*fast, *states)]
+    moving = _moving(carry)
+    constants = [*parameters.shared, *parameters.rule]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([*moving, *constants])
+        results = function(parameters, carry)
 
-    def adapt(step, fast, states, kept):
-        kept = [a.write(step, v) for a, v in zip(kept, (*fast, *states), strict=True)]
-        fast, states = map_tasks(_inner_step, step, (fast, states, support))
-        return step + 1, fast, states, kept
+    def pull(results: Tensors, gradients: Tensors | None) -> tuple[Tensors, Tensors]:
+        pulled = _gradient(tape, results, [*moving, *constants], gradients)
+        return pulled[: len(moving)], pulled[len(moving) :]
 
-    _, fast, states, kept = tf.while_loop(
-        lambda step, *_: step < steps, adapt, (0, fast, states, kept)
-    )
-    outcome, gradients = map_tasks(_query_gradient, (), (fast, states, support, query))
-    if first_order:  # a step is a shift by a constant
-        return outcome, gradients, states
+    return pull, results
 
-    def pull_back(step, gradients):
-        values = [array.read(step) for array in kept]
-        before, state = values[: len(fast)], values[len(fast) :]
-        return step - 1, map_tasks(_pull_back, step, (before, state, support, gradients))
 
-    _, gradients = tf.while_loop(
-        lambda step, _: step >= 0, pull_back, (tf.constant(steps - 1), gradients)
-    )
-    return outcome, gradients, states
+def _moving(carry: Carry) -> Tensors:
+    """Returns what a gradient flows through from step to step: fast weights, and slots."""
+    return [*carry.fast, *(slot for slot in tf.nest.flatten(carry.slots) if slot.dtype.is_floating)]
+
+
+def _gradient(
+    tape: tf.GradientTape, targets: Tensors, sources: Tensors, gradients: Tensors | None
+) -> Tensors:
+    zero = tf.UnconnectedGradients.ZERO
+    pulled = tape.gradient(targets, sources, gradients, unconnected_gradients=zero)
+    return [tf.convert_to_tensor(gradient) for gradient in pulled]
 
 
 def _array(size: int, value: tf.Tensor) -> tf.TensorArray:
     return tf.TensorArray(value.dtype, size=size, element_shape=value.shape, clear_after_read=False)
-
-
-def _inner_step(objective: Objective, step: tf.Tensor, element: Any) -> tuple[Tensors, Tensors]:
-    weights, state, support = element
-    return objective.inner_step(weights, state, support, step)
-
-
-def _query_gradient(objective: Objective, shared: Any, element: Any) -> tuple[Outcome, Tensors]:
-    fast, state, support, query = element
-
-    def loss(fast: Tensors) -> tuple[tf.Tensor, Outcome]:
-        outcome = objective.query_outcome(fast, state, support, query)
-        return outcome.loss, outcome
-
-    _, outcome, gradients = inner_loop.loss_gradients(loss, fast)
-    return outcome, gradients
-
-
-def _pull_back(objective: Objective, step: tf.Tensor, element: Any) -> Tensors:
-    weights, state, support, gradients = element
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(weights)
-        fast, _ = objective.inner_step(weights, state, support, step)
-    pulled = tape.gradient(
-        fast, weights, gradients, unconnected_gradients=tf.UnconnectedGradients.ZERO
-    )
-    return [tf.convert_to_tensor(gradient) for gradient in pulled]

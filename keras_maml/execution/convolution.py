@@ -6,38 +6,24 @@ of them, each the faster one where it is used:
 
 `by_patches` multiplies a matrix of patches (what each tap of the window sees, side by side) by
 the kernel as a matrix. It vectorises over tasks with a kernel each, as one batched product, and
-suits small images: at 14x14x64, stride 2, XLA reaches 80 to 230 GFLOP/s on 2 cores that do 290
-in a large product. The patches and their transpose are one `linear_pair`.
-
-What is gained by one large product is lost again where the tensors of all tasks together leave
-the cache, and taking turns compiles faster. Tasks whose patches are larger than `MAX_PATCHES`
-therefore take turns. Measured with 32 tasks of 5 + 5 images on two cores of an Intel Xeon with
-AMX, first order, at once and in turns: images of 8x8 (46 KiB of patches) 8.5 and 7.4 ms a
-meta-step, second order 13.8 and 14.5; 10x10 (104 KiB) 11.0 and 9.7, second order 19.9 and 20.3;
-14x14 (184 KiB) 16.0 and 12.1, second order 30.6 and 24.1, with 4 tasks 3.6 and 2.9.
+suits small images. The patches and their transpose are one `linear_pair`. What is gained by one
+large product is lost again where the tensors of all tasks together leave the cache, and taking
+turns compiles faster: see `tasks.MAX_PATCHES`.
 
 `natively` uses XLA's own convolution for all three maps. It needs no patches, which for an
-unstrided 3x3 window are nine times the image: 200 GFLOP/s at 42x42x32 where patches, bound by
-memory, reach 45. It does not vectorise over kernels. XLA's CPU back end has a fast path for
-ordinary forward convolutions only, and inside loops it does not bring others into that form
-(a meta-step of mini-ImageNet took 45 s), so the two gradients are written as forward ones: that of
-the input with the kernel flipped, that of the kernel with examples and channels exchanged.
+unstrided 3x3 window are nine times the image. It does not vectorise over kernels. XLA's CPU back
+end has a fast path for ordinary forward convolutions only, and inside loops it does not bring
+others into that form, so the two gradients are written as forward ones: that of the input with the
+kernel flipped, that of the kernel with examples and channels exchanged.
 
 An image's few channels are a case of their own: XLA gathers its windows number by number, and
-turning the gradient of the outputs, ten times the image, costs more than multiplying with it. The
-outputs are there a sum of shifted images times a row of the kernel each, which XLA makes one
-vectorised loop of, and the kernel's gradient takes dy as it lies in memory. Measured on a core of
-an Intel Xeon with AMX for 75 images of 84x84x3 and 32 filters: 34 to 15 ms and 35 to 19 ms; in
-turns on two cores the meta-step of mini-ImageNet 933 to 828 ms, first order 666 to 582, its
-evaluation 2,214 to 1,722. For eight channels both forms are equal.
+transposing the gradient of the outputs, ten times the image, costs more than multiplying with it.
+The outputs are there a sum of shifted images times a row of the kernel each, which XLA makes one
+vectorised loop of, and the kernel's gradient takes dy as it lies in memory.
 
-Winograd's minimal filtering was measured too: F(2x2, 3x3) as batched products runs at 100
-GFLOP/s (counted as direct arithmetic) at 42x42x32, F(4x4, 3x3) at 65, both below `natively`: moving
-the tiles costs more than the multiplications saved.
+docs/speed.md has the figures behind each choice, and those of Winograd's minimal filtering.
 """
 
-import contextlib
-import contextvars
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -46,25 +32,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.execution.context import holding
 from keras_maml.execution.linear import Product, bilinear, linear_pair
-
-# Tasks whose patches are larger are faster one after another.
-MAX_PATCHES = 2**16
 
 # Terms of a sum, taps times channels, that XLA adds up faster than it convolves.
 MAX_TERMS = 64
-
-_limit = contextvars.ContextVar("largest patches of one task, in bytes", default=math.inf)
-
-
-class PatchesTooLarge(Exception):  # noqa: N818
-    """One task's patches are so large that the tasks are faster one after another."""
-
-
-def limited_patches() -> contextlib.AbstractContextManager[None]:
-    """Lets `by_patches` raise `PatchesTooLarge` while the context is open."""
-    return holding(_limit, MAX_PATCHES)
 
 
 class Windows:
@@ -136,9 +107,9 @@ class Windows:
         """Adds up what each tap would have seen where it would have seen it.
 
         The transpose of `taps`. With strides, positions that have the same remainder see the same
-        few taps: each of these phases is added up by itself, without gaps, and then they take
-        turns. One sum of all taps, each with zeros between its positions, costs the 20-way
-        meta-step of Omniglot 364 ms instead of 340, and with 15 queries 246 instead of 227.
+        few taps: each of these phases is added up by itself, without gaps, and then they are
+        interleaved. One sum of all taps, each with zeros between its positions, is slower
+        (docs/speed.md).
         """
         padded = [
             n + before + after for n, (before, after) in zip(self.sizes, self.pads, strict=True)
@@ -154,7 +125,7 @@ class Windows:
         phases = [tf.add_n(found or [tf.zeros_like(some)]) for found in terms.values()]
         for axis, stride in reversed([*enumerate(self.strides, 1)]):
             together = range(0, len(phases), stride)
-            phases = [_in_turns(phases[i : i + stride], axis) for i in together]
+            phases = [_interleaved(phases[i : i + stride], axis) for i in together]
         (total,) = phases
         begin = [before for before, _ in self.pads]
         end = [first + n for first, n in zip(begin, self.sizes, strict=True)]
@@ -177,8 +148,8 @@ def _pad(x: tf.Tensor, pads: Iterable[tuple[int, int]], value: float = 0.0) -> t
     return tf.where(inside, padded, tf.constant(value, x.dtype))
 
 
-def _in_turns(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:
-    """Joins tensors along an axis so that their entries take turns."""
+def _interleaved(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:
+    """Joins tensors along an axis so that their entries alternate."""
     if len(parts) == 1:
         return parts[0]
     shape = [-1 if size is None else size for size in parts[0].shape]
@@ -220,9 +191,6 @@ def by_patches(
 
     Returns:
         ``[batch, *output spatial, filters]``.
-
-    Raises:
-        PatchesTooLarge: Inside `limited_patches`, the patches are.
     """
     *window, _, filters = kernel.shape
 
@@ -235,9 +203,6 @@ def by_patches(
         return windows.spread(tf.split(patches, len(windows.slices), -1))
 
     patches = linear_pair(forward, transpose)[0](inputs)
-    known = None not in patches.shape
-    if known and math.prod(patches.shape) * patches.dtype.size > _limit.get():
-        raise PatchesTooLarge
     shape = [-1 if size is None else size for size in patches.shape[:-1]]
     rows = tf.reshape(patches, [-1, patches.shape[-1]])
     return tf.reshape(product(rows, tf.reshape(kernel, [-1, filters])), [*shape, filters])
@@ -261,8 +226,8 @@ def natively(
     windows = Windows(inputs.shape[1:-1], window, (1, 1), padding, dilation)
     pads = [(0, 0), *windows.pads, (0, 0)]
     reach = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
-    turned = [(r - b, r - a) for r, (b, a) in zip(reach, windows.pads, strict=True)]
-    turned = [(0, 0), *turned, (0, 0)]
+    flipped_pads = [(r - b, r - a) for r, (b, a) in zip(reach, windows.pads, strict=True)]
+    flipped_pads = [(0, 0), *flipped_pads, (0, 0)]
     few = math.prod(kernel.shape[:-1]) <= MAX_TERMS
 
     def outputs(x, w):
@@ -272,14 +237,14 @@ def natively(
 
     def to_inputs(dy, w):
         flipped = tf.transpose(tf.reverse(w, [0, 1]), [0, 1, 3, 2])
-        return tf.nn.conv2d(dy, flipped, 1, turned, dilations=dilation)
+        return tf.nn.conv2d(dy, flipped, 1, flipped_pads, dilations=dilation)
 
     def to_kernel(x, dy):
         if few:
             return _kernel_by_columns(_pad(x, windows.pads), dy, window, dilation)
         # The channels are examples here, and the examples channels.
-        x_turned, dy_turned = tf.transpose(x, [3, 1, 2, 0]), tf.transpose(dy, [1, 2, 0, 3])
-        dw = tf.nn.conv2d(x_turned, dy_turned, list(dilation), pads)
+        x_images, dy_kernel = tf.transpose(x, [3, 1, 2, 0]), tf.transpose(dy, [1, 2, 0, 3])
+        dw = tf.nn.conv2d(x_images, dy_kernel, list(dilation), pads)
         return tf.transpose(dw, [1, 2, 0, 3])
 
     return bilinear(outputs, to_inputs, to_kernel)(inputs, kernel)
@@ -304,8 +269,8 @@ def _kernel_by_columns(
     """
     firsts = range(0, window[1] * dilation[1], dilation[1])
     columns = [x[:, :, first : first + dy.shape[2]] for first in firsts]
-    turned = tf.concat([tf.transpose(column, [3, 0, 1, 2]) for column in columns], 0)
-    dw = tf.nn.conv2d(turned, dy, [1, dilation[0]], "VALID")
+    images = tf.concat([tf.transpose(column, [3, 0, 1, 2]) for column in columns], 0)
+    dw = tf.nn.conv2d(images, dy, [1, dilation[0]], "VALID")
     dw = tf.reshape(dw, [window[1], x.shape[-1], window[0], dy.shape[-1]])
     return tf.transpose(dw, [2, 0, 1, 3])
 

@@ -13,15 +13,17 @@ one: call `tf.nn.moments` or `keras.ops.moments` through their modules. A layer 
 numbers needs a `keras.random.SeedGenerator` of its own, as in Keras; without, it draws the same
 in every step.
 
-`differentiable_forms` lends the layers of a model an equivalent form while a task's function is
-traced. The user's layers, their weights and their configuration stay as they are.
+`differentiable_forms` lends the layers of a model an equivalent form while a thread calls it. The
+user's layers, their weights and their configuration stay as they are, and other threads that call
+the same layers meanwhile get what they always do.
 
-The mathematics is in `keras_maml.execution.convolution` and `keras_maml.execution.normalization`.
+The mathematics is in `convolution` and `normalization`.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import keras
@@ -30,6 +32,8 @@ import tensorflow as tf
 from keras_maml.execution import convolution
 from keras_maml.execution.linear import add_bias, before_bias, matrix_product
 from keras_maml.execution.normalization import moments, standardize
+from keras_maml.execution.random import hashed_uniform
+from keras_maml.private_keras import flatten_layers
 
 BatchStatistics = Literal["batch", "stored"]
 
@@ -38,6 +42,9 @@ Route = Literal["vectorized", "compiled", "plain"]
 
 # Longer sequences keep their loop: unrolling them would make the program too large to compile.
 MAX_UNROLLED_STEPS = 128
+
+# Held while forms are lent: one thread at a time borrows. Traces are short; compiling is outside.
+_lending = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -48,7 +55,7 @@ def differentiable_forms(
     batch_statistics: BatchStatistics = "batch",
     write_statistics: bool = True,
 ) -> Iterator[None]:
-    """Lends a model's layers forms that MAML can differentiate, while the context is open.
+    """Lends a model's layers forms that MAML can differentiate, to this thread, for a while.
 
     Args:
         model: The model; nested models are included.
@@ -57,33 +64,36 @@ def differentiable_forms(
         batch_statistics: What trainable `BatchNormalization` layers normalise with: ``"batch"``
             takes the batch at hand, ``"stored"`` the layer's moving statistics. Frozen layers
             always use what they have stored.
-        write_statistics: Whether ``"batch"`` makes the statistics of the batch the moving ones:
-            inside a `keras.StatelessScope`, in the state that the scope hands on.
+        write_statistics: Whether ``"batch"`` makes the statistics of the batch the moving ones.
+            Open a `keras.StatelessScope` around the call: they are written into the state that
+            the scope hands on.
     """
-    with contextlib.ExitStack() as stack:
+    with _lending, contextlib.ExitStack() as stack:
         stack.enter_context(_lend(tf.nn, "moments", moments))
         for layer in flatten_layers(model):
-            forms = _form_of(layer, _FORMS)
-            forms = forms | _form_of(layer, _FORMS_OF_ROUTES[route])
+            form = _form_of(layer, _FORMS_OF_ROUTES[route]) or _form_of(layer, _FORMS)
             if isinstance(layer, keras.layers.BatchNormalization):
-                # Keras writes momentum * moving + (1 - momentum) * batch.
-                momentum = 0.0 if write_statistics else 1.0
-                forms = {"call": _bind(_normalize, layer, batch_statistics), "momentum": momentum}
-                if layer.renorm:
-                    forms["renorm_momentum"] = momentum
-            for name, value in forms.items():
-                stack.enter_context(_lend(layer, name, value))
+                form = _bind(_normalize, layer, batch_statistics, write_statistics)
+            if form is not None:
+                stack.enter_context(_lend(layer, "call", form))
         yield
 
 
-def flatten_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Returns every layer of a model once: itself, its layers, and theirs."""
-    return list(model._flatten_layers())
+def call_on_batch(model: keras.Model, x: Any, training: bool | None = None) -> Any:
+    """Calls a model whose batch normalisation takes the batch at hand, in training or not.
 
+    Inside `differentiable_forms`, whose choice that is, an ordinary call.
 
-def has_lent_forms(model: keras.Model) -> bool:
-    """Returns whether `differentiable_forms` is open for a model with batch normalisation."""
-    return any("call" in vars(layer) for layer in batch_normalizations(model))
+    Args:
+        model: A model.
+        x: Its inputs.
+        training: Whether dropout and its like are active.
+    """
+    borrowed = (vars(layer).get("call") for layer in batch_normalizations(model))
+    if any(isinstance(call, _Lent) and call.is_mine for call in borrowed):
+        return model(x, training=training)
+    with differentiable_forms(model, route="plain", write_statistics=False):
+        return model(x, training=training)
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -95,12 +105,57 @@ def batch_normalizations(model: keras.Model) -> list[keras.layers.BatchNormaliza
     ]
 
 
+def first_call(model: keras.Model, x: Any) -> tuple[Any, int]:
+    """Calls a model, which builds it if it is not built; none of its variables changes.
+
+    Args:
+        model: A model.
+        x: A few inputs ``[examples, ...]``, or a nest of such.
+
+    Returns:
+        The predictions, and how large the largest patches of a convolution are: bytes per example,
+        0 without convolutions.
+    """
+    sizes = [0]
+    with _lending, contextlib.ExitStack() as stack, keras.StatelessScope():
+        for layer in flatten_layers(model):
+            if isinstance(layer, _CONVOLUTIONS):
+                stack.enter_context(_lend(layer, "call", _bind(_measure, layer, sizes)))
+        predictions = call_on_batch(model, x)
+    return predictions, max(sizes)
+
+
+def _measure(layer, sizes, inputs):
+    outputs = type(layer).call(layer, inputs)
+    positions = math.prod(outputs.shape[1:]) // layer.filters
+    sizes.append(positions * math.prod(layer.kernel.shape[:-1]) * outputs.dtype.size)
+    return outputs
+
+
+class _Lent:
+    """Stands in for a callable attribute: another form for one thread, itself for the others."""
+
+    def __init__(self, own: Callable, form: Callable) -> None:
+        self._own, self._form, self._thread = own, form, threading.get_ident()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it is lent to the thread that asks."""
+        return self._thread == threading.get_ident()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._form if self.is_mine else self._own)(*args, **kwargs)
+
+
 @contextlib.contextmanager
-def _lend(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Shadows an attribute of a layer or module, past Keras's own tracking of attributes."""
+def _lend(owner: Any, name: str, form: Callable) -> Iterator[None]:
+    """Shadows a callable attribute of a layer or module, past Keras's own tracking of them."""
     attributes = vars(owner)
     had, before = name in attributes, attributes.get(name)
-    attributes[name] = value
+    own = getattr(owner, name)
+    while isinstance(own, _Lent):  # what other threads get is never a lent form
+        own = own._own
+    attributes[name] = _Lent(own, form)
     try:
         yield
     finally:
@@ -110,19 +165,24 @@ def _lend(owner: Any, name: str, value: Any) -> Iterator[None]:
             del attributes[name]
 
 
-def _form_of(layer: keras.layers.Layer, forms: dict[type, Callable | dict]) -> dict[str, Any]:
+def _form_of(layer: keras.layers.Layer, forms: dict[type, Callable]) -> Callable | None:
     for ancestor in type(layer).__mro__:
         if ancestor in forms:
-            form = forms[ancestor]
-            if isinstance(form, dict):
-                return form
             # A subclass with a method of its own knows better what it computes.
             if all(
                 getattr(type(layer), name, None) is getattr(ancestor, name, None)
                 for name in ("call", "convolution_op")
             ):
-                return {"call": _bind(form, layer)}
-    return {}
+                return _bind(forms[ancestor], layer)
+            return None
+    return None
+
+
+def _changed(layer: keras.layers.Layer, **attributes: Any) -> keras.layers.Layer:
+    """Returns a layer with the same variables and other attributes, for one call."""
+    changed = object.__new__(type(layer))
+    vars(changed).update(vars(layer) | attributes)
+    return changed
 
 
 def _bind(function: Callable, layer: keras.layers.Layer, *bound: Any) -> Callable:
@@ -132,18 +192,21 @@ def _bind(function: Callable, layer: keras.layers.Layer, *bound: Any) -> Callabl
 # --- normalisation ---------------------------------------------------------------------------
 
 
-def _normalize(layer, batch_statistics, inputs, training=None, mask=None):
+def _normalize(layer, batch_statistics, write, inputs, training=None, mask=None):
     del training  # whatever the phase: the way of normalising is the learner's choice
     on_batch = batch_statistics == "batch"
     ours = type(layer).call is keras.layers.BatchNormalization.call and not layer.renorm
     if mask is not None or not (on_batch and ours and layer.trainable):
+        # Keras writes momentum * moving + (1 - momentum) * batch.
+        momentum = 0.0 if write else 1.0
+        layer = _changed(layer, momentum=momentum, renorm_momentum=momentum)
         return type(layer).call(layer, inputs, training=on_batch, mask=mask)
     x = keras.ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
     axis = layer.axis % len(x.shape)
     axes = [i for i in range(len(x.shape)) if i != axis]
     last = axis == len(x.shape) - 1
     x, bias = before_bias(x) if last else (x, None)  # the mean takes the bias away again
-    if layer.momentum != 1.0:
+    if write:
         mean, variance = moments(x, axes)
         layer.moving_mean.assign(mean if bias is None else mean + bias)
         layer.moving_variance.assign(variance)
@@ -244,17 +307,18 @@ def _embed(layer, inputs):
 def _recur(layer, sequences, initial_state=None, mask=None, training=False):
     steps = sequences.shape[1]
     unroll = steps is not None and steps <= MAX_UNROLLED_STEPS
-    forms = {"unroll": layer.unroll or unroll, "use_cudnn": False}
+    changes = {"unroll": layer.unroll or unroll, "use_cudnn": False}
     if layer.go_backwards and mask is not None:
         # Keras's unrolled form zeroes the outputs of masked steps in forward order.
         sequences, mask = tf.reverse(sequences, [1]), tf.reverse(mask, [1])
-        forms["go_backwards"] = False
-    with contextlib.ExitStack() as stack:
-        for name, value in forms.items():
-            stack.enter_context(_lend(layer, name, value))
-        return type(layer).call(
-            layer, sequences, initial_state=initial_state, mask=mask, training=training
-        )
+        changes["go_backwards"] = False
+    return type(layer).call(
+        _changed(layer, **changes),
+        sequences,
+        initial_state=initial_state,
+        mask=mask,
+        training=training,
+    )
 
 
 def _drop(layer, inputs, training=False):
@@ -271,42 +335,12 @@ def _drop(layer, inputs, training=False):
     return tf.where(keep, inputs / tf.constant(1 - layer.rate, inputs.dtype), tf.zeros_like(inputs))
 
 
-def hashed_uniform(seed: tf.Tensor, shape: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """Uniform numbers that are the same vectorised or not, compiled or not.
-
-    Every element is a hash of the seed and of its own position (SplitMix64's finaliser; Steele,
-    Lea and Flood 2014), so the numbers do not depend on how the operation is executed.
-
-    Args:
-        seed: Two integers, the state of a `keras.random.SeedGenerator`.
-        shape: The shape of the result.
-
-    Returns:
-        float32 numbers in [0, 1).
-    """
-    words = tf.cast(tf.cast(seed, tf.uint32), tf.uint64)
-    key = _mix(_mix(words[0] + _GOLDEN) ^ (words[1] + _GOLDEN))
-    size = tf.reduce_prod(shape)
-    position = tf.cast(tf.range(size), tf.uint64)
-    bits = tf.bitwise.right_shift(_mix(key + position * _GOLDEN), tf.constant(40, tf.uint64))
-    return tf.reshape(tf.cast(tf.cast(bits, tf.int32), tf.float32) * 2.0**-24, shape)
-
-
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def _mix(z: tf.Tensor) -> tf.Tensor:
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z = (z ^ tf.bitwise.right_shift(z, tf.constant(shift, tf.uint64))) * factor
-    return z ^ tf.bitwise.right_shift(z, tf.constant(31, tf.uint64))
-
-
 _SPATIAL_DROPOUTS = (
     keras.layers.SpatialDropout1D,
     keras.layers.SpatialDropout2D,
     keras.layers.SpatialDropout3D,
 )
-_FORMS: dict[type, Callable | dict] = {
+_FORMS: dict[type, Callable] = {
     keras.layers.Embedding: _embed,
     keras.layers.Dropout: _drop,
     **dict.fromkeys(_SPATIAL_DROPOUTS, _drop),
@@ -323,7 +357,7 @@ _FORMS: dict[type, Callable | dict] = {
 }
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_CONVOLVE_DEPTHWISE: dict[type, Callable | dict] = dict.fromkeys(_DEPTHWISE, _convolve_depthwise)
+_CONVOLVE_DEPTHWISE: dict[type, Callable] = dict.fromkeys(_DEPTHWISE, _convolve_depthwise)
 _FORMS_OF_ROUTES = {
     "vectorized": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once) | _CONVOLVE_DEPTHWISE,
     "compiled": dict.fromkeys(_CONVOLUTIONS, _convolve_in_turns) | _CONVOLVE_DEPTHWISE,

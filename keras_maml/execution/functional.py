@@ -5,13 +5,19 @@ tensors: assigning variables would cut the gradient.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.execution import forms
+from keras_maml.execution.forms import (
+    BatchStatistics,
+    Route,
+    batch_normalizations,
+    differentiable_forms,
+)
 
 Tensors = list[tf.Tensor]
 
@@ -23,7 +29,7 @@ class Forward:
     Attributes:
         predictions: What the model returned.
         losses: Scalars from `add_loss` and from the regularisers, each once.
-        state: The model's non-trainable variables after the pass.
+        state: The state after the pass.
     """
 
     predictions: Any
@@ -33,21 +39,21 @@ class Forward:
 
 def forward(
     model: keras.Model,
-    weights: Tensors,
-    state: Tensors,
+    weights: Sequence[tuple[keras.Variable, tf.Tensor]],
+    state: Sequence[tuple[keras.Variable, tf.Tensor]],
     x: Any,
     *,
     training: bool,
-    route: forms.Route = "plain",
-    batch_statistics: forms.BatchStatistics = "batch",
+    route: Route = "plain",
+    batch_statistics: BatchStatistics = "batch",
     write_statistics: bool = False,
 ) -> Forward:
     """Calls a model with explicit weights and state; none of its variables changes.
 
     Args:
         model: A built model.
-        weights: One tensor per trainable variable of the model.
-        state: One tensor per non-trainable variable: batch statistics, seeds of random layers.
+        weights: What takes the place of its weights, trainable and frozen ones.
+        state: What takes the place of its state; see `state_variables`.
         x: The inputs, ``[examples, ...]`` or a nest of such.
         training: Whether dropout and its like are active.
         route: See `forms.differentiable_forms`.
@@ -55,31 +61,49 @@ def forward(
         write_statistics: See `forms.differentiable_forms`.
 
     Returns:
-        The predictions, additional losses and next state.
+        The predictions, additional losses and next state, in the order of ``state``.
+
+    Raises:
+        NotImplementedError: A layer assigns a variable that is neither batch statistics nor a
+            random seed: what it would keep, no task could have of its own.
     """
-    mapping = [
-        *zip(model.trainable_variables, weights, strict=True),
-        *zip(model.non_trainable_variables, state, strict=True),
-    ]
-    lent = forms.differentiable_forms(
-        model,
-        route=route,
-        batch_statistics=batch_statistics,
-        write_statistics=write_statistics,
+    scope = keras.StatelessScope(state_mapping=[*weights, *state], collect_losses=True)
+    given = dict(scope.state_mapping)
+    forms = differentiable_forms(
+        model, route=route, batch_statistics=batch_statistics, write_statistics=write_statistics
     )
-    with lent, keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+    with forms, scope:
         predictions = model(x, training=training)
         # Not `model.losses`: it finds added losses by the id of a tensor, which a later trace
         # can reuse, and would then count a loss twice.
         losses = list(scope.losses)
         losses += [
             variable.regularizer(weight)
-            for variable, weight in zip(model.trainable_variables, weights, strict=True)
-            if variable.regularizer is not None
+            for variable, weight in weights
+            if variable.trainable and variable.regularizer is not None
         ]
-        state = [scope.get_current_value(v) for v in model.non_trainable_variables]
-    state = [tf.convert_to_tensor(value) for value in state]
-    return Forward(predictions, losses, state)
+        values = [tf.convert_to_tensor(scope.get_current_value(v)) for v, _ in state]
+    may_change = {id(variable) for variable, _ in state}
+    for key, value in scope.state_mapping.items():
+        if key not in may_change and given.get(key) is not value:
+            raise NotImplementedError(_assigned(model, key))
+    return Forward(predictions, losses, values)
+
+
+def _assigned(model: keras.Model, key: int) -> str:
+    paths = [variable.path for variable in model.variables if id(variable) == key]
+    if not paths:
+        return (
+            "A layer assigns a variable outside of the model in its call, such as a metric or the "
+            "state of Keras's global random generator. Give a layer that draws random numbers a "
+            "keras.random.SeedGenerator of its own, and measure in metrics passed to compile."
+        )
+    *_, layer, _ = (model.name, *paths[0].split("/"))
+    return (
+        f"Layer '{layer}' assigns the variable {paths[0]!r} in its call. Tasks are adapted side by "
+        "side, and each would need that variable for itself: only batch statistics and random "
+        "seeds are kept so. Replace the layer by one that computes without assigning."
+    )
 
 
 def is_seed(variable: keras.Variable) -> bool:
@@ -87,18 +111,32 @@ def is_seed(variable: keras.Variable) -> bool:
     return variable.name == "seed_generator_state"
 
 
-def task_states(model: keras.Model, numbers: tf.Tensor) -> Tensors:
-    """Gives every task of a meta-batch a copy of the model's state, with random seeds of its own.
+def state_variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns what a task has of its own: random seeds, and statistics of batch normalisation.
+
+    Other variables that are not trained, those of frozen layers among them, are constants.
+    """
+    statistics = {
+        id(variable)
+        for layer in batch_normalizations(model)
+        for variable in layer.non_trainable_variables
+    }
+    variables = model.non_trainable_variables
+    return [v for v in variables if is_seed(v) or id(v) in statistics]
+
+
+def task_states(variables: Sequence[keras.Variable], numbers: tf.Tensor) -> Tensors:
+    """Gives every task of a meta-batch a copy of a state, with random seeds of its own.
 
     Args:
-        model: A built model.
+        variables: See `state_variables`.
         numbers: Which tasks of the meta-batch, counted from 0: ``[tasks]``, of an integer dtype.
 
     Returns:
-        One tensor ``[tasks, ...]`` per non-trainable variable. Task 0 keeps the model's seeds.
+        One tensor ``[tasks, ...]`` per variable. Task 0 keeps the model's seeds.
     """
     states = []
-    for variable in model.non_trainable_variables:
+    for variable in variables:
         value = tf.convert_to_tensor(variable)
         state = tf.repeat(value[None], tf.size(numbers), axis=0)
         if is_seed(variable):
@@ -133,3 +171,18 @@ def as_tensors(nest: Any) -> Any:
         return tf.convert_to_tensor(value, keras.config.floatx() if floats else None)
 
     return keras.tree.map_structure(convert, nest)
+
+
+def masks_of(predictions: Any) -> dict[str, tf.Tensor]:
+    """Returns the Keras masks of a nest of outputs, of those that have one, by their number."""
+    masks = [getattr(tensor, "_keras_mask", None) for tensor in keras.tree.flatten(predictions)]
+    return {str(i): mask for i, mask in enumerate(masks) if mask is not None}
+
+
+def with_masks(predictions: Any, masks: dict[str, tf.Tensor]) -> Any:
+    """Gives outputs the masks that `masks_of` found, which metrics look for there."""
+    tensors = keras.tree.flatten(predictions)
+    for number, mask in masks.items():
+        tensors[int(number)] = tf.identity(tensors[int(number)])
+        tensors[int(number)]._keras_mask = mask
+    return keras.tree.pack_sequence_as(predictions, tensors)

@@ -3,43 +3,32 @@
 MAML differentiates a gradient. Left to itself, automatic differentiation takes an operator made
 of many small steps apart again in every order: the gradient of the gradient of nine stacked
 slices is nine pads to full size and a sum. `linear_pair` ties an operator and its transpose
-together, so that the gradient of either is one call of the other. Measured on the Omniglot
-meta-step (5-way 1-shot, 32 tasks, 2 cores): 180 ms before, 142 ms after.
-
-`bilinear` does the same for an operator of two tensors and its two gradients.
+together, so that the gradient of either is one call of the other. `bilinear` does the same for an
+operator of two tensors and its two gradients.
 
 `matrix_product` is where convolutions by patches spend their time. XLA's CPU back end multiplies
 with Eigen, which packs the right factor of a product a'dy, the kernel's gradient, slowly where it
-is the wide one: 3,675 rows of 576 columns times 64 run at 65 GFLOP/s on a core of an Intel Xeon
-with AMX, and turned, dy'a, at 150, like the other two products. XLA merges a transposition into
-the product before it, which turns it back, unless something stands between them. In turns on two
-cores (second order; first): Omniglot 5-way with 15 queries 305 to 263 ms and 274 to 230, 20-way
-513 to 449 and 173 to 154, its evaluation 375 to 343. Where fewer than two columns of a come to
-one of dy it gains nothing; where tasks run at once it hides the product from `sum_tasks`.
-
-What is turned has to be turned back, number by number. A kernel's meta-gradient is therefore added
-up over the tasks as it comes, `turned`, and turned back once. In turns on two cores: Omniglot 5-way
-57.5 to 55.2 ms, first order 33.0 to 32.0; with 15 queries 273 to 267.
+is the wide one; transposed, dy'a, it is as fast as the other two products. XLA merges a
+transposition into the product before it, which undoes that, unless something stands between them.
+What comes out transposed has to be transposed back, number by number: a kernel's meta-gradient is
+added up over the tasks as it comes, `pack_gradient`, and unpacked once.
 
 `sum_positions` adds up a tensor over all axes but the last. XLA's CPU back end emits such a sum,
 with whatever was fused into it, as one scalar chain per channel (or, when it is long, as a slow
 window reduction). Cutting the positions into a few equal parts and adding these first gives it
-independent elements to vectorise: 2.1 to 0.9 ms for a typical sum of batch normalisation, and
-142 to 118 ms for the meta-step above.
+independent elements to vectorise.
 
 `sum_tasks` adds up what vectorised tasks return, such as their gradients of shared weights. The
 gradient of a dense kernel is a product x'dy per task, and the sum of these is one product of all
 tasks' examples, [inputs, tasks * examples] times [tasks * examples, outputs]; XLA does not see
 that, and would write a kernel per task, add it to others and read it again. The exact meta-gradient
-is a sum of such terms. Measured on 2 cores (AMD EPYC with AVX-512), 32 tasks, 5 + 5 images, the
-network without convolutions: 14.4 to 10.9 ms a meta-step, first order 8.4 to 7.0; on the sinusoid
-0.225 to 0.170 ms, first order 0.119 to 0.094. Products with a vector stay as they are: XLA makes
-one loop of them and of what their factors are computed from (0.209 and 0.114 ms).
+is a sum of such terms. Products with a vector stay as they are: XLA makes one loop of them and of
+what their factors are computed from.
 
 `before_bias` finds what a bias was added to. Normalisation takes the bias away again: its gradient
-is then a long sum that comes to zero. Without it, measured in turns on 2 cores (Intel Xeon with
-AMX, second order): 5-way Omniglot 61.4 to 58.8 ms, with 15 queries 329 to 310, 20-way 557 to 537,
-mini-ImageNet 980 to 927.
+is then a long sum that comes to zero.
+
+docs/speed.md has what each of them gains.
 """
 
 import math
@@ -51,8 +40,7 @@ Operator = Callable[[tf.Tensor], tf.Tensor]
 Product = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 # How many parts a sum is cut into: the first of these that divides it evenly. The more, the less
-# is left to sum up; but 16 are read slower (evaluation of mini-ImageNet 1.94, 1.84, 2.11 s with 4,
-# 8, 16).
+# is left to sum up; but 16 are read slower (docs/speed.md).
 _PARTS = (8, 4, 5, 6, 7, 3, 2)
 
 
@@ -136,11 +124,11 @@ def matrix_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
     def to_right(a, dy):
         columns, outputs = a.shape[1], dy.shape[1]
-        if None in (columns, outputs) or not _is_turned(columns, outputs):
+        if None in (columns, outputs) or not _comes_transposed(columns, outputs):
             return tf.matmul(a, dy, transpose_a=True)
-        turned = tf.matmul(dy, a, transpose_a=True)
+        transposed = tf.matmul(dy, a, transpose_a=True)
         # The same numbers; but XLA does not see that, and leaves the factors in their order.
-        return tf.transpose(tf.where(tf.math.is_nan(turned), turned + 1, turned))
+        return tf.transpose(tf.where(tf.math.is_nan(transposed), transposed + 1, transposed))
 
     def to_left(dy, b):
         return tf.matmul(dy, b, transpose_b=True)
@@ -148,30 +136,31 @@ def matrix_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return bilinear(tf.matmul, to_left, to_right)(a, b)
 
 
-def turned(kernel: tf.Tensor) -> tf.Tensor:
-    """Writes a kernel as its gradient comes out of `matrix_product`.
+def pack_gradient(gradient: tf.Tensor) -> tf.Tensor:
+    """Writes a kernel's gradient as it comes out of `matrix_product`, where it comes transposed.
 
     Args:
-        kernel: ``[*window, channels, outputs]``.
+        gradient: ``[*window, channels, outputs]``.
 
     Returns:
-        ``[outputs, columns]``; the tensor itself if it is no kernel that `matrix_product` turns.
+        ``[outputs, columns]``; the tensor itself if it does not come transposed.
 
     Example:
-        >>> turned(tf.zeros([3, 3, 2, 4])).shape.as_list(), turned(tf.zeros([9, 4])).shape.as_list()
-        ([4, 18], [9, 4])
+        >>> [pack_gradient(tf.zeros(s)).shape.as_list() for s in ([3, 3, 2, 4], [9, 4])]
+        [[4, 18], [9, 4]]
     """
-    if kernel.shape.rank < 3 or not _is_turned(math.prod(kernel.shape[:-1]), kernel.shape[-1]):
-        return kernel
-    return tf.transpose(tf.reshape(kernel, [-1, kernel.shape[-1]]))
+    *columns, outputs = gradient.shape
+    if len(columns) < 2 or not _comes_transposed(math.prod(columns), outputs):
+        return gradient
+    return tf.transpose(tf.reshape(gradient, [-1, outputs]))
 
 
-def turned_back(matrix: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
-    """Returns the tensor of a shape of which `turned` made this one."""
-    return matrix if matrix.shape.rank == shape.rank else tf.reshape(tf.transpose(matrix), shape)
+def unpack_gradient(packed: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+    """Returns the tensor of a shape of which `pack_gradient` made this one."""
+    return packed if packed.shape.rank == shape.rank else tf.reshape(tf.transpose(packed), shape)
 
 
-def _is_turned(columns: int, outputs: int) -> bool:
+def _comes_transposed(columns: int, outputs: int) -> bool:
     return columns >= 2 * outputs
 
 

@@ -89,8 +89,8 @@ def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.T
 
         def gradient(dy, drate):
             # Called again for its own gradient; the compiler computes it once, and what flows back
-            # from here and from the results stays apart: added up first, it runs slower (a
-            # meta-step of 20-way Omniglot in 722 instead of 652 ms).
+            # from here and from the results stays apart: added up first, it runs slower
+            # (docs/speed.md).
             return backward(*forward(x), dy, drate / size)
 
         return (centered * rate, _with_all_axes(rate, x)), gradient

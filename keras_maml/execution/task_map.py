@@ -1,13 +1,12 @@
-"""Runs one task's function for all tasks of a meta-batch.
+"""Maps over tasks: all at once, or one after another.
 
-Two routes give the same values. The vectorised one turns every operation of one task into one
-operation over all tasks (`tf.vectorized_map`); the gradient must be taken inside the mapped
-function. The sequential one (`tf.map_fn`) takes one task after another and accepts any
-operation. Both are traced into the caller's graph, so XLA compiles either.
+Two routes give the same values. `map_at_once` turns every operation of one task into one operation
+over all tasks (`tf.vectorized_map`); the gradient must be taken inside the mapped function.
+`map_sequentially` takes one task after another and accepts any operation. Both are traced into the
+caller's graph, so XLA compiles either.
 """
 
 import contextlib
-import contextvars
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,127 +15,46 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.execution.context import holding
-from keras_maml.execution.convolution import PatchesTooLarge, limited_patches
 
-MODES = ("auto", "vectorized", "sequential")
+class VectorizationError(ValueError):
+    """TensorFlow could not vectorise a function of one task.
 
-TaskFunction = Callable[[Any, Any, bool], Any]
-
-_log = logging.getLogger("keras_maml")
-
-_at_once = contextvars.ContextVar("whether tasks may only run at once", default=False)
-
-
-class TakeTurns(Exception):  # noqa: N818
-    """The tasks of a meta-batch run one after another."""
-
-
-def at_once() -> contextlib.AbstractContextManager[None]:
-    """Lets a `TaskMap` raise `TakeTurns`, while the context is open, instead of doing so."""
-    return holding(_at_once, True)
-
-
-class TaskMap:
-    """Maps a function over the leading (task) axis of nested tensors.
-
-    Args:
-        mode: ``"vectorized"``, ``"sequential"``, or ``"auto"``: vectorised unless an operation
-            has no vectorised form, in which case one message names the layer and every later
-            call is sequential.
-        layer_names: The names of the model's layers, to recognise the layer in that message.
-
-    Example:
-        >>> scale = lambda factor, x, vectorized: factor * x
-        >>> TaskMap()(scale, tf.constant(2.0), tf.constant([[1.0], [2.0]])).numpy().tolist()
-        [[2.0], [4.0]]
+    Attributes:
+        operation: The name of the operation that it failed at, as far as it says so.
     """
 
-    def __init__(self, mode: str = "auto", layer_names: Sequence[str] = ()) -> None:
-        if mode not in MODES:
-            raise ValueError(f"task_map must be one of {MODES}, got {mode!r}.")
-        self.mode = mode
-        self.layer_names = layer_names
-
-    def __call__(
-        self,
-        function: TaskFunction,
-        shared: Any,
-        elements: Any,
-        finish: Callable[[Any], Any] = lambda results: results,
-    ) -> Any:
-        """Applies ``function`` to every task.
-
-        Args:
-            function: One task's function ``function(shared, element, vectorized)``, from nests
-                of tensors to a nest of tensors; the flag says which route it is traced for. It
-                must not use tensors of the caller other than its arguments.
-            shared: A nest of tensors that all tasks share, such as the initial weights.
-            elements: A nest of tensors with a leading task axis.
-            finish: What to make of the nest of results, stacked along a leading task axis; it is
-                called in the graph that computes them.
-
-        Returns:
-            What ``finish`` returns.
-        """
-        if tf.executing_eagerly():
-            return finish(_sequential(function, shared, elements))
-        if self.mode == "vectorized":
-            return _vectorized(function, shared, elements, finish)
-        failure = None
-        if self.mode == "auto":
-            try:
-                with limited_patches():
-                    return _vectorized(function, shared, elements, finish)
-            except PatchesTooLarge:
-                pass
-            except Exception as error:  # of any kind: the sequential route decides whose it is
-                failure = error
-        if _at_once.get():
-            raise TakeTurns
-        results = _sequential(function, shared, elements)  # a user's own error is raised here
-        if failure is not None:
-            self.mode = "sequential"
-            _log.warning(
-                "%s cannot be vectorised over tasks; the tasks of a meta-batch run one after "
-                "another instead (still compiled, but slower).",
-                self._culprit(failure),
-            )
-        return finish(results)
-
-    def _culprit(self, error: Exception) -> str:
-        operation = getattr(error, "operation", None) or str(error)
-        for part in reversed(re.split(r"[/\s\"]+", operation)):  # the innermost layer
-            name = part if part in self.layer_names else re.sub(r"_\d+$", "", part)
-            if name in self.layer_names:
-                return f"Layer '{name}'"
-        return "An operation of the model (" + operation.strip().splitlines()[-1].strip() + ")"
+    def __init__(self, message: str, operation: str) -> None:
+        super().__init__(message)
+        self.operation = operation
 
 
-def _vectorized(
-    function: TaskFunction, shared: Any, elements: Any, finish: Callable[[Any], Any]
-) -> Any:
-    @tf.function(autograph=False)
-    def mapped(shared: Any, elements: Any) -> Any:
-        def one(element: Any) -> Any:
-            results = function(shared, element, True)
-            _refuse_what_changes(tf.compat.v1.get_default_graph().as_graph_def())
-            return results
+def map_at_once(function: Callable[[Any], Any], elements: Any) -> Any:
+    """Applies a function to all tasks at once, in the graph where it is called.
 
-        return finish(tf.vectorized_map(one, elements, fallback_to_while_loop=False))
+    Args:
+        function: From a nest of tensors to a nest of tensors; it may use tensors of the caller.
+        elements: A nest of tensors with a leading task axis.
 
-    # Traced as a function of its own, so that a failure leaves nothing in the caller's graph.
+    Returns:
+        The nest of results, stacked along a leading task axis.
+
+    Raises:
+        VectorizationError: An operation has no form over all tasks. What was traced so far stays
+            in the graph.
+    """
+
+    def one(element: Any) -> Any:
+        results = function(element)
+        _refuse_what_changes(tf.compat.v1.get_default_graph().as_graph_def())
+        return results
+
     with _failed_operations() as operations, _outside_xla():
         try:
-            return mapped(shared, elements)
-        except Exception as error:
+            return tf.vectorized_map(one, elements, fallback_to_while_loop=False)
+        except Exception as error:  # of any kind: in turns, a user's own error shows as it is
             operations.extend(_operation_names(str(error)))
-            error.operation = operations[0] if operations else None
-            raise
-
-
-def _sequential(function: TaskFunction, shared: Any, elements: Any) -> Any:
-    return map_sequentially(lambda element: function(shared, element, False), elements)
+            operation = operations[0] if operations else str(error)
+            raise VectorizationError(str(error), operation) from error
 
 
 def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
@@ -164,8 +82,8 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
         return tf.nest.map_structure(lambda t: t[number], elements)
 
     # Each turn takes out the next task's element, and finds its own among the loop's variables.
-    # XLA would fuse taking it out into what uses it, once for every number computed there:
-    # evaluation of mini-ImageNet 2.64 instead of 2.29 s, of 20-way Omniglot 644 instead of 576 ms.
+    # XLA would fuse taking it out into what uses it, once for every number computed there
+    # (docs/speed.md).
     def turn(number: tf.Tensor, element: Any) -> tuple[Any, Any]:
         return task(tf.minimum(number + 1, tasks - 1)), one(element)
 
@@ -254,11 +172,11 @@ def in_chunks(function: Callable[[Any], Any], elements: Any, size: int | None) -
     return joined([results, rest])
 
 
-def joined(parts: Sequence[Any]) -> Any:
-    """Joins nests of results of parts of a meta-batch along their leading axis."""
-    if len(parts) == 1:
-        return parts[0]
-    return tf.nest.map_structure(lambda *values: tf.concat(values, 0), *parts)
+def joined(slices: Sequence[Any]) -> Any:
+    """Joins nests of results of slices of a meta-batch along their leading axis."""
+    if len(slices) == 1:
+        return slices[0]
+    return tf.nest.map_structure(lambda *values: tf.concat(values, 0), *slices)
 
 
 def _refuse_what_changes(graph: Any) -> None:

@@ -1,19 +1,17 @@
 """The model that `MAML.adapt` returns."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_maml.execution import forms
-from keras_maml.execution.functional import Tensors
+from keras_maml.private_keras import flatten_layers
 
 
-@keras.saving.register_keras_serializable(package="keras_maml")
-class TransductiveModel(keras.Model):
-    """Wraps a model so that batch normalisation always takes the batch at hand.
-
-    Keras would use the moving statistics for prediction, which the paper's way of normalising
-    does not have. Saves, loads and exports like any Keras model.
+class WrappedModel(keras.Model):
+    """A model around another one, which it saves with itself.
 
     Args:
         model: The model to wrap.
@@ -32,10 +30,12 @@ class TransductiveModel(keras.Model):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Calls the wrapped model, normalising with the statistics of ``x``."""
-        if forms.has_lent_forms(self.model):  # inside a learner, whose choice it is
-            return self.model(x, training=training)
-        with forms.differentiable_forms(self.model, route="plain", write_statistics=False):
-            return self.model(x, training=training)
+        return forms.call_on_batch(self.model, x, training)
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the wrapped model's outputs, by which losses and metrics may be given."""
+        return self.model.output_names
 
     def build(self, input_shape: Any = None) -> None:
         """Leaves it to the wrapped model to build itself, at its first call or when loaded."""
@@ -53,16 +53,24 @@ class TransductiveModel(keras.Model):
         return cls(model, **config)
 
 
-def copy_with_weights(
-    model: keras.Model, x: Any, weights: Tensors, state: Tensors | None
+@keras.saving.register_keras_serializable(package="keras_maml")
+class TransductiveModel(WrappedModel):
+    """Wraps a model so that batch normalisation always takes the batch at hand.
+
+    Keras would use the moving statistics for prediction, which the paper's way of normalising
+    does not have. Saves, loads and exports like any Keras model.
+    """
+
+
+def copy_with_values(
+    model: keras.Model, x: Any, values: Sequence[tuple[keras.Variable, tf.Tensor]]
 ) -> keras.Model:
-    """Copies a model and gives the copy other weights.
+    """Copies a model and gives some variables of the copy other values.
 
     Args:
         model: A built model.
         x: A few inputs, to build a subclassed model with.
-        weights: One tensor per trainable variable of the model.
-        state: One tensor per non-trainable variable, or None to copy the model's own.
+        values: Variables of the model, and what those of the copy are to hold.
 
     Returns:
         A model of the same class; the layers that were frozen are.
@@ -79,12 +87,10 @@ def copy_with_weights(
             f"{type(model).__name__} cannot be copied: {error} Give it a get_config() that "
             "returns the arguments of its constructor."
         ) from error
-    values = {id(v): w for v, w in zip(model.trainable_variables, weights, strict=True)}
-    if state is not None:
-        values |= {id(v): s for v, s in zip(model.non_trainable_variables, state, strict=True)}
+    others = {id(variable): value for variable, value in values}
     for ours, theirs in zip(model.variables, copy.variables, strict=True):
-        theirs.assign(values.get(id(ours), ours))
-    for ours, theirs in zip(forms.flatten_layers(model), forms.flatten_layers(copy), strict=True):
+        theirs.assign(others.get(id(ours), ours))
+    for ours, theirs in zip(flatten_layers(model), flatten_layers(copy), strict=True):
         if theirs.trainable != ours.trainable:
             theirs.trainable = ours.trainable
         if isinstance(theirs, (keras.layers.IntegerLookup, keras.layers.StringLookup)):

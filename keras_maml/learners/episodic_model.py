@@ -8,18 +8,30 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.utils.tracking import no_automatic_dependency_tracking
 
 from keras_maml import validation
-from keras_maml.algorithm.meta_gradients import Outcome
-from keras_maml.execution import compilation
-from keras_maml.execution.functional import as_tensors, examples, is_seed, merge_tasks
-from keras_maml.learners.adapted import TransductiveModel
-from keras_maml.learners.metrics import MetricsBefore, clone_metrics, stateless_loss, with_masks
+from keras_maml.algorithm.objective import Outcome
+from keras_maml.execution import forms
+from keras_maml.execution.functional import (
+    examples,
+    is_seed,
+    merge_tasks,
+    with_masks,
+)
+from keras_maml.execution.tasks import MODES, Tasks
+from keras_maml.learners import checks, inputs
+from keras_maml.learners.adapted import WrappedModel
+from keras_maml.learners.metrics import MetricsBefore, clone_metrics, stateless_loss
 from keras_maml.learners.non_finite import StopOnNonFinite
+from keras_maml.learners.settings import Setting
+from keras_maml.private_keras import (
+    CompileMetrics,
+    flatten_layers,
+    no_automatic_dependency_tracking,
+)
 
 
-class EpisodicModel(TransductiveModel):
+class EpisodicModel(WrappedModel):
     """A model around another model, whose `fit` takes episodes instead of batches.
 
     Checks what comes in, builds what is not built, and keeps the loss and the metrics of the
@@ -28,17 +40,31 @@ class EpisodicModel(TransductiveModel):
 
     Args:
         model: Any `keras.Model`.
+        task_map: How the tasks of a meta-batch run; see `keras_maml.execution.tasks`.
+        task_chunk: How many of them may be in memory at once.
         **kwargs: Passed on to `keras.Model`.
-
     """
 
-    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
+    task_map = Setting(validation.one_of(MODES))
+    task_chunk = Setting(validation.check_optional_count)
+
+    def __init__(
+        self,
+        model: keras.Model,
+        task_map: str = "auto",
+        task_chunk: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model, **kwargs)
         self.support_spec = None
         self._metrics_before = None
         self._compiled_functions = {}
         self._known = {}  # by specification: classes and support set of episodes built for
+        self._trained = None  # the ids of the variables that programs were traced for
+        self._patch_bytes = 0  # see `forms.first_call`
         self._loss_before = keras.metrics.Mean("loss_before")
+        self.task_map = task_map
+        self.task_chunk = task_chunk
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration, with the shapes of the support set once they are known."""
@@ -47,7 +73,12 @@ class EpisodicModel(TransductiveModel):
             spec = keras.tree.map_structure(
                 lambda t: keras.KerasTensor(t.shape, t.dtype.name), spec
             )
-        return {**super().get_config(), "support_spec": keras.saving.serialize_keras_object(spec)}
+        return {
+            **super().get_config(),
+            "task_map": self.task_map,
+            "task_chunk": self.task_chunk,
+            "support_spec": keras.saving.serialize_keras_object(spec),
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None):
@@ -86,7 +117,11 @@ class EpisodicModel(TransductiveModel):
         self._metrics_before = None
         if self._compile_metrics is not None:
             settings = self._compile_config.config
-            self._metrics_before = MetricsBefore(settings["metrics"], settings["weighted_metrics"])
+            self._metrics_before = MetricsBefore(
+                settings["metrics"],
+                settings["weighted_metrics"],
+                getattr(self, "output_names", None),
+            )
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded learner as it was when it was saved."""
@@ -133,84 +168,196 @@ class EpisodicModel(TransductiveModel):
         Raises:
             ValueError: The episodes are malformed, or the learner is not compiled.
         """
-        self._check(episodes, "build_on")
+        self._prepare(episodes, None, "build_on")
 
-    def fit(self, x: Any = None, y: None = None, *, callbacks: Any = None, **kwargs: Any) -> Any:
+    def fit(
+        self,
+        x: Any = None,
+        y: None = None,
+        *,
+        batch_size: int | None = None,
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Meta-trains on episodes, as `keras.Model.fit` trains on batches.
 
         Args:
-            x: A `tf.data.Dataset` of episodes, or one meta-batch as a nest of arrays.
+            x: A `tf.data.Dataset` or `keras.utils.PyDataset` of meta-batches, a generator of them,
+                or arrays: one meta-batch ``((x_support, y_support), (x_query, y_query))``.
             y: Must be None: the targets are in the episodes.
+            batch_size: Tasks per meta-batch, of arrays; by default all of them.
             callbacks: Any Keras callbacks. Training that meets a loss or meta-gradient that is
                 not finite stops there with the last good weights and says at which step.
-            **kwargs: ``epochs``, ``steps_per_epoch``, ``validation_data`` (episodes),
-                ``validation_steps``, ``verbose`` and so on.
+            validation_split: The share of the tasks of arrays to validate with: the last ones.
+            validation_data: Episodes to validate with, of any kind that ``x`` may be.
+            shuffle: Whether to shuffle the tasks of arrays that ``batch_size`` cuts up.
+            class_weight: Weights of the examples of each class, in support and query sets.
+            sample_weight: Weights ``(support, query)`` of the examples of arrays. Weights may as
+                well be a third entry of a support or query set.
+            steps_per_epoch: As in `keras.Model.fit`; needed for data that do not end.
+            validation_steps: As in `keras.Model.fit`.
+            validation_batch_size: Tasks per meta-batch of validation; by default ``batch_size``.
+            **kwargs: ``epochs``, ``initial_epoch``, ``verbose`` and ``validation_freq``.
 
         Returns:
             The `keras.callbacks.History`.
 
         Raises:
-            ValueError: The episodes are malformed; nothing was trained.
+            ValueError: The episodes are malformed, or an argument has no meaning for data of their
+                kind.
             FloatingPointError: The loss or the meta-gradient was not finite.
         """
-        x = self._prepare(x, y, "fit")
-        _check_ends(x, kwargs.get("steps_per_epoch"), "fit", "steps_per_epoch")
-        if kwargs.get("validation_data") is not None:
-            kwargs["validation_data"] = self._prepare(
-                kwargs["validation_data"], None, "validation_data"
+        if validation_split:
+            if validation_data is not None:
+                raise ValueError("Pass either validation_split or validation_data, not both.")
+            x, validation_data = inputs.split_tasks(x, validation_split)
+        training = self._prepare(
+            x,
+            y,
+            "fit",
+            batch_size=batch_size,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+        )
+        _check_ends(training, steps_per_epoch, "fit", "steps_per_epoch")
+        if validation_data is not None:
+            of_arrays = isinstance(validation_data, (tuple, list))
+            size = validation_batch_size or (batch_size if of_arrays else None)
+            validation_data = self._prepare(
+                validation_data, None, "validation_data", batch_size=size
             )
-            steps = kwargs.get("validation_steps")
-            _check_ends(kwargs["validation_data"], steps, "validation_data", "validation_steps")
+            _check_ends(validation_data, validation_steps, "validation_data", "validation_steps")
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
             callbacks = [*(callback for callback in given if callback), StopOnNonFinite()]
-        kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset
-        return super().fit(x, callbacks=callbacks, **kwargs)
+        with checks.input_errors():
+            return super().fit(
+                training,
+                callbacks=callbacks,
+                validation_data=validation_data,
+                shuffle=False,  # Keras warns that it cannot shuffle a dataset
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                **kwargs,
+            )
 
-    def evaluate(self, x: Any = None, y: None = None, **kwargs: Any) -> Any:
-        """Returns query loss and metrics before and after adaptation, over the episodes."""
-        if not kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has prepared them
-            x = self._prepare(x, y, "evaluate")
-            _check_ends(x, kwargs.get("steps"), "evaluate", "steps")
-        return super().evaluate(x, **kwargs)
+    def evaluate(
+        self,
+        x: Any = None,
+        y: None = None,
+        batch_size: int | None = None,
+        *,
+        sample_weight: Any = None,
+        steps: int | None = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Returns query loss and metrics before and after adaptation, over the episodes.
 
-    def predict(self, x: Any, **kwargs: Any) -> Any:
+        Args:
+            x: Episodes, as in `fit`.
+            y: Must be None: the targets are in the episodes.
+            batch_size: Tasks per meta-batch, of arrays.
+            sample_weight: As in `fit`.
+            steps: As in `keras.Model.evaluate`.
+            return_dict: Whether to return the results by name.
+            **kwargs: ``verbose`` and ``callbacks``.
+
+        Returns:
+            The results by name, or a list in the order of `metrics_names`.
+        """
+        if kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has prepared them
+            return super().evaluate(x, steps=steps, return_dict=return_dict, **kwargs)
+        data = self._prepare(x, y, "evaluate", batch_size=batch_size, sample_weight=sample_weight)
+        _check_ends(data, steps, "evaluate", "steps")
+        with checks.input_errors():
+            results = super().evaluate(data, steps=steps, return_dict=True, **kwargs)
+        return results if return_dict else self._as_list(results)
+
+    def predict(
+        self, x: Any, batch_size: int | None = None, *, steps: int | None = None, **kwargs: Any
+    ) -> Any:
         """Returns the query predictions after adapting to each task's support set.
 
         Args:
             x: Episodes; the query sets need no targets: ``((x_support, y_support), (x_query,))``.
-            **kwargs: As in `keras.Model.predict`.
+            batch_size: Tasks per meta-batch, of arrays.
+            steps: As in `keras.Model.predict`.
+            **kwargs: ``verbose`` and ``callbacks``.
 
         Returns:
             A NumPy array ``[tasks, queries, ...]``, or a nest of such.
         """
-        x = self._prepare(x, None, "predict")
-        _check_ends(x, kwargs.get("steps"), "predict", "steps")
-        return super().predict(x, **kwargs)
+        data = self._prepare(x, None, "predict", batch_size=batch_size)
+        _check_ends(data, steps, "predict", "steps")
+        with checks.input_errors():
+            return super().predict(data, steps=steps, **kwargs)
 
-    def train_on_batch(self, x: Any, y: None = None, *, return_dict: bool = False) -> Any:
+    @property
+    def metrics_names(self) -> list[str]:
+        """The names of what `evaluate` returns as a list; `train_on_batch` has one more."""
+        return self._metrics_names(self.metrics)
+
+    def _metrics_names(self, metrics: list[keras.metrics.Metric]) -> list[str]:
+        names = []
+        for metric in metrics:
+            if isinstance(metric, MetricsBefore):
+                names += [f"{one.name}_before" for one in metric.metrics]
+            elif isinstance(metric, CompileMetrics):
+                names += [one.name for one in metric.metrics]
+            elif metric.name != "gradient_norm":
+                names.append(metric.name)
+        return names
+
+    def _as_list(self, results: dict[str, Any]) -> list[Any]:
+        names = self.metrics_names
+        return [results[name] for name in (*names, *(results.keys() - {*names})) if name in results]
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: None = None,
+        sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
+        *,
+        return_dict: bool = False,
+    ) -> Any:
         """Takes one meta-step, as `keras.Model.train_on_batch` takes a step.
 
         Args:
             x: One meta-batch as a nest of arrays, ``((x_support, y_support), (x_query, y_query))``.
             y: Must be None: the targets are in the episodes.
+            sample_weight: As in `fit`.
+            class_weight: As in `fit`.
             return_dict: Whether to return the results by name.
 
         Returns:
-            The loss and the metrics of this meta-batch: a dict, or a list as
-            `keras.Model.train_on_batch` orders it. If the loss or the meta-gradient is not
-            finite, the loss says so and the weights stay as they are.
+            The loss and the metrics of this meta-batch: a dict, or a list in the order of
+            `metrics_names`, with ``gradient_norm`` as the last. If the loss or the meta-gradient
+            is not finite, the loss says so and the weights stay as they are.
 
         Raises:
             ValueError: The meta-batch is malformed; nothing was trained.
         """
-        batch = self._one_batch(x, y, "train_on_batch")
+        weights = {"sample_weight": sample_weight, "class_weight": class_weight}
+        batch = self._one_batch(x, y, "train_on_batch", **weights)
         self.make_train_function()
         return self._measured(self.train_function, batch, return_dict)
 
-    def test_on_batch(self, x: Any, y: None = None, *, return_dict: bool = False) -> Any:
+    def test_on_batch(
+        self, x: Any, y: None = None, sample_weight: Any = None, *, return_dict: bool = False
+    ) -> Any:
         """Returns query loss and metrics of one meta-batch; see `train_on_batch`."""
-        batch = self._one_batch(x, y, "test_on_batch")
+        batch = self._one_batch(x, y, "test_on_batch", sample_weight=sample_weight)
         self.make_test_function()
         return self._measured(self.test_function, batch, return_dict)
 
@@ -220,18 +367,19 @@ class EpisodicModel(TransductiveModel):
         self.make_predict_function()
         return keras.tree.map_structure(np.asarray, self.predict_function([*batch]))
 
-    def _one_batch(self, x: Any, y: Any, caller: str) -> Iterator[Any]:
-        if isinstance(x, tf.data.Dataset):
+    def _one_batch(self, x: Any, y: Any, caller: str, **how: Any) -> Iterator[Any]:
+        if not isinstance(x, (tuple, list)):
             raise TypeError(
-                f"{caller} takes one meta-batch of arrays, {validation.EPISODE}, got a dataset. "
-                "Give its elements one by one, or call fit, evaluate or predict with all of them."
+                f"{caller} takes one meta-batch of arrays, {validation.EPISODE}, got "
+                f"{type(x).__name__}. Give its elements one by one, or call fit, evaluate or "
+                "predict with all of them."
             )
-        return iter(self._prepare(x, y, caller))
+        return iter(self._prepare(x, y, caller, **how))
 
     def _measured(self, function: Callable, batch: Iterator[Any], return_dict: bool) -> Any:
         self.reset_metrics()
         results = keras.tree.map_structure(lambda t: t.numpy().tolist(), function(batch))
-        return results if return_dict else self._flatten_metrics_in_order(results)
+        return results if return_dict else self._as_list(results)
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes what `fit` calls; see `keras_maml.execution.compilation` for how it is compiled."""
@@ -267,7 +415,7 @@ class EpisodicModel(TransductiveModel):
         if before:
             self._loss_before.update_state(before.loss)
         if self._compile_loss is not None:
-            for tracker, part in zip(self._compile_loss.metrics, after.parts, strict=True):
+            for tracker, part in zip(self._compile_loss.metrics, after.by_output, strict=True):
                 tracker.update_state(part)
         if self._compile_metrics is not None:
             _, y, sample_weight = map(merge_tasks, examples(query))
@@ -279,57 +427,77 @@ class EpisodicModel(TransductiveModel):
                     predictions, masks = merge_tasks((outcome.predictions, outcome.masks))
                     metrics.update_state(y, with_masks(predictions, masks), sample_weight)
 
-    def _prepare(self, x: Any, y: Any, caller: str) -> tf.data.Dataset:
+    def _prepare(self, x: Any, y: Any, caller: str, **how: Any) -> tf.data.Dataset:
         """Checks episodes and builds whatever is not built; returns them as a dataset."""
-        if y is not None:
-            raise ValueError(
-                f"{caller} takes episodes alone, {validation.EPISODE}: the targets are in them."
-            )
-        episode = self._check(x, caller)
-        if isinstance(x, tf.data.Dataset):
-            return x
-        # A dataset would stack the entries of a list.
-        return tf.data.Dataset.from_tensors(keras.tree.lists_to_tuples(episode))
-
-    def _check(self, x: Any, caller: str) -> Any:
-        """Checks episodes, builds whatever is not built; returns the first of them as tensors."""
         self._assert_compile_called(caller)
-        if isinstance(x, tf.data.Dataset):
-            validation.check_episode_spec(x.element_spec)  # which may leave sizes open
-            episode = next(iter(x.take(1)), None)
+        dataset = inputs.meta_batches(x, y, caller=caller, **how)
+        checks.check_episode_spec(dataset.element_spec)  # which may leave sizes open
+        if isinstance(x, tf.data.Dataset) and not inputs.is_stream(x):
+            episode = next(iter(dataset.take(1)), None)
             if episode is None:
                 raise ValueError(f"{caller} got a dataset without a single episode.")
         elif isinstance(x, (tuple, list)):
-            episode = as_tensors(x)
-        else:
-            raise TypeError(
-                f"{caller} takes a tf.data.Dataset of episodes, {validation.EPISODE}, or one "
-                f"such meta-batch of arrays, got {type(x).__name__}. Wrap a generator with "
-                "tf.data.Dataset.from_generator."
-            )
+            episode = next(iter(dataset))
+        else:  # reading it would lose what was read
+            episode = inputs.of_spec(dataset.element_spec)
+            if episode is None:
+                raise ValueError(
+                    f"{caller} got a dataset that can be read once only, and does not say how "
+                    f"large examples are: {dataset.element_spec}. Give tf.data.Dataset."
+                    "from_generator an output_signature with all sizes after tasks and examples."
+                )
+        classes, vocabulary = self._check(episode, caller)
+        if isinstance(x, (tuple, list)):
+            return dataset
+        return checks.checked(dataset, classes, vocabulary)
+
+    def _check_arrays(self, support: Any, query: Any, caller: str) -> Any:
+        """Checks arrays of episodes, builds whatever is not built; returns them as tensors."""
+        self._assert_compile_called(caller)
+        episode = inputs.arrays((support, query))
+        self._check(episode, caller)
+        return episode
+
+    def _check(self, episode: Any, caller: str) -> tuple[int | None, int | None]:
+        """Checks a meta-batch and builds whatever is not built for it.
+
+        Returns:
+            The bounds of integer targets and of integer inputs, if there are any.
+        """
+        trained = [id(variable) for variable in self.trainable_variables]
+        if trained != self._trained:  # layers were frozen, or are not any more
+            self._trained = trained
+            self.forget_programs()
         spec = _spec_of(episode)
         known = self._known.get(str(spec))
         if known is None:
-            validation.check_episode_spec(spec)
+            checks.check_episode_spec(spec)
         without_targets = caller.startswith("predict") or caller == "build_on"
         if self._compile_loss is not None and not without_targets:
-            validation.check_query_targets(caller, spec)
+            checks.check_query_targets(caller, spec)
         if known is None:
+            checks.check_inputs(self.model, episode, caller)
             task = keras.tree.map_structure(lambda tensor: tensor[0], episode)
-            classes = validation.sparse_classes(self.loss, self._build_for(task))
+            classes, vocabulary = self._build_for(task, episode)
             support_spec = keras.tree.map_structure(
                 lambda t: tf.TensorSpec((None, *t.shape[2:]), t.dtype), tuple(examples(spec[0])[:2])
             )
-            known = self._known[str(spec)] = classes, support_spec
-        classes, self.support_spec = known
-        validation.check_values(episode, classes)
-        return episode
+            known = self._known[str(spec)] = classes, vocabulary, support_spec
+        classes, vocabulary, self.support_spec = known
+        checks.check_values(episode, classes, vocabulary)
+        return classes, vocabulary
 
-    def _build_for(self, task: Any) -> Any:
-        """Builds model, loss, metrics and optimizer on one task; returns its predictions."""
+    def _build_for(self, task: Any, episode: Any) -> tuple[int | None, int | None]:
+        """Builds model, loss, metrics and optimizer on one task; returns what bounds integers."""
         x_query, y_query, weight = examples(task[1])
-        with keras.StatelessScope():  # counters and seeds that a call would advance stay
-            predictions = self(x_query)
+        vocabulary = checks.vocabulary_of(self.model)
+        checks.check_values(episode, None, vocabulary)
+        predictions, patch_bytes = forms.first_call(self, x_query)
+        classes = checks.sparse_classes(self.loss, predictions)
+        checks.check_targets(episode, classes)
+        checks.check_values(episode, classes)
+        if patch_bytes > self._patch_bytes:
+            self._patch_bytes = self.tasks.patch_bytes = patch_bytes
         if y_query is not None:
             stateless_loss(self._compile_loss, y_query, predictions, weight)
             for metrics in (self._compile_metrics, self._metrics_before):
@@ -337,27 +505,45 @@ class EpisodicModel(TransductiveModel):
                     metrics.build(y_query, predictions)
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        return predictions
+        return classes, checks.vocabulary_of(self.model)
 
-    def _call(self, key: Any, function: Callable, *arguments: Any) -> Any:
-        """Calls a function compiled as `compile` says, once per key and kind of arguments."""
+    @property
+    def tasks(self) -> Tasks:
+        """How the tasks of a meta-batch run."""
+        if self.__dict__.get("_tasks") is None:
+            names = [layer.name for layer in flatten_layers(self.model)]
+            self.__dict__["_tasks"] = Tasks(
+                self.task_map, self.task_chunk, patch_bytes=self._patch_bytes, layer_names=names
+            )
+        return self.__dict__["_tasks"]
+
+    def forget_programs(self) -> None:
+        """Makes the next step trace anew, after a setting has changed."""
+        self.__dict__["_tasks"] = None
+        self._compiled_functions = {}
+        for kind in ("train", "test", "predict"):
+            if getattr(self, f"{kind}_function", None) is not None:
+                getattr(self, f"make_{kind}_function")(force=True)
+
+    def call_compiled(self, key: Any, step: Callable, *arguments: Any) -> Any:
+        """Calls a step compiled as `compile` says, traced once per key and kind of arguments."""
         if self.run_eagerly:
-            return function(*arguments)
+            return self.run_step(step, *arguments)
         key = key, str(_spec_of(arguments))  # in less time than TensorFlow needs for it
         if key not in self._compiled_functions:
-            compiled = tf.function(functools.partial(self._step, function), autograph=False)
+            compiled = tf.function(functools.partial(self.run_step, step), autograph=False)
             self._compiled_functions[key] = compiled.get_concrete_function(*arguments)
         return self._compiled_functions[key](*arguments)
 
-    @property
-    def _compiles(self) -> bool:
-        return self.jit_compile and not self.run_eagerly
-
-    def _step(self, function: Callable, *arguments: Any) -> Any:
-        """Calls a step, compiled if `compile` says so."""
-        if self._compiles:
-            return compilation.compiled_step(function, *arguments)
-        return function(*arguments)
+    def run_step(self, step: Callable, *arguments: Any) -> Any:
+        """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`."""
+        sizes = [array.shape[1] for array in keras.tree.flatten(arguments)]
+        return self.tasks.call(
+            step,
+            *arguments,
+            jit_compile=self.jit_compile and not self.run_eagerly,
+            examples=None if None in sizes else max(sizes),
+        )
 
 
 def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argument: str) -> None:

@@ -1,38 +1,38 @@
 """MAML as a `keras.Model`."""
 
 import functools
-import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_maml import validation
-from keras_maml.algorithm import rematerialization
-from keras_maml.algorithm.meta_gradients import (
-    BATCH_NORMALIZATIONS,
-    Objective,
-    Outcome,
-    meta_gradient,
-    trajectory,
-)
-from keras_maml.algorithm.update_rules import GradientDescent
-from keras_maml.execution import compilation, forms
+from keras_maml.algorithm import adapted_layers as layer_choice
+from keras_maml.algorithm import meta_gradients
+from keras_maml.algorithm.inner_loop import InnerLoop, Parameters, Task
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Objective, Outcome
+from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
+from keras_maml.execution.forms import Route, batch_normalizations
 from keras_maml.execution.functional import (
     Tensors,
     as_tensors,
     examples,
     is_seed,
+    state_variables,
     task_states,
+    with_masks,
 )
-from keras_maml.execution.linear import sum_tasks, turned, turned_back
-from keras_maml.execution.task_map import TaskMap, count_tasks, joined, map_sequentially
-from keras_maml.learners.adapted import TransductiveModel, copy_with_weights
+from keras_maml.execution.linear import sum_tasks, unpack_gradient
+from keras_maml.execution.task_map import count_tasks, joined, map_sequentially
+from keras_maml.execution.tasks import Run
+from keras_maml.learners import inputs
+from keras_maml.learners.adapted import TransductiveModel, copy_with_values
 from keras_maml.learners.episodic_model import EpisodicModel
-from keras_maml.learners.metrics import stateless_loss, stateless_result, with_masks
-from keras_maml.serving import export as exporting
+from keras_maml.learners.metrics import stateless_loss, stateless_result
+from keras_maml.learners.settings import Setting
+from keras_maml.private_keras import replace_sublayer
 
 
 @keras.saving.register_keras_serializable(package="keras_maml")
@@ -46,16 +46,19 @@ class MAML(EpisodicModel):
     In ``fit`` and ``evaluate``, ``loss`` and the metrics are those of the query set after
     adaptation; ``loss_before`` and so on are those of the initialisation. Losses are means over
     examples and then over tasks. Dropout and other random layers are active in ``fit`` only.
-    State other than batch statistics and random seeds (such as a counter that a layer keeps in
-    a non-trainable variable) is read and never changed.
+
+    A setting that is changed after construction is in force from the next step on.
 
     Args:
         model: Any `keras.Model`. Layers with ``trainable=False`` stay fixed in both loops.
-        inner_learning_rate: The rate alpha of the inner gradient steps.
+        inner_learning_rate: The rate alpha of the inner gradient steps, by default 0.01: a number,
+            or a Keras learning rate schedule over the inner steps. Short for
+            ``update_rule=GradientDescent(inner_learning_rate)``.
         inner_steps: Inner steps in training.
         evaluation_steps: Inner steps in `evaluate`, `predict`, `adapt` and the exported model;
             by default as many as in training.
-        first_order: Stops the inner gradient (paper, section 5.2): cheaper, approximate.
+        first_order: Stops the inner gradient (paper, section 5.2): cheaper, approximate. Short
+            for ``meta_gradient="first_order"``.
         batch_normalization: ``"transductive"``, as in the paper: support and query set are each
             normalised by their own statistics. ``"inductive"``: the query set is normalised by
             the statistics of the support set, so that a prediction does not depend on which
@@ -69,11 +72,16 @@ class MAML(EpisodicModel):
             many as there are cores where tasks run one after another. The gradients of the
             chunks add up to the same meta-gradient.
         rematerialize: Whether to compute the inner steps again for the meta-gradient instead of
-            keeping them: the memory of one step for any number of steps. See
-            `keras_maml.algorithm.rematerialization`.
+            keeping them: the memory of one step for any number of steps. Short for
+            ``meta_gradient=keras_maml.meta_gradients.Exact(rematerialize=True)``.
         measure_before: Whether `fit` measures the initialisation, too. False leaves
             ``loss_before`` and so on to `evaluate`, and spares training a pass over the query
             set that no gradient needs.
+        update_rule: How an inner step turns gradients into fast weights: one of
+            `keras_maml.update_rules`, or a rule of one's own.
+        meta_gradient: ``"exact"``, ``"first_order"``, or one of `keras_maml.meta_gradients`.
+        adapted_layers: What the inner loop adapts: ``"all"``, ``"head"`` (ANIL), ``"body"``
+            (BOIL), or layers or their names. Other trainable layers are meta-trained only.
         **kwargs: Passed on to `keras.Model`, such as ``name``.
 
     Raises:
@@ -95,10 +103,17 @@ class MAML(EpisodicModel):
         ['gradient_norm', 'loss', 'loss_before']
     """
 
+    inner_steps = Setting(validation.check_count)
+    evaluation_steps = Setting(validation.check_count)
+    batch_normalization = Setting(validation.one_of(BATCH_NORMALIZATIONS))
+    measure_before = Setting(validation.check_flag)
+    adapted_layers = Setting(layer_choice.check)
+    _meta_gradient = Setting(lambda name, value: None)  # see the property
+
     def __init__(
         self,
         model: keras.Model,
-        inner_learning_rate: float = 0.01,
+        inner_learning_rate: Any = None,
         inner_steps: int = 1,
         evaluation_steps: int | None = None,
         first_order: bool = False,
@@ -107,56 +122,206 @@ class MAML(EpisodicModel):
         task_chunk: int | None = None,
         rematerialize: bool = False,
         measure_before: bool = True,
+        *,
+        update_rule: UpdateRule | None = None,
+        meta_gradient: Any = None,
+        adapted_layers: str | Sequence = "all",
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, **kwargs)
-        if evaluation_steps is None:
-            evaluation_steps = inner_steps
-        validation.check_count("inner_steps", inner_steps)
-        validation.check_count("evaluation_steps", evaluation_steps)
-        if task_chunk is not None:
-            validation.check_count("task_chunk", task_chunk, minimum=1)
-        validation.check_choice("rematerialize", rematerialize, (False, True))
-        validation.check_choice("measure_before", measure_before, (False, True))
-        validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
-        self.inner_learning_rate = inner_learning_rate
+        super().__init__(model, task_map=task_map, task_chunk=task_chunk, **kwargs)
         self.inner_steps = inner_steps
-        self.evaluation_steps = evaluation_steps
-        self.first_order = first_order
+        self.evaluation_steps = inner_steps if evaluation_steps is None else evaluation_steps
         self.batch_normalization = batch_normalization
-        self.update_rule = GradientDescent(inner_learning_rate)
-        self.task_map = TaskMap(task_map)
-        self.task_chunk = task_chunk
-        self.rematerialize = rematerialize
         self.measure_before = measure_before
+        self.adapted_layers = adapted_layers
+        self.meta_gradient = _meta_gradient(meta_gradient, first_order, rematerialize)
+        if update_rule is not None and inner_learning_rate is not None:
+            raise ValueError("Give either inner_learning_rate or update_rule, not both.")
+        if update_rule is None:
+            rate = 0.01 if inner_learning_rate is None else inner_learning_rate
+            update_rule = GradientDescent(rate)
+        self.update_rule = update_rule
         self._gradient_norm = keras.metrics.Mean("gradient_norm")
+        if model.built:  # what the rule learns is there before weights are loaded
+            self.partition()
+
+    # --- settings -----------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; another update rule takes the place of the one before."""
+        if name == "update_rule":  # Keras would refuse a new layer once the learner is built
+            self._replace_update_rule(value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def update_rule(self) -> UpdateRule:
+        """How an inner step turns gradients into fast weights."""
+        return self.__dict__["_update_rule"]
+
+    @property
+    def inner_learning_rate(self) -> Any:
+        """The rate of plain gradient descent; None for other update rules."""
+        rule = self.update_rule
+        return rule.learning_rate if type(rule) is GradientDescent else None
+
+    @inner_learning_rate.setter
+    def inner_learning_rate(self, rate: Any) -> None:
+        self.update_rule = GradientDescent(rate)
+
+    @property
+    def meta_gradient(self) -> meta_gradients.MetaGradient:
+        """How the outcome after adaptation is differentiated."""
+        return self._meta_gradient
+
+    @meta_gradient.setter
+    def meta_gradient(self, meta_gradient: Any) -> None:
+        self._meta_gradient = meta_gradients.get(meta_gradient)
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the inner gradient is stopped."""
+        return self.meta_gradient.first_order
+
+    @first_order.setter
+    def first_order(self, first_order: bool) -> None:
+        self.meta_gradient = _meta_gradient(None, first_order, self.rematerialize)
+
+    @property
+    def rematerialize(self) -> bool:
+        """Whether the inner steps are computed again for the meta-gradient."""
+        return getattr(self.meta_gradient, "rematerialize", False)
+
+    @rematerialize.setter
+    def rematerialize(self, rematerialize: bool) -> None:
+        self.meta_gradient = _meta_gradient(None, self.first_order, rematerialize)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the learner's settings, the wrapped model included."""
+        plain = type(self.update_rule) is GradientDescent
+        rate = self.update_rule.get_config()["learning_rate"] if plain else None
+        rule = None if plain else keras.saving.serialize_keras_object(self.update_rule)
         return {
             **super().get_config(),
-            "inner_learning_rate": self.inner_learning_rate,
+            "inner_learning_rate": rate,
             "inner_steps": self.inner_steps,
             "evaluation_steps": self.evaluation_steps,
-            "first_order": self.first_order,
             "batch_normalization": self.batch_normalization,
-            "task_map": self.task_map.mode,
-            "task_chunk": self.task_chunk,
-            "rematerialize": self.rematerialize,
             "measure_before": self.measure_before,
+            "update_rule": rule,
+            "meta_gradient": keras.saving.serialize_keras_object(self.meta_gradient),
+            "adapted_layers": layer_choice.names_of(self.adapted_layers),
         }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None):
+        """Builds the learner from `get_config`."""
+        rule = keras.saving.deserialize_keras_object(config.get("update_rule"), custom_objects)
+        return super().from_config({**config, "update_rule": rule}, custom_objects)
+
+    def _replace_update_rule(self, rule: UpdateRule) -> None:
+        if not isinstance(rule, UpdateRule):
+            raise ValueError(
+                "update_rule must be one of keras_maml.update_rules, or an object of a subclass of "
+                f"keras_maml.update_rules.UpdateRule, got {rule!r}."
+            )
+        replace_sublayer(self, self.__dict__.get("_update_rule"), rule)
+        self.__dict__["_update_rule"] = rule
+        self.forget_programs()
+
+    # --- the steps of training, evaluation and prediction ---------------------------------------
+
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Takes one meta-step: the inner loop under a tape, the optimizer on its gradient."""
-        return self._step(self._train_step, data)
+        """Takes one meta-step, algorithm 2 of the paper: for all tasks adapt, then update."""
+
+        def meta_step(run: Run, *episodes: Any) -> dict[str, tf.Tensor]:
+            results = self._adapt_and_differentiate(run, episodes, self.measure_before)
+            return run.program(self._update)(results, episodes[1])
+
+        return self.run_step(meta_step, *data)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Adapts to each task and measures its query set before and after."""
-        return self._step(self._test_step, data)
+        inner = InnerLoop(self.update_rule, self.evaluation_steps)
+
+        def before_and_after(task: Task, theta: Parameters, state: Tensors) -> tuple:
+            before = task.outcome(theta, inner.begin(theta, state))
+            return before, task.outcome(theta, inner.adapt(task, theta, state))
+
+        def test(run: Run, *episodes: Any) -> dict[str, tf.Tensor]:
+            outcomes = self._map_tasks(run, before_and_after, episodes)
+            return run.program(self._measure)(*outcomes, episodes[1])
+
+        return self.run_step(test, *data)
 
     def predict_step(self, data: Any) -> Any:
         """Adapts to each task and predicts its query set."""
-        return self._step(self._predict_step, data)
+        inner = InnerLoop(self.update_rule, self.evaluation_steps)
+
+        def predict(task: Task, theta: Parameters, state: Tensors) -> Any:
+            x, _, _ = examples(task.query)
+            return task.predict(theta, inner.adapt(task, theta, state), x).predictions
+
+        support, query = data
+        x_query, _, _ = examples(query)
+        return self.run_step(
+            lambda run, *episodes: self._map_tasks(run, predict, episodes), support, (x_query,)
+        )
+
+    def _adapt_and_differentiate(self, run: Run, episodes: Any, measure_before: bool) -> Any:
+        """Adapts to each task and differentiates the mean of their losses afterwards.
+
+        Returns:
+            For each slice of the meta-batch: the outcomes before, if they are measured, and after
+            adaptation, the slice's share of the gradient by `Parameters.trained`, and its seeds.
+        """
+        theta, tasks = self.parameters(), count_tasks(episodes)
+        objective = self.objective(training=True, route=run.route)
+        rule, steps = self.update_rule, self.inner_steps
+
+        def of_slice(elements: Any) -> Any:
+            before, after, gradients, states = self.meta_gradient(
+                run, objective.task, rule, steps, theta, *elements, measure_before=measure_before
+            )
+            shares = [
+                unpack_gradient(sum_tasks(gradient), weight.shape)[None]
+                / tf.cast(tasks, weight.dtype)
+                for gradient, weight in zip(gradients, theta.trained, strict=True)
+            ]
+            # The rest of the state nobody needs, and the compiler leaves out.
+            pairs = zip(objective.state_variables, states, strict=True)
+            return before, after, shares, [state for variable, state in pairs if is_seed(variable)]
+
+        return self._over_tasks(run, of_slice, episodes)
+
+    def _update(self, results: list[Any], query: Any) -> dict[str, tf.Tensor]:
+        """Updates weights, random seeds and metrics by the results of all slices."""
+        before, after, gradients, states = self._joined(results)
+        seeds = filter(is_seed, state_variables(self.model))
+        for seed, state in zip(seeds, states, strict=True):
+            seed.assign(state[0])
+        norm = tf.linalg.global_norm([tf.cast(g, after.loss.dtype) for g in gradients])
+        # A gradient that is not finite shows in the loss, and nothing is learned after it.
+        loss = tf.where(tf.math.is_finite(norm), after.loss, tf.cast(norm, after.loss.dtype))
+        self._loss_tracker.update_state(loss)
+        # An optimizer that scales losses, as for mixed float16, divides by that scale in apply.
+        scaled = [self.optimizer.scale_loss(gradient) for gradient in gradients]
+        tf.cond(
+            tf.math.is_finite(self._loss_tracker.total),
+            lambda: self.optimizer.apply(scaled, self.trainable_variables),
+            lambda: None,
+        )
+        self._gradient_norm.update_state(norm)
+        self._update_metrics(before, after, query)
+        results = self.get_metrics_result()
+        return results if self.measure_before else self._without_before(results)
+
+    def _measure(self, before: Outcome, after: Outcome, query: Any) -> dict[str, tf.Tensor]:
+        self._loss_tracker.update_state(after.loss)
+        self._update_metrics(before, after, query)
+        results = self.get_metrics_result()
+        del results["gradient_norm"]
+        return results
 
     # --- the family's own -------------------------------------------------------------------
 
@@ -169,18 +334,19 @@ class MAML(EpisodicModel):
 
         Returns:
             The mean query loss after adaptation, and its gradient with respect to each of
-            `trainable_variables`: exact, or as `first_order` says.
+            `trainable_variables`, as `meta_gradient` says.
 
         Raises:
             ValueError: The learner is not compiled, or the episode is malformed.
         """
-        episode = self._check((support, query), "meta_gradients")
+        episode = self._check_arrays(support, query, "meta_gradients")
 
-        def compute(support: Any, query: Any) -> tuple[tf.Tensor, Tensors]:
-            _, after, gradients, _ = _joined(self._meta_step(support, query, False))
+        def compute(run: Run, *episodes: Any) -> tuple[tf.Tensor, Tensors]:
+            results = self._adapt_and_differentiate(run, episodes, False)
+            _, after, gradients, _ = self._joined(results)
             return tf.reduce_mean(after.loss), gradients
 
-        return self._call("meta_gradients", compute, *episode)
+        return self.call_compiled("meta_gradients", compute, *episode)
 
     def meta_step_graph(self, support: Any, query: Any) -> tf.Graph:
         """Traces the adaptation and its meta-gradient, for TensorBoard's graph page.
@@ -192,8 +358,12 @@ class MAML(EpisodicModel):
         Returns:
             The graph.
         """
-        function = tf.function(self._meta_step, autograph=False)
-        return function.get_concrete_function(*as_tensors((support, query)), False).graph
+
+        def compute(run: Run, *episodes: Any) -> Any:
+            return self._adapt_and_differentiate(run, episodes, False)
+
+        function = tf.function(functools.partial(self.run_step, compute), autograph=False)
+        return function.get_concrete_function(*as_tensors((support, query))).graph
 
     def adapt(self, x_support: Any, y_support: Any, steps: int | None = None) -> keras.Model:
         """Adapts to one task; the learner itself does not change.
@@ -214,25 +384,25 @@ class MAML(EpisodicModel):
         """
         steps = self.evaluation_steps if steps is None else steps
         validation.check_count("steps", steps)
-        support = as_tensors((x_support, y_support))
+        inner = InnerLoop(self.update_rule, steps)
+        support = inputs.arrays((x_support, y_support))
         batch = keras.tree.map_structure(lambda tensor: tensor[None], support)
-        self._check((batch, batch), "adapt")
+        self._check_arrays(batch, batch, "adapt")
 
-        def compute(batch: Any) -> tuple[Tensors, Tensors]:
-            def one(objective: Objective, weights: Tensors, state: Tensors, support: Any) -> Any:
-                weights, state = objective.adapt(weights, state, support, steps=steps)
-                x_support, _, _ = examples(support)
-                return weights, objective.state_with_statistics(weights, state, x_support)
+        def one(task: Task, theta: Parameters, state: Tensors) -> tuple[Tensors, Tensors]:
+            carry = task.with_statistics(theta, inner.adapt(task, theta, state))
+            return carry.fast, carry.state
 
-            return self._map_tasks(one, batch)
-
-        weights, state = self._call(("adapt", steps), compute, batch)
-        weights, state = keras.tree.map_structure(lambda value: value[0], (weights, state))
-        transductive = self.batch_normalization == "transductive"
-        adapted = copy_with_weights(
-            self.model, support[0], weights, None if transductive else state
+        fast, state = self.call_compiled(
+            ("adapt", steps), lambda run, batch: self._map_tasks(run, one, (batch,)), batch
         )
-        if transductive and forms.batch_normalizations(adapted):
+        values = [*zip(self.partition().initial, fast, strict=True)]
+        transductive = self.batch_normalization == "transductive"
+        if not transductive:
+            values += zip(state_variables(self.model), state, strict=True)
+        values = [(variable, value[0]) for variable, value in values]
+        adapted = copy_with_values(self.model, support[0], values)
+        if transductive and batch_normalizations(adapted):
             adapted = TransductiveModel(adapted)
         adapted.compile(**self.compile_arguments())
         return adapted
@@ -254,10 +424,8 @@ class MAML(EpisodicModel):
         Raises:
             ValueError: The learner is not compiled, or the episode is malformed.
         """
-        episode = self._check((support, query), "trajectories")
-
-        def one(objective: Objective, weights: Tensors, state: Tensors, episode: Any) -> Outcome:
-            return trajectory(objective, weights, state, *episode, steps=steps)
+        episode = self._check_arrays(support, query, "trajectories")
+        inner = InnerLoop(self.update_rule, steps)
 
         def metrics_of(task: Any) -> dict[str, tf.Tensor]:
             query, predictions, masks = task
@@ -269,193 +437,103 @@ class MAML(EpisodicModel):
                 (predictions, masks),
             )
 
-        def compute(support: Any, query: Any) -> dict[str, tf.Tensor]:
-            outcomes = self._map_tasks(one, (support, query), batch_normalization)
+        def compute(run: Run, *episodes: Any) -> dict[str, tf.Tensor]:
+            def one(task: Task, theta: Parameters, state: Tensors) -> Outcome:
+                return inner.trajectory(task, theta, state, unrolled=run.route == "vectorized")
+
+            outcomes = self._map_tasks(run, one, episodes, batch_normalization)
             # Metrics come after, and one task after another: many of them do not vectorise.
             measure = functools.partial(map_sequentially, metrics_of)
-            tasks = query, outcomes.predictions, outcomes.masks
-            metrics = compilation.program(measure)(tasks)
-            return {"loss": outcomes.loss} | metrics
+            tasks = episodes[1], outcomes.predictions, outcomes.masks
+            return {"loss": outcomes.loss} | run.program(measure)(tasks)
 
         key = "trajectories", batch_normalization, steps
-        return self._call(key, compute, *episode)
+        return self.call_compiled(key, compute, *episode)
 
     def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
         """Writes a SavedModel for serving; see `keras_maml.serving.export.export`."""
-        exporting.export(self, filepath, **kwargs)
+        from keras_maml.serving.export import export  # a room above this one
+
+        export(self, filepath, **kwargs)
 
     # --- inside -----------------------------------------------------------------------------
 
-    def _train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        support, query = data
-        parts = self._meta_step(support, query, self.measure_before)
-        return compilation.program(self._apply)(parts, query)
+    def partition(self) -> Parameters:
+        """Returns all variables by what becomes of them, each task's own state left out."""
+        return layer_choice.partition(self.model, self.adapted_layers, self.update_rule)
 
-    def _apply(self, parts: list[Any], query: Any) -> dict[str, tf.Tensor]:
-        """Updates weights, random seeds and metrics by the results of `_meta_step`."""
-        before, after, gradients, states = _joined(parts)
-        for seed, state in zip(filter(is_seed, self.non_trainable_variables), states, strict=True):
-            seed.assign(state[0])
-        norm = tf.linalg.global_norm([tf.cast(g, after.loss.dtype) for g in gradients])
-        # A gradient that is not finite shows in the loss, and nothing is learned after it.
-        loss = tf.where(tf.math.is_finite(norm), after.loss, tf.cast(norm, after.loss.dtype))
-        self._loss_tracker.update_state(loss)
-        # An optimizer that scales losses, as for mixed float16, divides by that scale in apply.
-        scaled = [self.optimizer.scale_loss(gradient) for gradient in gradients]
-        tf.cond(
-            tf.math.is_finite(self._loss_tracker.total),
-            lambda: self.optimizer.apply(scaled, self.trainable_variables),
-            lambda: None,
-        )
-        self._gradient_norm.update_state(norm)
-        self._update_metrics(before, after, query)
-        results = self.get_metrics_result()
-        return results if self.measure_before else self._without_before(results)
-
-    def _test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        support, query = data
-
-        def one(objective: Objective, weights: Tensors, state: Tensors, episode: Any) -> Any:
-            before = objective.query_outcome(weights, state, *episode)
-            fast, state = objective.adapt(weights, state, episode[0], steps=self.evaluation_steps)
-            return before, objective.query_outcome(fast, state, *episode)
-
-        before, after = self._map_tasks(one, (support, query))
-        return compilation.program(self._measure)(before, after, query)
-
-    def _measure(self, before: Outcome, after: Outcome, query: Any) -> dict[str, tf.Tensor]:
-        self._loss_tracker.update_state(after.loss)
-        self._update_metrics(before, after, query)
-        results = self.get_metrics_result()
-        del results["gradient_norm"]
-        return results
-
-    def _predict_step(self, data: Any) -> Any:
-        support, query = data
-
-        def one(objective: Objective, weights: Tensors, state: Tensors, data: Any) -> Any:
-            support, x_query = data
-            weights, state = objective.adapt(weights, state, support, steps=self.evaluation_steps)
-            x_support, _, _ = examples(support)
-            return objective.query_forward(weights, state, x_support, x_query).predictions
-
-        return self._map_tasks(one, (support, examples(query)[0]))
-
-    def _meta_step(self, support: Any, query: Any, measure_before: bool) -> list[Any]:
-        """Returns the results of the parts of a meta-batch, for `_joined`."""
-        weights, settings = self._initial_weights(), {"training": True}
-        seeds = [*map(is_seed, self.non_trainable_variables)]
-        tasks = count_tasks(support)
-        how = {"steps": self.inner_steps, "first_order": self.first_order}
-
-        def before_only(objective: Objective, weights: Tensors, element: Any) -> Any:
-            if not measure_before:
-                return ()
-            state, episode = element
-            return objective.query_outcome(weights, state, *episode)
-
-        def before_and_after(objective: Objective, weights: Tensors, element: Any) -> Any:
-            state, episode = element
-            before = before_only(objective, weights, element)
-            after, gradients, state = meta_gradient(objective, weights, state, *episode, **how)
-            if objective.route == "compiled":
-                gradients = [*map(turned, gradients)]
-            return before, (after, gradients, state)
-
-        def of_chunk(elements: Any) -> Any:
-            run = functools.partial(self._run_tasks, **settings)
-            if not self.rematerialize:
-                return run(before_and_after, weights, elements, summed)
-            states, episode = elements
-            before = run(before_only, weights, elements)
-            after = rematerialization.meta_gradients(run, weights, states, *episode, **how)
-            return summed((before, after))
-
-        def summed(results: Any) -> Any:
-            before, (after, gradients, states) = results
-            shares = [
-                turned_back(sum_tasks(gradient), weight.shape)[None] / tf.cast(tasks, weight.dtype)
-                for gradient, weight in zip(gradients, weights, strict=True)
-            ]
-            # The rest of the state nobody needs, and the compiler leaves out.
-            return before, after, shares, [*itertools.compress(states, seeds)]
-
-        return self._over_tasks(of_chunk, (support, query))
-
-    def _map_tasks(
-        self,
-        function: Callable[[Objective, Tensors, Tensors, Any], Any],
-        data: Any,
-        batch_normalization: str | None = None,
-    ) -> Any:
-        """Maps ``function(objective, weights, state, one task's data)`` over the tasks."""
-
-        def one(objective: Objective, weights: Tensors, element: Any) -> Any:
-            return function(objective, weights, *element)
-
-        weights = self._initial_weights()
-        how = {"batch_normalization": batch_normalization}
-
-        return joined(
-            self._over_tasks(lambda elements: self._run_tasks(one, weights, elements, **how), data)
-        )
-
-    def _over_tasks(self, of_chunk: Callable[[Any], Any], data: Any) -> list[Any]:
-        """Calls ``of_chunk((states, data))`` for the parts of a meta-batch; returns the results."""
-
-        def of_part(elements: Any) -> Any:
-            numbers, data = elements
-            return of_chunk((task_states(self.model, numbers), data))
-
-        elements = (tf.range(count_tasks(data)), data)
-        return compilation.over_tasks(of_part, elements, self.task_chunk)
-
-    def _run_tasks(
-        self,
-        function: Callable[[Objective, Any, Any], Any],
-        shared: Any,
-        elements: Any,
-        finish: Callable[[Any], Any] = lambda results: results,
-        **settings: Any,
-    ) -> Any:
-        """Maps ``function(objective, shared, one task's element)`` over the tasks."""
-
-        def one(shared: Any, element: Any, vectorized: bool) -> Any:
-            return function(
-                self.objective(route=self._route(vectorized), **settings), shared, element
-            )
-
-        self.task_map.layer_names = [layer.name for layer in forms.flatten_layers(self.model)]
-        return self.task_map(one, shared, elements, finish)
-
-    def _route(self, vectorized: bool) -> forms.Route:
-        return "vectorized" if vectorized else "compiled" if self._compiles else "plain"
-
-    def _initial_weights(self) -> Tensors:
-        return as_tensors(list(self.model.trainable_variables))
+    def parameters(self) -> Parameters:
+        """Returns the values of `partition`."""
+        return Parameters(*(as_tensors(list(variables)) for variables in self.partition()))
 
     def objective(
         self,
         *,
         training: bool = False,
-        route: forms.Route = "plain",
+        route: Route = "plain",
         batch_normalization: str | None = None,
     ) -> Objective:
-        """Returns the losses of one task, as functions of the weights."""
+        """Returns the losses of tasks, as functions of the parameters."""
         return Objective(
             self.model,
+            self.partition(),
+            state_variables(self.model),
             functools.partial(stateless_loss, self._compile_loss),
-            self.update_rule,
             batch_normalization or self.batch_normalization,
             training,
             route,
         )
 
+    def _map_tasks(
+        self,
+        run: Run,
+        function: Callable[[Task, Parameters, Tensors], Any],
+        episodes: Any,
+        batch_normalization: str | None = None,
+    ) -> Any:
+        """Maps ``function(task, parameters, the task's state)`` over the tasks."""
+        theta = self.parameters()
+        objective = self.objective(route=run.route, batch_normalization=batch_normalization)
 
-def _joined(parts: list[Any]) -> Any:
-    """Joins the results of the parts of a meta-batch, and adds up their shares of gradients."""
-    before, after, shares, states = zip(*parts, strict=True)
-    totals = [tf.add_n(of_weight) for of_weight in zip(*shares, strict=True)]
-    # Without task_chunk there is but one share, and taking it is free.
-    gradients = [t[0] if t.shape[0] == 1 else tf.reduce_sum(t, 0) for t in totals]
-    return *joined([*zip(before, after, strict=True)]), gradients, states[0]
+        def one(element: Any) -> Any:
+            state, episode = element
+            return function(objective.task(*episode), theta, state)
+
+        return joined(self._over_tasks(run, functools.partial(run.map, one), episodes))
+
+    def _over_tasks(self, run: Run, of_slice: Callable[[Any], Any], episodes: Any) -> list[Any]:
+        """Calls ``of_slice((states, episodes))`` for the slices of a meta-batch."""
+
+        def of_numbers(elements: Any) -> Any:
+            numbers, episodes = elements
+            return of_slice((task_states(state_variables(self.model), numbers), episodes))
+
+        return run.over_tasks(of_numbers, (tf.range(count_tasks(episodes)), episodes))
+
+    def _joined(self, results: list[Any]) -> Any:
+        """Joins the results of slices, and adds up their shares, as `trainable_variables` are."""
+        before, after, shares, states = zip(*results, strict=True)
+        totals = [tf.add_n(of_weight) for of_weight in zip(*shares, strict=True)]
+        # Without task_chunk there is but one share, and taking it is free.
+        gradients = [t[0] if t.shape[0] == 1 else tf.reduce_sum(t, 0) for t in totals]
+        pairs = zip(self.partition().trained, gradients, strict=True)
+        by_variable = {id(variable): gradient for variable, gradient in pairs}
+        gradients = [by_variable[id(variable)] for variable in self.trainable_variables]
+        return *joined([*zip(before, after, strict=True)]), gradients, states[0]
+
+
+def _meta_gradient(
+    meta_gradient: Any, first_order: bool, rematerialize: bool
+) -> meta_gradients.MetaGradient:
+    """Returns the meta-gradient that the settings stand for."""
+    validation.check_flag("first_order", first_order)
+    validation.check_flag("rematerialize", rematerialize)
+    if meta_gradient is None:
+        kind = meta_gradients.FirstOrder if first_order else meta_gradients.Exact
+        return kind(rematerialize=rematerialize)
+    if first_order or rematerialize:
+        raise ValueError(
+            "Give either meta_gradient or first_order and rematerialize, not both: such as "
+            "meta_gradient=keras_maml.meta_gradients.FirstOrder(rematerialize=True)."
+        )
+    return meta_gradients.get(meta_gradient)

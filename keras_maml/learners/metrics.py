@@ -4,7 +4,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
+
+from keras_maml.private_keras import CompileLoss, CompileMetrics, wrapped_function
 
 
 class MetricsBefore(CompileMetrics):
@@ -13,10 +14,13 @@ class MetricsBefore(CompileMetrics):
     Args:
         metrics: As passed to `keras.Model.compile`.
         weighted_metrics: As passed to `keras.Model.compile`.
+        output_names: The names of the model's outputs, if it has names for them.
     """
 
-    def __init__(self, metrics: Any, weighted_metrics: Any) -> None:
-        super().__init__(clone_metrics(metrics), clone_metrics(weighted_metrics))
+    def __init__(self, metrics: Any, weighted_metrics: Any, output_names: Any = None) -> None:
+        super().__init__(
+            clone_metrics(metrics), clone_metrics(weighted_metrics), output_names=output_names
+        )
 
     def result(self) -> dict[str, tf.Tensor]:
         """Returns the metrics by name."""
@@ -29,26 +33,12 @@ def clone_metrics(metrics: Any) -> Any:
     def clone(metric: Any) -> Any:
         if isinstance(metric, keras.metrics.Metric):
             if type(metric) is keras.metrics.MeanMetricWrapper:  # its function has no config
-                return type(metric)(metric._fn, metric.name, metric.dtype, **metric._fn_kwargs)
+                function, arguments = wrapped_function(metric)
+                return type(metric)(function, metric.name, metric.dtype, **arguments)
             return type(metric).from_config(metric.get_config())
         return metric
 
     return keras.tree.map_structure(clone, metrics) if metrics is not None else None
-
-
-def masks_of(predictions: Any) -> dict[str, tf.Tensor]:
-    """Returns the Keras masks of a nest of outputs, of those that have one, by their number."""
-    masks = [getattr(tensor, "_keras_mask", None) for tensor in keras.tree.flatten(predictions)]
-    return {str(i): mask for i, mask in enumerate(masks) if mask is not None}
-
-
-def with_masks(predictions: Any, masks: dict[str, tf.Tensor]) -> Any:
-    """Gives outputs the masks that `masks_of` found, which metrics look for there."""
-    tensors = keras.tree.flatten(predictions)
-    for number, mask in masks.items():
-        tensors[int(number)] = tf.identity(tensors[int(number)])
-        tensors[int(number)]._keras_mask = mask
-    return keras.tree.pack_sequence_as(predictions, tensors)
 
 
 def stateless_result(metrics: CompileMetrics | None, y: Any, predictions: Any, weight: Any) -> dict:

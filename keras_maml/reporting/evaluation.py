@@ -10,8 +10,8 @@ import tabulate
 import tensorflow as tf
 
 from keras_maml import validation
-from keras_maml.algorithm.meta_gradients import BATCH_NORMALIZATIONS
-from keras_maml.execution import forms
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
+from keras_maml.execution.forms import batch_normalizations as normalizing_layers
 from keras_maml.learners.maml import MAML
 
 Value = float | int | str | None
@@ -145,7 +145,7 @@ def evaluate(
     validation.check_count("steps", steps)
     if batch_normalizations is None:
         batch_normalizations = [learner.batch_normalization]
-        if forms.batch_normalizations(learner.model):
+        if normalizing_layers(learner.model):
             batch_normalizations = sorted(
                 BATCH_NORMALIZATIONS, key=lambda mode: mode != learner.batch_normalization
             )

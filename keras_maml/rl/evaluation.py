@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_maml.algorithm.inner_loop import UpdateRule
+from keras_maml.algorithm.update_rules import UpdateRule
 from keras_maml.reporting.evaluation import Evaluation
 from keras_maml.rl.meta_policy_gradient import MetaPolicyGradientAgent
 from keras_maml.rl.sampling import Sampler, begin_adaptation, episode_returns

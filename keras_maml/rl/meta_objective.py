@@ -1,9 +1,8 @@
 """The meta-objective: the mean over tasks of what the adapted policies make of their transitions.
 
-As a function of the initial weights: every evaluation adapts again, with the transitions that were
-drawn once. Tasks run one after another, which is faster here than all at once: one task's
-activations stay in the cache (0.53 s against 0.70 s for a product with the Hessian, 40 tasks of
-4,000 transitions).
+As a function of what the outer step trains, `Parameters.trained`: every evaluation adapts again,
+with the transitions that were drawn once. Tasks run one after another, which is faster here than
+all at once: one task's activations stay in the cache (docs/speed.md).
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ Loss = Callable[[tf.Tensor, Transitions], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class MetaObjective:
-    """Loss, divergence and their derivatives with respect to the initial weights.
+    """Loss, divergence and their derivatives with respect to what is trained.
 
     Attributes:
         objective: The losses of one task.
@@ -75,7 +74,8 @@ class MetaObjective:
         return self._mean_over_tasks(of_task)
 
     def _outputs(self, weights: Tensors, stages: Sequence[Transitions]) -> list[Any]:
-        return self.objective.outputs_of_stages(weights, stages, first_order=self.first_order)
+        parameters = self.objective.parameters(weights)
+        return self.objective.outputs_of_stages(parameters, stages, first_order=self.first_order)
 
     def _loss_and_kl(
         self, weights: Tensors, stages: Sequence[Transitions], old: Any

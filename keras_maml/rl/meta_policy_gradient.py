@@ -12,8 +12,8 @@ from tf_agents.agents import tf_agent
 from tf_agents.trajectories import Trajectory, time_step
 
 from keras_maml import validation
-from keras_maml.algorithm.inner_loop import UpdateRule
-from keras_maml.algorithm.update_rules import GradientDescent
+from keras_maml.algorithm.inner_loop import Carry, Parameters
+from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
 from keras_maml.execution.functional import Tensors, as_tensors
 from keras_maml.execution.task_map import map_sequentially
 from keras_maml.rl.advantages import complete, transitions
@@ -58,7 +58,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         action_spec: Of one environment.
         model: A built model from observations to the parameters of ``distribution``; trained.
         tasks: Tasks in a meta-batch. The environments of a task stand side by side in a batch.
-        inner_learning_rate: The rate alpha of the inner steps.
+        inner_learning_rate: The rate alpha of the inner steps, by default 0.1. Short for
+            ``update_rule=GradientDescent(inner_learning_rate)``.
         inner_steps: How many inner steps, each with trajectories of its own.
         outer: The outer step: `TrustRegion` or `Proximal`.
         first_order: Whether the meta-gradient stops at the inner gradients (paper, section 5.2).
@@ -68,6 +69,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         distribution: From the model's outputs to a distribution over actions.
         jit_compile: Whether XLA compiles the training step.
         train_step_counter: An int64 variable that counts meta-iterations; by default a new one.
+        update_rule: How an inner step turns gradients into fast weights, see
+            `keras_maml.update_rules`; what it learns is trained by the outer step.
+        adapted_layers: What the inner loop adapts, see `keras_maml.MAML`.
 
     Attributes:
         skipped_steps: An int64 variable: calls of `train` that changed nothing, because the line
@@ -96,7 +100,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         model: keras.Model,
         *,
         tasks: int,
-        inner_learning_rate: float = 0.1,
+        inner_learning_rate: Any = None,
         inner_steps: int = 1,
         outer: TrustRegion | Proximal | None = None,
         first_order: bool = False,
@@ -106,6 +110,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         distribution: DistributionFunction = diagonal_gaussian,
         jit_compile: bool = True,
         train_step_counter: tf.Variable | None = None,
+        update_rule: UpdateRule | None = None,
+        adapted_layers: str | Sequence = "all",
     ) -> None:
         validation.check_count("tasks", tasks, minimum=1)
         validation.check_count("inner_steps", inner_steps)
@@ -127,30 +133,45 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         if not isinstance(self.outer, TrustRegion | Proximal):
             raise ValueError(f"outer must be a TrustRegion or a Proximal, got {outer!r}.")
         self.first_order = first_order
+        if update_rule is not None and inner_learning_rate is not None:
+            raise ValueError("Give either inner_learning_rate or update_rule, not both.")
+        if update_rule is None:
+            update_rule = GradientDescent(
+                0.1 if inner_learning_rate is None else inner_learning_rate
+            )
         self._objective = PolicyObjective(
             model,
-            GradientDescent(inner_learning_rate),
+            update_rule,
             distribution,
             inner_loss,
             route="compiled" if jit_compile else "plain",
+            adapted_layers=adapted_layers,
         )
+        variables = self._objective.variables()
         self._estimate = {"tasks": tasks, "discount": discount, "gae_lambda": gae_lambda}
         self._optimizer = None
         if isinstance(self.outer, Proximal):
             self._optimizer = self.outer.make_optimizer()
-            self._optimizer.build(model.trainable_variables)
+            self._optimizer.build(variables.trained)
         self._average_gradient = []
         if isinstance(self.outer, TrustRegion) and self.outer.momentum:
             self._average_gradient = [
                 tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False, name="average_gradient")
-                for v in model.trainable_variables
+                for v in variables.trained
             ]
         counter = train_step_counter
         if counter is None:
             counter = tf.Variable(0, dtype=tf.int64, trainable=False, name="train_step")
         self.skipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps")
         policies = [
-            TaskPolicy(time_step_spec, action_spec, model, tasks=n, distribution=distribution)
+            TaskPolicy(
+                time_step_spec,
+                action_spec,
+                model,
+                tasks=n,
+                distribution=distribution,
+                adapted=variables.initial,
+            )
             for n in (1, tasks)
         ]
         super().__init__(
@@ -165,6 +186,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self._compiled_train = self._compile(self._meta_step)
         self._inner_steps: dict[tuple, Callable] = {}
         self._adaptation_steps = 0
+        self._slots: Any = None  # of the update rule, ``[tasks, ...]``, between inner steps
 
     def check_tasks(self, tasks: Sequence) -> None:
         """Raises ValueError unless the tasks can be divided among those of the agent."""
@@ -176,8 +198,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
 
     def reset_adaptation(self) -> None:
         """Gives the collect policy the initial weights for every task."""
-        self.collect_policy.assign(as_tensors(self.model.trainable_variables))
-        self._adaptation_steps = 0
+        self.collect_policy.assign_model()
+        self._adaptation_steps, self._slots = 0, None
 
     def adapt(self, experience: Trajectory, update_rule: UpdateRule | None = None) -> None:
         """Adapts the collect policy by one inner step.
@@ -193,8 +215,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 be. Nothing changes.
         """
         self._check(experience)
-        weights = [tf.convert_to_tensor(v) for v in self.collect_policy.fast_weights]
-        fast = self._inner_step(update_rule or self._objective.update_rule, weights, experience)
+        rule = update_rule or self._objective.update_rule
+        fast, slots = self._inner_step(rule, experience)
         finite = np.all([np.isfinite(x.numpy().reshape(self.tasks, -1)).all(1) for x in fast], 0)
         if not finite.all():
             raise FloatingPointError(
@@ -203,7 +225,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 "inner_learning_rate, and look at the observations and rewards of that task."
             )
         self.collect_policy.assign(fast)
-        self._adaptation_steps += 1
+        self._adaptation_steps, self._slots = self._adaptation_steps + 1, slots
 
     def adapted_policy(self, task: int) -> TaskPolicy:
         """Returns the policy of one task as the collect policy has adapted to it; it can be saved.
@@ -218,6 +240,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             self.action_spec,
             self.model,
             distribution=self._objective.distribution,
+            adapted=self._objective.variables().initial,
         )
         policy.assign([weight[task] for weight in self.collect_policy.fast_weights])
         return policy
@@ -227,11 +250,13 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         """Everything a training run must save to go on: weights, optimizer, counters."""
         optimizer = [] if self._optimizer is None else self._optimizer.variables
         training = [*optimizer, *self._average_gradient]
-        return [*self.model.variables, *training, self.train_step_counter, self.skipped_steps]
+        rule = self._objective.update_rule.variables
+        counters = [self.train_step_counter, self.skipped_steps]
+        return [*self.model.variables, *rule, *training, *counters]
 
     def _initialize(self) -> None:
         self.reset_adaptation()
-        self.policy.assign(as_tensors(self.model.trainable_variables))
+        self.policy.assign_model()
 
     def _train(
         self, experience: Sequence[Trajectory], weights: tf.Tensor | None = None
@@ -247,7 +272,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         for batch in experience:
             self._check(batch)
         info = self._compiled_train(tuple(experience))
-        self.policy.assign(as_tensors(self.model.trainable_variables))
+        self.policy.assign_model()
         return tf_agent.LossInfo(info.loss_before, info)
 
     def _loss(self, experience: Any, weights: Any = None, training: bool = False) -> Any:
@@ -255,12 +280,13 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
 
     def _meta_step(self, experience: Sequence[Trajectory]) -> MetaLossInfo:
         stages = [transitions(batch, **self._estimate) for batch in experience]
-        weights = as_tensors(self.model.trainable_variables)
+        variables = self._objective.variables().trained
+        weights = as_tensors(variables)
         objective = MetaObjective(self._objective, stages, first_order=self.first_order)
         objective = dataclasses.replace(objective, old=objective.outputs(weights))
         loss, gradient = objective.loss_and_gradient(weights)
         if isinstance(self.outer, Proximal):
-            step = self.outer.step(objective, self.model.trainable_variables, self._optimizer)
+            step = self.outer.step(objective, variables, self._optimizer)
         else:
             step = self.outer.step(
                 weights,
@@ -269,7 +295,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 lambda vector: objective.kl_hessian(weights, vector),
                 objective.loss_and_kl,
             )
-            for variable, value in zip(self.model.trainable_variables, step.weights, strict=True):
+            for variable, value in zip(variables, step.weights, strict=True):
                 variable.assign(value)
         self.train_step_counter.assign_add(1)
         self.skipped_steps.assign_add(tf.cast(~step.accepted, tf.int64))
@@ -288,28 +314,37 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             averages.append(average)
         return averages
 
-    def _inner_step(
-        self, update_rule: UpdateRule, weights: Tensors, experience: Trajectory
-    ) -> Tensors:
+    def _inner_step(self, rule: UpdateRule, experience: Trajectory) -> tuple[Tensors, Any]:
         """Takes an inner step in every task; one program per update rule and shape."""
+        objective = dataclasses.replace(self._objective, update_rule=rule)
+        parameters = objective.parameters()
+        slots = self._slots
+        if slots is None:
+            slots = tf.nest.map_structure(
+                lambda t: tf.repeat(t[None], self.tasks, axis=0), rule.first_slots(parameters)
+            )
+        fast = [tf.convert_to_tensor(v) for v in self.collect_policy.fast_weights]
         step = tf.constant(self._adaptation_steps)
-        key = (update_rule, *experience.reward.shape)
+        arguments = parameters, fast, slots, experience, step
+        key = (id(rule), *experience.reward.shape)
         if key not in self._inner_steps:
-            objective = dataclasses.replace(self._objective, update_rule=update_rule)
 
-            def inner_step(weights: Tensors, experience: Trajectory, step: tf.Tensor) -> Tensors:
-                def of_task(element: tuple) -> Tensors:
-                    weights, stage = element
-                    return objective.adapt(weights, [stage], first_step=step)[0]
+            def inner_step(
+                parameters: Parameters, fast: Tensors, slots: Any, experience: Any, step: tf.Tensor
+            ) -> tuple[Tensors, Any]:
+                def of_task(element: tuple) -> tuple[Tensors, Any]:
+                    fast, slots, stage = element
+                    carry = objective.step(parameters, Carry(fast, slots), stage, step)
+                    return carry.fast, carry.slots
 
                 stage = transitions(experience, **self._estimate)
-                return map_sequentially(of_task, (weights, stage))
+                return map_sequentially(of_task, (fast, slots, stage))
 
             # A concrete function: TensorFlow takes several programs of one place for retracing.
-            self._inner_steps[key] = self._compile(inner_step).get_concrete_function(
-                weights, experience, step
-            )
-        return self._inner_steps[key](weights, experience, step)
+            program = self._compile(inner_step).get_concrete_function(*arguments)
+            self._inner_steps[key] = program, rule  # which keeps its id
+        program, _ = self._inner_steps[key]
+        return program(*arguments)
 
     def _check(self, experience: Trajectory) -> None:
         shape = tuple(experience.reward.shape)

@@ -19,8 +19,14 @@ from tf_agents.trajectories import policy_step, time_step
 
 from keras_maml import validation
 from keras_maml.execution.forms import Route
-from keras_maml.execution.functional import Tensors, as_tensors, forward, task_states
-from keras_maml.execution.task_map import TaskMap
+from keras_maml.execution.functional import (
+    Tensors,
+    as_tensors,
+    forward,
+    state_variables,
+    task_states,
+)
+from keras_maml.execution.tasks import Run, Tasks
 from keras_maml.files import whole_folder
 
 DistributionFunction = Callable[[Any], tfp.distributions.Distribution]
@@ -145,9 +151,12 @@ class TaskPolicy(tf_policy.TFPolicy):
         tasks: The number of tasks.
         distribution: From the model's outputs to a distribution over actions.
         greedy: Whether to take the mode of the distribution instead of a draw.
+        adapted: Those trainable variables of the model of which each task has its own; by default
+            all of them.
 
     Attributes:
-        fast_weights: A variable ``[tasks, ...]`` per trainable variable of the model.
+        fast_weights: A variable ``[tasks, ...]`` per adapted variable of the model.
+        shared_weights: A variable per other weight of the model, the same for all tasks.
 
     Example:
         >>> from tf_agents.specs import BoundedTensorSpec
@@ -171,18 +180,27 @@ class TaskPolicy(tf_policy.TFPolicy):
         tasks: int = 1,
         distribution: DistributionFunction = diagonal_gaussian,
         greedy: bool = False,
+        adapted: Sequence[keras.Variable] | None = None,
     ) -> None:
         # The environment clips actions; a clipped action has another probability than it.
         super().__init__(time_step_spec, action_spec, clip=False, name="task_policy")
         self.tasks = tasks
+        adapted = model.trainable_variables if adapted is None else adapted
+        state = state_variables(model)
+        own = {id(variable) for variable in (*adapted, *state)}
+        # Hidden from tf.Module, which would save the model's own variables a second time.
+        self._outputs = _Outputs(
+            model, adapted, [v for v in model.variables if id(v) not in own], state
+        )
         self.fast_weights = [
             tf.Variable(tf.repeat(value[None], tasks, axis=0), trainable=False)
-            for value in as_tensors(list(model.trainable_variables))
+            for value in as_tensors(list(adapted))
         ]
-        # Hidden from tf.Module, which would save the model's own variables a second time.
-        self._outputs = _Outputs(model)
+        self.shared_weights = [
+            tf.Variable(value, trainable=False) for value in as_tensors(self._outputs.shared)
+        ]
         self._states = [
-            tf.Variable(v, trainable=False) for v in task_states(model, tf.range(tasks))
+            tf.Variable(v, trainable=False) for v in task_states(state, tf.range(tasks))
         ]
         self._distribution_of = distribution
         self._greedy = greedy
@@ -193,11 +211,17 @@ class TaskPolicy(tf_policy.TFPolicy):
         """Sets the weights of every task.
 
         Args:
-            weights: One ``[tasks, ...]`` per trainable variable of the model, or without the
+            weights: One ``[tasks, ...]`` per adapted variable of the model, or without the
                 task axis: the same for all tasks.
         """
         for variable, value in zip(self.fast_weights, weights, strict=True):
             variable.assign(tf.broadcast_to(value, variable.shape))
+
+    def assign_model(self) -> None:
+        """Sets the weights of every task to those that the model has."""
+        self.assign(as_tensors(self._outputs.adapted))
+        for variable, value in zip(self.shared_weights, self._outputs.shared, strict=True):
+            variable.assign(value)
 
     def seed_actions(self, *numbers: int) -> None:
         """Restarts the random numbers of the actions.
@@ -233,7 +257,8 @@ class TaskPolicy(tf_policy.TFPolicy):
             policy_saver.PolicySaver(self, batch_size=None).save(str(new))
 
     def _variables(self) -> list[tf.Variable]:
-        return [*self.fast_weights, *self._states, self._stream, self._drawn]
+        weights = [*self.fast_weights, *self.shared_weights]
+        return [*weights, *self._states, self._stream, self._drawn]
 
     def _distribution(
         self, time_step: time_step.TimeStep, policy_state: Any
@@ -242,8 +267,10 @@ class TaskPolicy(tf_policy.TFPolicy):
             return tf.reshape(x, tf.concat([[self.tasks, -1], tf.shape(x)[1:]], 0))
 
         outputs = self._outputs.of_tasks(
-            [tf.convert_to_tensor(v) for v in self.fast_weights],
-            [tf.convert_to_tensor(v) for v in self._states],
+            *(
+                [tf.convert_to_tensor(v) for v in variables]
+                for variables in (self.fast_weights, self.shared_weights, self._states)
+            ),
             tf.nest.map_structure(by_task, time_step.observation),
         )
         merged = tf.nest.map_structure(
@@ -276,18 +303,31 @@ def seed_words(numbers: Sequence[int]) -> np.ndarray:
 class _Outputs:
     """A model as a function of the weights of each task."""
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        adapted: Sequence[keras.Variable],
+        shared: Sequence[keras.Variable],
+        state: Sequence[keras.Variable],
+    ) -> None:
         self._model = model
-        self._map = TaskMap()
+        self.adapted, self.shared, self._state = [*adapted], [*shared], state
+        self._tasks = Tasks()
 
-    def of_tasks(self, weights: Tensors, states: Tensors, observations: Any) -> Any:
-        def of_task(shared: Any, element: Any, vectorized: bool) -> Any:
-            del shared
-            return model_outputs(
-                self._model, *element, route="vectorized" if vectorized else "plain"
-            )
+    def of_tasks(self, fast: Tensors, shared: Tensors, states: Tensors, observations: Any) -> Any:
+        def of_all(run: Run, shared: Tensors, *elements: Any) -> Any:
+            def of_task(element: Any) -> Any:
+                fast, state, observations = element
+                weights = [
+                    *zip(self.adapted, fast, strict=True),
+                    *zip(self.shared, shared, strict=True),
+                ]
+                states = [*zip(self._state, state, strict=True)]
+                return model_outputs(self._model, weights, states, observations, run.route)
 
-        return self._map(of_task, (), (weights, states, observations))
+            return run.map(of_task, elements)
+
+        return self._tasks.call(of_all, shared, fast, states, observations)
 
 
 @contextlib.contextmanager
@@ -302,9 +342,13 @@ def _quiet_absl() -> Iterator[None]:
 
 
 def model_outputs(
-    model: keras.Model, weights: Tensors, state: Tensors, observations: Any, route: Route
+    model: keras.Model,
+    weights: Sequence[tuple[keras.Variable, tf.Tensor]],
+    state: Sequence[tuple[keras.Variable, tf.Tensor]],
+    observations: Any,
+    route: Route,
 ) -> Any:
-    """Calls a policy's model with explicit weights.
+    """Calls a policy's model with explicit weights; see `functional.forward`.
 
     Batch normalisation uses its moving statistics: an action must not depend on what other
     environments see.

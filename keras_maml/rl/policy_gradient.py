@@ -11,9 +11,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_maml.algorithm import inner_loop
+from keras_maml.algorithm.adapted_layers import partition
+from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters
+from keras_maml.algorithm.update_rules import UpdateRule
 from keras_maml.execution.forms import Route
-from keras_maml.execution.functional import Tensors, as_tensors
+from keras_maml.execution.functional import Tensors, as_tensors, state_variables
 from keras_maml.rl.advantages import Transitions, weighted_mean
 from keras_maml.rl.policy import DistributionFunction, diagonal_gaussian, model_outputs
 
@@ -22,28 +24,45 @@ INNER_LOSSES = ("log_likelihood", "likelihood_ratio")
 
 @dataclasses.dataclass(frozen=True)
 class PolicyObjective:
-    """The losses of one task.
+    """A policy's model and its losses, as functions of weights.
 
     Attributes:
         model: A built model from observations to distribution parameters.
-        update_rule: The inner step, see `keras_maml.algorithm.update_rules`.
+        update_rule: The inner step, see `keras_maml.update_rules`.
         distribution: From the model's outputs to a distribution over actions.
         inner_loss: ``"log_likelihood"``: REINFORCE as in MAML; ``"likelihood_ratio"``: the same
             gradient, but a second derivative of lower variance (ProMP, Rothfuss et al. 2019,
             section 5).
-        route: How the trace will run, see `keras_maml.execution.forms.differentiable_forms`.
+        route: How the trace will run, see `forms.differentiable_forms`.
+        adapted_layers: What the inner loop adapts, see `keras_maml.MAML`.
     """
 
     model: keras.Model
-    update_rule: inner_loop.UpdateRule
+    update_rule: UpdateRule
     distribution: DistributionFunction = diagonal_gaussian
     inner_loss: str = "log_likelihood"
     route: Route = "plain"
+    adapted_layers: str | Sequence = "all"
 
-    def outputs(self, weights: Tensors, observations: Any) -> Any:
+    def variables(self) -> Parameters:
+        """Returns the variables of model and update rule by what becomes of them."""
+        return partition(self.model, self.adapted_layers, self.update_rule)
+
+    def parameters(self, trained: Tensors | None = None) -> Parameters:
+        """Returns the values of `variables`; those of `Parameters.trained` may be others."""
+        values = Parameters(*(as_tensors(list(variables)) for variables in self.variables()))
+        return values if trained is None else values.with_trained(trained)
+
+    def outputs(self, parameters: Parameters, fast: Tensors, observations: Any) -> Any:
         """Returns the distribution parameters of every observation."""
-        state = as_tensors(list(self.model.non_trainable_variables))
-        return model_outputs(self.model, weights, state, observations, self.route)
+        variables, state = self.variables(), state_variables(self.model)
+        weights = [
+            *zip(variables.initial, fast, strict=True),
+            *zip(variables.shared, parameters.shared, strict=True),
+            *zip(variables.frozen, parameters.frozen, strict=True),
+        ]
+        states = [*zip(state, as_tensors(state), strict=True)]
+        return model_outputs(self.model, weights, states, observations, self.route)
 
     def adaptation_loss(self, outputs: Any, transitions: Transitions) -> tf.Tensor:
         """Returns the inner loss: minus the mean of log-likelihood times advantage."""
@@ -54,54 +73,33 @@ class PolicyObjective:
             return surrogate_loss(ratio, transitions)
         return surrogate_loss(log_likelihood, transitions)
 
-    def adapt(
-        self,
-        weights: Tensors,
-        stages: Sequence[Transitions],
-        *,
-        first_order: bool = False,
-        first_step: int = 0,
-    ) -> tuple[Tensors, list[Any]]:
-        """Takes one inner step per stage.
+    def step(
+        self, parameters: Parameters, carry: Carry, stage: Transitions, step: int | tf.Tensor
+    ) -> Carry:
+        """Takes one inner step.
 
         Args:
-            weights: The initial weights.
-            stages: The transitions of each step, drawn with the weights before it.
-            first_order: See `keras_maml.algorithm.inner_loop.inner_step`.
-            first_step: The number of the first of these steps, for the update rule.
-
-        Returns:
-            The fast weights, and the distribution parameters of every stage.
+            parameters: Where adaptation began.
+            carry: What the step before handed on.
+            stage: The transitions of this step, drawn with the weights before it.
+            step: Its number, counted from 0.
         """
-
-        def loss(weights: Tensors, outputs: list[Any]) -> tuple[tf.Tensor, list[Any]]:
-            stage = stages[len(outputs)]
-            outputs = [*outputs, self.outputs(weights, stage.observations)]
-            return self.adaptation_loss(outputs[-1], stage), outputs
-
-        return inner_loop.adapt(
-            loss,
-            weights,
-            [],
-            steps=len(stages),
-            update_rule=lambda weights, gradients, step: self.update_rule(
-                weights, gradients, first_step + step
-            ),
-            first_order=first_order,
-        )
+        inner = InnerLoop(self.update_rule, steps=1)
+        return inner.step(PolicyTask(self, [stage]), parameters, carry._replace(state=[]), step)
 
     def outputs_of_stages(
-        self, weights: Tensors, stages: Sequence[Transitions], *, first_order: bool = False
+        self, parameters: Parameters, stages: Sequence[Transitions], *, first_order: bool = False
     ) -> list[Any]:
         """Returns the distribution parameters of every stage, the last one after adaptation.
 
         Args:
-            weights: The initial weights.
+            parameters: Where adaptation begins.
             stages: The transitions of each inner step, and those drawn after the last.
-            first_order: See `keras_maml.algorithm.inner_loop.inner_step`.
+            first_order: Whether the inner gradients are constants.
         """
-        weights, outputs = self.adapt(weights, stages[:-1], first_order=first_order)
-        return [*outputs, self.outputs(weights, stages[-1].observations)]
+        inner = InnerLoop(self.update_rule, len(stages) - 1, first_order)
+        task = PolicyTask(self, stages)
+        return task.outcome(parameters, inner.adapt(task, parameters, state=[]))
 
     def divergence(self, old: Any, new: Any, weights: tf.Tensor) -> tf.Tensor:
         """Returns the mean KL divergence from an old policy to a new one over transitions."""
@@ -112,6 +110,33 @@ class PolicyObjective:
         """Returns the probability of actions under a new policy over that under an old one."""
         new_likelihood = self.distribution(new).log_prob(actions)
         return tf.exp(new_likelihood - self.distribution(old).log_prob(actions))
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyTask:
+    """The transitions of one task; its state are the distribution parameters of earlier stages.
+
+    Attributes:
+        objective: The model and its losses.
+        stages: The transitions of each inner step, and those drawn after the last.
+    """
+
+    objective: PolicyObjective
+    stages: Sequence[Transitions]
+
+    def inner_loss(
+        self, parameters: Parameters, carry: Carry, step: int | tf.Tensor
+    ) -> tuple[tf.Tensor, list[Any]]:
+        """Returns the loss on a step's transitions, and the state after it."""
+        outputs = self.outcome(parameters, carry)
+        stage = self.stages[len(carry.state)]
+        return self.objective.adaptation_loss(outputs[-1], stage), outputs
+
+    def outcome(self, parameters: Parameters, carry: Carry) -> list[Any]:
+        """Returns the distribution parameters of every stage so far, that at hand included."""
+        stage = self.stages[len(carry.state)]
+        at_hand = self.objective.outputs(parameters, carry.fast, stage.observations)
+        return [*carry.state, at_hand]
 
 
 def surrogate_loss(ratio: tf.Tensor, transitions: Transitions) -> tf.Tensor:

@@ -12,25 +12,24 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_maml import validation
-from keras_maml.execution.forms import flatten_layers
-from keras_maml.execution.functional import Tensors, as_tensors, task_states
-from keras_maml.execution.task_map import TaskMap
+from keras_maml.algorithm.inner_loop import Carry, InnerLoop
+from keras_maml.execution.functional import as_tensors, state_variables, task_states
+from keras_maml.execution.task_map import map_sequentially
 from keras_maml.files import whole_folder
-
-if TYPE_CHECKING:
-    from keras_maml.learners.maml import MAML
+from keras_maml.learners.maml import MAML
+from keras_maml.private_keras import flatten_layers
 
 Specs = dict[str, tf.TensorSpec]
 
 
 def export(
-    learner: "MAML",
+    learner: MAML,
     filepath: str | os.PathLike,
     *,
     steps: int | None = None,
@@ -131,7 +130,7 @@ def export(
 # --- signatures ------------------------------------------------------------------------------
 
 
-def _signatures(learner: "MAML", steps: int) -> dict[str, tf.types.experimental.ConcreteFunction]:
+def _signatures(learner: MAML, steps: int) -> dict[str, tf.types.experimental.ConcreteFunction]:
     """Traces the signatures: functions of named tensors, without state of their own."""
     x_spec, y_spec = _plain(learner.support_spec)
     support = _named("x_support", x_spec) | _named("y_support", y_spec)
@@ -140,7 +139,9 @@ def _signatures(learner: "MAML", steps: int) -> dict[str, tf.types.experimental.
 
     def predict(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         x = keras.tree.pack_sequence_as(x_spec, [inputs[name] for name in _named("x", x_spec)])
-        result = learner.objective().forward(*_weights_and_state(learner.model), x)
+        theta = learner.parameters()
+        state = as_tensors(state_variables(learner.model))
+        result = learner.objective().forward(theta, Carry(theta.initial, state=state), x)
         return _outputs(result.predictions)
 
     def adapt_and_predict_steps(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -170,40 +171,32 @@ def _trace(function: Callable, specs: Specs) -> tf.types.experimental.ConcreteFu
 
 
 def _predict_tasks(
-    learner: "MAML", steps: tf.Tensor, x_support: Any, y_support: Any, x_query: Any
+    learner: MAML, steps: tf.Tensor, x_support: Any, y_support: Any, x_query: Any
 ) -> Any:
     """Adapts to each task and predicts its queries, as `MAML.predict_step` does."""
-    weights, _ = _weights_and_state(learner.model)
+    theta, objective = learner.parameters(), learner.objective()
     tasks = tf.shape(keras.tree.flatten(x_query)[0])[0]
     valid = tf.debugging.Assert(tf.reduce_all(steps >= 0), ["steps must be at least 0, got", steps])
     with tf.control_dependencies([valid]):
         steps = tf.broadcast_to(steps, [tasks])
 
-    def one(weights: Tensors, element: Any, vectorized: bool) -> Any:
-        del vectorized
+    def one(element: Any) -> Any:
         state, steps, support, x_query = element
-        objective = learner.objective()
-        _, weights, state = tf.while_loop(
-            lambda step, *_: step < steps,
-            lambda step, *values: (step + 1, *objective.inner_step(*values, support, step)),
-            (0, weights, state),
-        )
-        return objective.query_forward(weights, state, support[0], x_query).predictions
+        task = objective.task(support)
+        carry = InnerLoop(learner.update_rule, steps).adapt(task, theta, state)
+        return task.predict(theta, carry, x_query).predictions
 
-    elements = (task_states(learner.model, tf.range(tasks)), steps, (x_support, y_support), x_query)
-    return TaskMap("sequential")(one, weights, elements)
+    states = task_states(state_variables(learner.model), tf.range(tasks))
+    return map_sequentially(one, (states, steps, (x_support, y_support), x_query))
 
 
-def _weights_and_state(model: keras.Model) -> tuple[Tensors, Tensors]:
-    return as_tensors((list(model.trainable_variables), list(model.non_trainable_variables)))
-
-
-def _build_loss(learner: "MAML") -> None:
+def _build_loss(learner: MAML) -> None:
     """Lets Keras build the loss, which it does at the first call, and not inside a graph."""
     example = keras.tree.map_structure(
         lambda spec: tf.zeros((1, *spec.shape[1:]), spec.dtype), _plain(learner.support_spec)
     )
-    learner.objective().support_loss(*_weights_and_state(learner.model), example)
+    theta, state = learner.parameters(), as_tensors(state_variables(learner.model))
+    learner.objective().task(example).inner_loss(theta, Carry(theta.initial, state=state), 0)
 
 
 def _named(name: str, nest: Any) -> dict[str, Any]:

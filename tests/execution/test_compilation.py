@@ -39,7 +39,7 @@ def called_programs(learner, data):
 @pytest.fixture
 def cores(monkeypatch):
     """Lets a test say how many cores there are."""
-    return lambda count: monkeypatch.setattr(compilation, "_count_cores", lambda: count)
+    return lambda count: monkeypatch.setattr(compilation, "count_cores", lambda: count)
 
 
 def test_tasks_that_run_at_once_are_one_program(cores):
@@ -80,8 +80,8 @@ def test_a_model_that_does_not_vectorise_takes_turns_from_the_first_step_on(core
     ],
 )
 def test_a_meta_batch_is_cut_into_equal_parts(tasks, task_chunk, cores, expected, monkeypatch):
-    monkeypatch.setattr(compilation, "_count_cores", lambda: cores)
-    assert compilation._count_parts(tasks, task_chunk) == expected
+    monkeypatch.setattr(compilation, "count_cores", lambda: cores)
+    assert compilation.count_slices(tasks, task_chunk) == expected
 
 
 @pytest.mark.usefixtures("float64")
@@ -139,9 +139,9 @@ def test_large_parts_keep_to_a_core_each(tasks, cores, monkeypatch):
     data = zoo.episodes(CASE, tasks=tasks)
     expected = make_learner(**TURNS).meta_gradients(*data)
     ways = []
-    keep = compilation._on_one_core_each
-    monkeypatch.setattr(compilation, "MIN_PART", 0)
-    monkeypatch.setattr(compilation, "_on_one_core_each", lambda *a: ways.append(a) or keep(*a))
+    keep = compilation.on_one_core_each
+    monkeypatch.setattr(compilation, "MIN_SLICE", 0)
+    monkeypatch.setattr(compilation, "on_one_core_each", lambda *a: ways.append(a) or keep(*a))
     assert_close(make_learner(**TURNS).meta_gradients(*data), expected)
     ((_, _, parts),) = ways
     assert parts == (2 if tasks == 4 else 3)
@@ -161,7 +161,7 @@ def test_parts_keep_to_a_core_where_it_is_worth_it(
     shapes, cores_, devices, expected, cores, monkeypatch
 ):
     cores(cores_)
-    monkeypatch.setattr(compilation, "MIN_PART", 160)
+    monkeypatch.setattr(compilation, "MIN_SLICE", 160)
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
     elements = tuple(tf.TensorSpec(shape) for shape in shapes)
-    assert compilation._keep_apart(elements, 2) == expected
+    assert compilation.keep_to_cores(elements, 2) == expected

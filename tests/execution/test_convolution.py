@@ -1,6 +1,5 @@
 """Convolution and pooling equal TensorFlow's own, in value and in every derivative."""
 
-import contextlib
 import functools
 import logging
 import math
@@ -13,10 +12,9 @@ import tensorflow as tf
 from keras import layers
 
 from keras_maml import MAML
-from keras_maml.execution import convolution
-from keras_maml.execution.forms import differentiable_forms
+from keras_maml.execution import convolution, tasks
+from keras_maml.execution.forms import differentiable_forms, first_call
 from keras_maml.execution.linear import matrix_product
-from keras_maml.execution.task_map import TaskMap
 
 
 def normal(*shape, seed=0, dtype="float64"):
@@ -345,69 +343,18 @@ LARGE = (4, 96, 96, 8)  # in float64, with a 3x3 window
 BYTES = 4 * 96 * 96 * 8 * 9 * 8
 
 
-def test_patches_are_too_large_only_in_the_context_and_beyond_the_limit(monkeypatch):
-    x, w = tf.ones([2, 4, 4, 3]), tf.ones([3, 3, 3, 2])
-    convolve = functools.partial(convolution.by_patches, x, w, (1, 1))
-    same = 2 * 4 * 4 * 27 * 4  # bytes
-    monkeypatch.setattr(convolution, "MAX_PATCHES", same - 1)
-    convolve("same")
-    with convolution.limited_patches():
-        with pytest.raises(convolution.PatchesTooLarge):
-            convolve("same")
-        convolve("valid")
-    convolve("same")
-    monkeypatch.setattr(convolution, "MAX_PATCHES", same)
-    with convolution.limited_patches():
-        convolve("same")
-
-
 @pytest.mark.parametrize(
     ("rank", "strides"), [(1, (1,)), (1, (2,)), (2, (2, 2)), (2, (1, 2)), (3, (1, 1, 1))]
 )
-def test_patches_of_any_rank_and_stride_can_be_too_large(monkeypatch, rank, strides):
-    x, w = tf.ones([2, *[4] * rank, 3]), tf.ones([*[3] * rank, 3, 2])
+def test_patches_are_measured_by_calling_the_model(rank, strides):
+    convolution_layer = [layers.Conv1D, layers.Conv2D, layers.Conv3D][rank - 1]
+    stack = [convolution_layer(2, 3, strides, "same"), convolution_layer(5, 1), layers.Flatten()]
+    model = keras.Sequential(stack)  # not built yet
+    predictions, size = first_call(model, tf.ones([2, *[4] * rank, 3]))
     positions = math.prod(4 // stride for stride in strides)
-    size = 2 * positions * 3**rank * 3 * 4  # bytes
-    for limit in (size - 1, size):
-        monkeypatch.setattr(convolution, "MAX_PATCHES", limit)
-        context = pytest.raises(convolution.PatchesTooLarge)
-        with convolution.limited_patches(), context if limit < size else contextlib.nullcontext():
-            convolution.by_patches(x, w, strides, "same")
-
-
-def test_the_limit_ends_with_its_context_even_when_it_was_met(monkeypatch):
-    monkeypatch.setattr(convolution, "MAX_PATCHES", 0)
-    convolve = functools.partial(
-        convolution.by_patches, tf.ones([1, 2, 2, 1]), tf.ones([1, 1, 1, 1]), (1, 1), "same"
-    )
-    with pytest.raises(convolution.PatchesTooLarge), convolution.limited_patches():
-        convolve()
-    assert convolve().shape == (1, 2, 2, 1)
-
-
-@pytest.mark.parametrize(
-    ("mode", "limit", "routes"),
-    [
-        ("auto", 0, [True, False]),
-        ("auto", 10**6, [True]),
-        ("vectorized", 0, [True]),
-        ("sequential", 0, [False]),
-    ],
-)
-def test_only_auto_gives_way_to_large_patches(monkeypatch, mode, limit, routes):
-    monkeypatch.setattr(convolution, "MAX_PATCHES", limit)
-    seen = []
-
-    def one(shared, x, vectorized):
-        seen.append(vectorized)
-        return convolution.by_patches(x, shared, (1, 1), "same")
-
-    task_map, x, w = TaskMap(mode), normal(3, 2, 4, 4, 2), normal(3, 3, 2, 2)
-    y = tf.function(lambda w, x: task_map(one, w, x), autograph=False)(w, x)
-    assert seen == routes
-    assert task_map.mode == mode
-    for i in range(3):
-        np.testing.assert_allclose(y[i], theirs(x[i], w, (1, 1), "same", (1, 1)), atol=1e-12)
+    assert size == positions * 3**rank * 3 * 4  # bytes of one example, of the larger convolution
+    assert predictions.shape == (2, 5 * positions)
+    assert first_call(keras.Sequential([layers.Dense(1)]), tf.ones([2, 3]))[1] == 0
 
 
 @functools.cache
@@ -429,29 +376,20 @@ def large_meta_gradient(mode):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("mode", ["auto", "vectorized"])
 def test_a_model_with_large_patches_has_the_same_meta_gradient(mode, caplog, monkeypatch):
-    assert BYTES > convolution.MAX_PATCHES
-    outcomes = []
+    assert BYTES > tasks.MAX_PATCHES
+    routes = []
     by_patches = convolution.by_patches
 
     def spy(*args, **kwargs):
-        try:
-            y = by_patches(*args, **kwargs)
-        except convolution.PatchesTooLarge:
-            outcomes.append("too large")
-            raise
-        outcomes.append("convolved")
-        return y
+        routes.append("patches")
+        return by_patches(*args, **kwargs)
 
     _, loss, expected = large_meta_gradient("sequential")
     monkeypatch.setattr(convolution, "by_patches", spy)
     with caplog.at_level(logging.WARNING):
         learner, found_loss, found = large_meta_gradient(mode)
-    if mode == "auto":  # one try, given up at the support set
-        assert outcomes.count("too large") == 1
-        assert outcomes[-1] == "too large"
-    else:
-        assert outcomes and set(outcomes) == {"convolved"}
-    assert learner.task_map.mode == mode
+    assert bool(routes) == (mode == "vectorized")  # and "auto" does not even begin
+    assert learner.tasks.run_at_once(LARGE[0]) == (mode == "vectorized")
     assert not [record for record in caplog.records if record.name == "keras_maml"]
     assert found_loss == pytest.approx(loss, rel=1e-12)
     for ours, reference in zip(found, expected, strict=True):

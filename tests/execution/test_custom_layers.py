@@ -98,7 +98,7 @@ def test_the_meta_gradient_is_that_of_one_task_after_another(name, first_order):
         learner.compile("sgd", "mean_squared_error", **options)
         results.append(learner.meta_gradients(*data))
         if not options.get("run_eagerly"):
-            assert learner.task_map.mode == ("auto" if at_once else "sequential")
+            assert learner.tasks.run_at_once() == at_once
     tf.nest.map_structure(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *results
     )

@@ -8,7 +8,8 @@ import tensorflow as tf
 import zoo
 
 from keras_maml import MAML
-from keras_maml.execution.task_map import TaskMap, map_sequentially
+from keras_maml.execution.task_map import map_sequentially
+from keras_maml.execution.tasks import MAX_PATCHES, Tasks
 
 CASE = zoo.CASES["transposed_convolution"]
 
@@ -28,7 +29,8 @@ def test_a_layer_that_does_not_vectorise_is_named_once(caplog):
     messages = [record.getMessage() for record in caplog.records if record.name == "keras_maml"]
     assert len(messages) == 1
     assert messages[0].startswith("Layer 'upsample' cannot be vectorised over tasks; the tasks")
-    assert learner.task_map.mode == "sequential"
+    assert not learner.tasks.run_at_once()
+    assert learner.task_map == learner.get_config()["task_map"] == "auto"  # which it was set to
 
 
 def test_insisting_on_vectorisation_raises():
@@ -42,29 +44,46 @@ def test_models_whose_layers_allow_it_are_vectorised():
         learner = MAML(case.build(), 0.1)
         learner.compile("sgd", case.loss, jit_compile=False)
         learner.meta_gradients(*zoo.episodes(case))
-        assert learner.task_map.mode == "auto"
+        assert learner.tasks.run_at_once()
 
 
 def test_an_error_of_the_function_itself_is_raised_as_it_is():
-    def broken(shared, element, vectorized):
-        raise KeyError("mine")
+    def broken(run, x):
+        def one(element):
+            raise KeyError("mine")
 
-    task_map = TaskMap()
+        return run.map(one, x)
+
+    tasks = Tasks()
     with pytest.raises(KeyError, match="mine"):
-        tf.function(lambda x: task_map(broken, (), x))(tf.ones([2, 1]))
-    assert task_map.mode == "auto"
+        tf.function(lambda x: tasks.call(broken, x))(tf.ones([2, 1]))
+    assert tasks.run_at_once()
 
 
 @pytest.mark.parametrize("mode", ["vectorized", "sequential"])
 def test_nests_come_back_as_nests(mode):
-    def one(shared, element, vectorized):
-        assert vectorized == (mode == "vectorized")
-        return {"sum": element[0] + shared, "twice": [2 * element[1]]}
+    def step(run, shared, elements):
+        assert run.route == ("vectorized" if mode == "vectorized" else "plain")
+        return run.map(lambda e: {"sum": e[0] + shared, "twice": [2 * e[1]]}, elements)
 
     elements = (tf.constant([1.0, 2.0]), tf.constant([[3], [4]]))
-    result = tf.function(lambda: TaskMap(mode)(one, tf.constant(10.0), elements))()
+    result = tf.function(lambda: Tasks(mode).call(step, tf.constant(10.0), elements))()
     assert result["sum"].numpy().tolist() == [11.0, 12.0]
     assert result["twice"][0].numpy().tolist() == [[6], [8]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "examples", "at_once"),
+    [
+        ("auto", 2, True),
+        ("auto", 3, False),
+        ("auto", None, True),  # as far as one knows
+        ("vectorized", 3, True),
+        ("sequential", 2, False),
+    ],
+)
+def test_only_auto_gives_way_to_large_patches(mode, examples, at_once):
+    assert Tasks(mode, patch_bytes=MAX_PATCHES // 2).run_at_once(examples) == at_once
 
 
 def test_a_sequential_map_without_results_has_none():

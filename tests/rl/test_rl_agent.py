@@ -7,7 +7,7 @@ import rl_zoo
 import tensorflow as tf
 from rl_zoo import draw, equal, make_agent, make_sampler, values
 
-from keras_maml.algorithm.update_rules import GradientDescent
+from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
 from keras_maml.rl import (
     Proximal,
     TrustRegion,
@@ -182,12 +182,13 @@ def test_experience_that_does_not_fit_is_refused(agent, sampler):
 def test_the_update_rule_knows_the_number_of_the_step(agent, sampler):
     (trajectory, _) = draw(agent, sampler)
 
-    def halving(weights, gradients, step):
-        rate = 0.2 / (1.0 + tf.cast(step, tf.float32))
-        return [w - rate * g for w, g in zip(weights, gradients, strict=True)]
+    class Halving(UpdateRule):
+        def step(self, weights, gradients, slots, step):
+            rate = 0.2 / (1.0 + tf.cast(step, tf.float32))
+            return [w - rate * g for w, g in zip(weights, gradients, strict=True)], slots
 
     results = []
-    for rules in ([halving] * 3, [GradientDescent(0.2 / n) for n in (1, 2, 3)]):
+    for rules in ([Halving()] * 3, [GradientDescent(0.2 / n) for n in (1, 2, 3)]):
         agent.reset_adaptation()
         for rule in rules:
             agent.adapt(trajectory, rule)

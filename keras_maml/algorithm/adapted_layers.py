@@ -1,0 +1,105 @@
+"""What the inner loop adapts: all layers, the head (ANIL), the body (BOIL), or named layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_maml.algorithm.inner_loop import Parameters
+from keras_maml.algorithm.update_rules import UpdateRule
+from keras_maml.execution.functional import state_variables
+from keras_maml.private_keras import flatten_layers
+
+NAMES = ("all", "head", "body")
+
+
+def check(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` says which layers are adapted."""
+    if isinstance(value, str):
+        value = [] if value in NAMES else None
+    listed = isinstance(value, Sequence) and all(
+        isinstance(entry, (str, keras.layers.Layer)) for entry in value
+    )
+    if not listed:
+        raise ValueError(
+            f"{name} must be one of {NAMES}, or a list of layers or of their names, got {value!r}."
+        )
+
+
+def names_of(adapted_layers: str | Sequence) -> str | list[str]:
+    """Returns a choice of layers as it is saved: by name."""
+    if isinstance(adapted_layers, str):
+        return adapted_layers
+    return [entry if isinstance(entry, str) else entry.name for entry in adapted_layers]
+
+
+def select(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.Variable]:
+    """Returns the trainable variables that the inner loop adapts.
+
+    Args:
+        model: A built model.
+        adapted_layers: ``"all"``; ``"head"``, the last layer with weights (Raghu et al. 2020,
+            ANIL), in the order in which the model was put together; ``"body"``, all but that (Oh
+            et al. 2021, BOIL); or layers or their names.
+
+    Raises:
+        ValueError: The model has no such layer, or none of them has trainable weights.
+
+    Example:
+        >>> stack = [keras.layers.Dense(2, name="first"), keras.layers.Dense(3, name="last")]
+        >>> model = keras.Sequential([keras.Input((1,)), *stack])
+        >>> [variable.shape for variable in select(model, "head")]
+        [(2, 3), (3,)]
+    """
+    trainable = model.trainable_variables
+    if isinstance(adapted_layers, str) and adapted_layers == "all":
+        return trainable
+    layers = [layer for layer in flatten_layers(model) if layer is not model]
+    if isinstance(adapted_layers, str):
+        leaves = [layer for layer in layers if not list(layer._layers)]
+        with_weights = [layer for layer in leaves if layer.trainable_variables]
+        chosen = with_weights[-1:] if adapted_layers == "head" else with_weights[:-1]
+    else:
+        by_name = {layer.name: layer for layer in layers}
+        wanted = names_of(adapted_layers)
+        unknown = [name for name in wanted if name not in by_name]
+        if unknown:
+            raise ValueError(
+                f"adapted_layers names {unknown}, which the model does not have. Its layers are "
+                f"{sorted(by_name)}."
+            )
+        chosen = [by_name[name] for name in wanted]
+    ids = {id(variable) for layer in chosen for variable in layer.trainable_variables}
+    selected = [variable for variable in trainable if id(variable) in ids]
+    if not selected:
+        raise ValueError(
+            f"adapted_layers={names_of(adapted_layers)!r} chooses no trainable weights: there is "
+            "nothing to adapt. Choose other layers, or make some trainable."
+        )
+    return selected
+
+
+def partition(model: keras.Model, adapted_layers: str | Sequence, rule: UpdateRule) -> Parameters:
+    """Returns the variables of a model and of an update rule by what becomes of them.
+
+    Builds the rule if it is not built. What a task has of its own is left out, see
+    `functional.state_variables`.
+
+    Args:
+        model: A built model.
+        adapted_layers: See `select`.
+        rule: The update rule.
+
+    Raises:
+        ValueError: There are no such layers, or the rule has learned for others.
+    """
+    initial = select(model, adapted_layers)
+    moved = {id(variable) for variable in initial}
+    state = {id(variable) for variable in state_variables(model)}
+    rule.build_for([tuple(variable.shape) for variable in initial])
+    return Parameters(
+        initial,
+        [v for v in model.trainable_variables if id(v) not in moved],
+        rule.trainable_variables,
+        [v for v in model.non_trainable_variables if id(v) not in state],
+    )

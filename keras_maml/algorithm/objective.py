@@ -1,0 +1,139 @@
+"""One episode as a task: its losses as functions of weights."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_maml.algorithm.inner_loop import Carry, Parameters
+from keras_maml.execution.forms import BatchStatistics, Route
+from keras_maml.execution.functional import Forward, Tensors, examples, forward, masks_of
+
+BATCH_NORMALIZATIONS = ("transductive", "inductive")
+
+
+class Outcome(NamedTuple):
+    """What a set of weights makes of a query set.
+
+    Attributes:
+        loss: The scalar total loss.
+        by_output: The scalar losses of a model with several outputs, in the order of its outputs.
+        predictions: The model's outputs, ``[queries, ...]`` or a nest of such.
+        masks: The Keras masks of those of the outputs that have one, by their number.
+    """
+
+    loss: tf.Tensor
+    by_output: Tensors
+    predictions: Any
+    masks: dict[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A model and its loss, as functions of weights.
+
+    Attributes:
+        model: A built model.
+        variables: Its variables, in the places that `Parameters` gives their values.
+        state_variables: Those of which each task has its own, see `functional.state_variables`.
+        loss: Maps ``(y, predictions, sample_weight)`` to ``(scalar loss, losses by output)``.
+        batch_normalization: ``"transductive"``: the query set is normalised by its own
+            statistics; ``"inductive"``: by those of the support set under the same weights.
+        training: Whether dropout and its like are active.
+        route: How the trace will run, see `forms.differentiable_forms`.
+    """
+
+    model: keras.Model
+    variables: Parameters
+    state_variables: Sequence[keras.Variable]
+    loss: Callable[[Any, Any, Any], tuple[tf.Tensor, Tensors]]
+    batch_normalization: str = "transductive"
+    training: bool = False
+    route: Route = "plain"
+
+    def task(self, support: Any, query: Any = None) -> "EpisodeTask":
+        """Returns an episode as a task."""
+        return EpisodeTask(self, support, query)
+
+    def forward(
+        self,
+        parameters: Parameters,
+        carry: Carry,
+        x: Any,
+        *,
+        batch_statistics: BatchStatistics = "batch",
+        write_statistics: bool = False,
+    ) -> Forward:
+        """Runs the model with fast weights; see `functional.forward`."""
+        weights = [
+            *zip(self.variables.initial, carry.fast, strict=True),
+            *zip(self.variables.shared, parameters.shared, strict=True),
+            *zip(self.variables.frozen, parameters.frozen, strict=True),
+        ]
+        return forward(
+            self.model,
+            weights,
+            [*zip(self.state_variables, carry.state, strict=True)],
+            x,
+            training=self.training,
+            route=self.route,
+            batch_statistics=batch_statistics,
+            write_statistics=write_statistics,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeTask:
+    """An episode: adapt to the support set, be measured by the query set.
+
+    Attributes:
+        objective: The model and its loss.
+        support: ``(x, y)``, arrays ``[examples, ...]``, with sample weights as an optional third.
+        query: Likewise; None where only adaptation is asked for.
+    """
+
+    objective: Objective
+    support: Any
+    query: Any = None
+
+    def inner_loss(
+        self, parameters: Parameters, carry: Carry, step: int | tf.Tensor
+    ) -> tuple[tf.Tensor, Tensors]:
+        """Returns the loss on the support set and the state after it."""
+        x, y, sample_weight = examples(self.support)
+        result = self.objective.forward(parameters, carry, x)
+        loss, _ = self.objective.loss(y, result.predictions, sample_weight)
+        return _total(loss, result.losses), result.state
+
+    def outcome(self, parameters: Parameters, carry: Carry) -> Outcome:
+        """Returns the loss and the predictions on the query set."""
+        x, y, sample_weight = examples(self.query)
+        result = self.predict(parameters, carry, x)
+        loss, by_output = self.objective.loss(y, result.predictions, sample_weight)
+        masks = masks_of(result.predictions)
+        return Outcome(_total(loss, result.losses), by_output, result.predictions, masks)
+
+    def predict(self, parameters: Parameters, carry: Carry, x: Any) -> Forward:
+        """Runs the model on query inputs, normalised as `Objective.batch_normalization` says."""
+        if self.objective.batch_normalization == "transductive":
+            return self.objective.forward(parameters, carry, x)
+        carry = self.with_statistics(parameters, carry)
+        return self.objective.forward(parameters, carry, x, batch_statistics="stored")
+
+    def with_statistics(self, parameters: Parameters, carry: Carry) -> Carry:
+        """Puts the batch statistics of the support set into the state."""
+        x, _, _ = examples(self.support)
+        result = self.objective.forward(parameters, carry, x, write_statistics=True)
+        return carry._replace(state=result.state)
+
+
+def _total(loss: tf.Tensor | None, additional: Tensors) -> tf.Tensor:
+    losses = ([] if loss is None else [loss]) + [tf.reduce_sum(value) for value in additional]
+    if not losses:
+        raise ValueError(
+            "There is no loss to adapt by: compile the learner with a loss, or let the model add "
+            "one (add_loss)."
+        )
+    return tf.add_n([tf.cast(value, losses[0].dtype) for value in losses])

@@ -1,0 +1,186 @@
+"""Where it is decided how the tasks of a meta-batch run; no other module knows.
+
+Tasks run at once where their layers allow it, and one after another where not, or where that is
+faster: convolutions of more than a few small images leave the cache when all tasks are convolved
+together. Compiled by XLA, tasks that run at once are one program with all that comes before and
+after them; tasks that take turns are several, side by side on the cores (see `compilation`).
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_maml.execution import compilation
+from keras_maml.execution.forms import Route
+from keras_maml.execution.task_map import (
+    VectorizationError,
+    in_chunks,
+    map_at_once,
+    map_sequentially,
+)
+
+MODES = ("auto", "vectorized", "sequential")
+
+# Tasks with larger patches are faster one after another (docs/speed.md).
+MAX_PATCHES = 2**16
+
+_log = logging.getLogger("keras_maml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How the tasks of one step run.
+
+    Attributes:
+        route: How a task's function is traced, see `forms.differentiable_forms`.
+        task_chunk: How many tasks may be in memory at once; None for no limit.
+        side_by_side: Whether the step consists of several compiled programs.
+    """
+
+    route: Route = "plain"
+    task_chunk: int | None = None
+    side_by_side: bool = False
+
+    def over_tasks(self, function: Callable[[Any], Any], elements: Any) -> list[Any]:
+        """Applies a function of many tasks to a meta-batch.
+
+        Args:
+            function: From a nest of tensors ``[tasks, ...]`` to a nest of tensors that all have a
+                leading axis: of tasks, or of length 1 for a sum over them.
+            elements: A nest of tensors with a leading task axis.
+
+        Returns:
+            The nests of results of the slices that the meta-batch was cut into.
+        """
+        if self.side_by_side:
+            program = self.program(function)
+            return compilation.side_by_side(program, elements, self.task_chunk)
+        return [in_chunks(function, elements, self.task_chunk)]
+
+    def map(self, function: Callable[[Any], Any], elements: Any) -> Any:
+        """Applies a function of one task to every task.
+
+        Args:
+            function: From a nest of tensors to a nest of tensors; it may use tensors of the caller.
+            elements: A nest of tensors with a leading task axis.
+
+        Returns:
+            The nest of results, stacked along a leading task axis.
+        """
+        if self.route == "vectorized":
+            return map_at_once(function, elements)
+        return map_sequentially(function, elements)
+
+    def program(self, function: Callable) -> Callable:
+        """Compiles a part of a step by itself, unless the whole step is one program anyway."""
+        if not self.side_by_side:
+            return function
+        return tf.function(function, jit_compile=True, autograph=False)
+
+
+class Tasks:
+    """Decides how tasks run, and runs them.
+
+    Args:
+        mode: ``"vectorized"``, ``"sequential"``, or ``"auto"``: at once unless an operation cannot
+            be vectorised, which one message says, or patches are large.
+        task_chunk: How many tasks may be in memory at once; None for no limit.
+        patch_bytes: How large the largest patches of one example are, see `forms.first_call`.
+        layer_names: The names of the model's layers, to recognise one in the message.
+
+    Raises:
+        ValueError: There is no such mode.
+
+    Example:
+        >>> def twice(run, x):
+        ...     return run.map(lambda x: 2 * x, x)
+        >>> Tasks().call(twice, tf.constant([1.0, 2.0]), jit_compile=True).numpy().tolist()
+        [2.0, 4.0]
+    """
+
+    def __init__(
+        self,
+        mode: str = "auto",
+        task_chunk: int | None = None,
+        *,
+        patch_bytes: int = 0,
+        layer_names: Sequence[str] = (),
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"task_map must be one of {MODES}, got {mode!r}.")
+        self.mode = mode
+        self.task_chunk = task_chunk
+        self.patch_bytes = patch_bytes
+        self.layer_names = layer_names
+        self._cannot_vectorize = False
+
+    def run_at_once(self, examples: int | None = None) -> bool:
+        """Returns whether tasks run at once, as far as is known.
+
+        Args:
+            examples: How many examples a forward pass has, at most; None if that is open.
+        """
+        if self.mode != "auto":
+            return self.mode == "vectorized"
+        large = examples is not None and examples * self.patch_bytes > MAX_PATCHES
+        return not (large or self._cannot_vectorize)
+
+    def call(
+        self,
+        step: Callable[..., Any],
+        *arguments: Any,
+        jit_compile: bool = False,
+        examples: int | None = None,
+    ) -> Any:
+        """Calls a step over a meta-batch, compiled if asked.
+
+        Args:
+            step: ``step(run, *arguments)``, with a `Run`, from nests of tensors to a nest.
+            *arguments: Nests of tensors.
+            jit_compile: Whether XLA compiles it.
+            examples: See `run_at_once`.
+
+        Returns:
+            What the step returns.
+
+        Raises:
+            VectorizationError: The mode is ``"vectorized"``, and an operation cannot be.
+        """
+        if tf.executing_eagerly():
+            return step(Run("plain", self.task_chunk), *arguments)
+        if self.run_at_once(examples):
+            at_once = Run("vectorized", self.task_chunk)
+
+            def whole(*arguments: Any) -> Any:
+                return step(at_once, *arguments)
+
+            try:
+                # Of its own graph: a failure leaves nothing in the caller's.
+                return tf.function(whole, jit_compile=jit_compile, autograph=False)(*arguments)
+            except VectorizationError as error:
+                if self.mode == "vectorized":
+                    raise
+                failure = error
+        else:
+            failure = None
+        route = "compiled" if jit_compile else "plain"
+        results = step(Run(route, self.task_chunk, side_by_side=jit_compile), *arguments)
+        if failure is not None:  # and not an error of the user's own, which would be raised here
+            self._cannot_vectorize = True
+            _log.warning(
+                "%s cannot be vectorised over tasks; the tasks of a meta-batch run one after "
+                "another instead (still compiled, but slower).",
+                self._culprit(failure.operation),
+            )
+        return results
+
+    def _culprit(self, operation: str) -> str:
+        for part in reversed(re.split(r"[/\s\"]+", operation)):  # the innermost layer
+            name = part if part in self.layer_names else re.sub(r"_\d+$", "", part)
+            if name in self.layer_names:
+                return f"Layer '{name}'"
+        return "An operation of the model (" + operation.strip().splitlines()[-1].strip() + ")"

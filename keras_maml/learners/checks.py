@@ -1,0 +1,317 @@
+"""Checks of episodes: each says what was expected, what came, and what to do."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_maml.private_keras import flatten_layers, is_called_on
+from keras_maml.validation import EPISODE
+
+
+def check_episode_spec(spec: Any) -> None:
+    """Checks the structure, ranks and shapes of an episodes dataset.
+
+    Args:
+        spec: The ``element_spec`` of the dataset: a nest of `tf.TensorSpec`.
+
+    Raises:
+        ValueError: It is not ``((x_support, y_support), (x_query, y_query))`` with a leading
+            task axis and an example axis on every array, or support and query do not fit.
+    """
+    pairs = isinstance(spec, tuple) and len(spec) == 2
+    if not (pairs and all(isinstance(half, (tuple, list)) and half for half in spec)):
+        raise ValueError(
+            f"An element of an episodes dataset must be {EPISODE}, got "
+            f"{_describe(spec)}. Map your dataset to that nesting."
+        )
+    support, query = spec
+    if not 2 <= len(support) <= 3:
+        raise ValueError(
+            "The support set must be (x_support, y_support), with sample weights as an optional "
+            f"third, got {len(support)} entries: {_describe(support)}."
+        )
+    if len(query) > 3:
+        raise ValueError(
+            "The query set must be (x_query, y_query), with sample weights as an optional "
+            f"third, got {len(query)} entries: {_describe(query)}."
+        )
+    for array in keras.tree.flatten(spec):
+        if array.shape.rank is None or array.shape.rank < 2:
+            raise ValueError(
+                "Every array of an episode needs a task axis and an example axis, "
+                f"[tasks, examples, ...], got shape {_shape(array)} in {_describe(spec)}. Batch "
+                "the episodes into meta-batches, e.g. with dataset.batch(meta_batch_size)."
+            )
+    tasks = {array.shape[0] for array in keras.tree.flatten(spec)} - {None}
+    if len(tasks) > 1:
+        raise ValueError(
+            "Every array of an episode must have the same number of tasks on its first axis, "
+            f"got {sorted(tasks)} in {_describe(spec)}."
+        )
+    if 0 in tasks:
+        raise ValueError(f"A meta-batch needs at least one task, got {_describe(spec)}.")
+    for name, half in (("support", support), ("query", query)):
+        counts = {array.shape[1] for array in keras.tree.flatten(half)} - {None}
+        if 0 in counts:
+            raise ValueError(
+                f"The {name} set of a task needs at least one example, got {_describe(half)}."
+            )
+        if len(counts) > 1:
+            raise ValueError(
+                f"The inputs and targets of the {name} set must have the same number of examples "
+                f"on their second axis, got {sorted(counts)} in {_describe(half)}."
+            )
+    for name, ours, theirs in zip(("x", "y"), support, query, strict=False):
+        _check_same_features(name, ours, theirs)
+
+
+def check_query_targets(caller: str, spec: Any) -> None:
+    """Raises ValueError unless the query sets of an episodes dataset have targets."""
+    if len(spec[1]) < 2:
+        raise ValueError(
+            f"{caller} needs the targets of the query set, {EPISODE}, got {_describe(spec)}. Only "
+            "predict does without."
+        )
+
+
+def _check_same_features(name: str, support: Any, query: Any) -> None:
+    try:
+        keras.tree.assert_same_structure(support, query)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name}_support and {name}_query must be nested alike, got {_describe(support)} and "
+            f"{_describe(query)}."
+        ) from error
+    for ours, theirs in zip(keras.tree.flatten(support), keras.tree.flatten(query), strict=True):
+        if not ours.shape[2:].is_compatible_with(theirs.shape[2:]) or ours.dtype != theirs.dtype:
+            raise ValueError(
+                f"{name}_support and {name}_query must have examples of the same shape and dtype, "
+                f"got {_describe(ours)} and {_describe(theirs)}, [tasks, examples, ...]."
+            )
+
+
+def check_inputs(model: keras.Model, episode: Any, caller: str) -> None:
+    """Raises ValueError unless a model with one known input takes the examples of an episode.
+
+    Args:
+        model: The model.
+        episode: ``((x_support, y_support), (x_query, ...))`` of tensors.
+        caller: Who asks.
+    """
+    inputs = getattr(model, "inputs", None) if model.built else None
+    if not inputs or len(inputs) != 1:
+        return
+    expected = inputs[0].shape[1:]
+    for name, half in zip(("support", "query"), episode, strict=True):
+        x = half[0]
+        if keras.tree.is_nested(x) or expected.count(None) == len(expected):
+            continue
+        found = tuple(x.shape[2:])
+        if len(found) == len(expected) and all(
+            e in (None, f) for e, f in zip(expected, found, strict=True)
+        ):
+            continue
+        if caller == "adapt" and len(found) == len(expected) + 1:
+            raise ValueError(
+                f"adapt takes the support set of one task, x [examples, {_sizes(expected)}], got "
+                f"shape {tuple(x.shape[1:])}: a batch of tasks? Adapt to one after another, or "
+                "call predict with episodes."
+            )
+        raise ValueError(
+            f"The model takes examples of shape {tuple(expected)}, but x of the {name} set has "
+            f"examples of shape {found}. Reshape the data, or give the model another Input."
+        )
+
+
+def check_targets(episode: Any, classes: int | None) -> None:
+    """Raises ValueError unless targets are such as a loss for integer labels takes.
+
+    Args:
+        episode: ``((x_support, y_support), (x_query, y_query))`` of tensors.
+        classes: The number of outputs of a classifier with integer labels; None otherwise.
+    """
+    for name, half in zip(("support", "query"), episode, strict=True):
+        for y in keras.tree.flatten(half[1]) if len(half) > 1 else ():
+            if y.dtype == tf.string:
+                raise ValueError(
+                    f"Labels of the {name} set are texts: number the classes of each episode from "
+                    "0, such as with numpy.unique(labels, return_inverse=True)."
+                )
+        if classes is None or len(half) < 2:
+            continue
+        y = half[1]
+        if y.shape.rank > 3 or (y.shape.rank == 3 and y.shape[-1] not in (1, None)):
+            raise ValueError(
+                f"Labels of the {name} set must be integers [tasks, examples] for a sparse loss, "
+                f"got shape {tuple(y.shape)}. For one-hot targets compile with "
+                "categorical_crossentropy, or pass numpy.argmax(y, -1)."
+            )
+
+
+def check_values(episode: Any, classes: int | None, vocabulary: int | None = None) -> None:
+    """Checks the numbers of one meta-batch.
+
+    Args:
+        episode: ``((x_support, y_support), (x_query, y_query))`` of tensors.
+        classes: The number of outputs of a classifier with integer labels; None otherwise.
+        vocabulary: How many integers the model embeds; None if x are none such.
+
+    Raises:
+        ValueError: A number is not finite, or a label or an integer is out of range.
+    """
+    for half, name in zip(episode, ("support", "query"), strict=True):
+        for part, letter in zip(half, ("x", "y", "sample weight"), strict=False):
+            for array in keras.tree.flatten(part):
+                values = np.asarray(array)
+                finite = np.isfinite(values) if values.dtype.kind == "f" else np.True_
+                if not finite.all():
+                    raise ValueError(
+                        f"{letter} of the {name} set holds {np.sum(~finite)} values that are not "
+                        f"finite (NaN or infinite), the first in task {_first_task(~finite)} of "
+                        "the first meta-batch. Clean the data before training."
+                    )
+        for part, bound, expected, remedy in _bounded(half, name, classes, vocabulary):
+            values = np.asarray(part)
+            wrong = (values < 0) | (values >= bound)
+            if wrong.any():
+                raise ValueError(
+                    f"{expected}, got {values.min()}..{values.max()} (first in task "
+                    f"{_first_task(wrong)}). {remedy}"
+                )
+
+
+def _bounded(half: Any, name: str, classes: int | None, vocabulary: int | None) -> list[tuple]:
+    """Returns what of a set has a range: the tensor, its bound, what is expected, a remedy."""
+    found = []
+    if classes is not None and len(half) > 1:
+        found.append(
+            (
+                half[1],
+                classes,
+                f"Labels of the {name} set must be in 0..{classes - 1}, since the model has "
+                f"{classes} outputs",
+                "Label the classes of each episode from 0, and give the model as many outputs as "
+                "there are ways.",
+            )
+        )
+    if vocabulary is not None and not keras.tree.is_nested(half[0]):
+        found.append(
+            (
+                half[0],
+                vocabulary,
+                f"x of the {name} set must hold integers in 0..{vocabulary - 1}, which the model "
+                "embeds",
+                "Give the Embedding a larger input_dim, or map unknown tokens to one of them.",
+            )
+        )
+    return found
+
+
+_MARK = "keras_maml says: "
+
+
+def checked(
+    dataset: tf.data.Dataset, classes: int | None, vocabulary: int | None
+) -> tf.data.Dataset:
+    """Checks every meta-batch of a dataset as it comes, as far as that costs next to nothing.
+
+    Args:
+        dataset: The meta-batches.
+        classes: See `check_values`.
+        vocabulary: See `check_values`.
+
+    Returns:
+        The same meta-batches. Reading one that is wrong fails with a message that
+        `input_errors` turns into a ValueError.
+    """
+
+    def check(number: tf.Tensor, episode: Any) -> Any:
+        which = ["meta-batch ", tf.strings.as_string(number)]
+        failures = []
+        for half, name in zip(episode, ("support", "query"), strict=True):
+            needs = f"The {name} set of a task needs at least one example, got none in "
+            for array in keras.tree.flatten(half):
+                if array.shape[1] is None:
+                    failures.append((tf.shape(array)[1] > 0, [needs, *which, "."]))
+            for part, bound, expected, remedy in _bounded(half, name, classes, vocabulary):
+                low, high = tf.reduce_min(part), tf.reduce_max(part)
+                inside = (low >= 0) & (high < tf.cast(bound, high.dtype))
+                values = [tf.strings.as_string(low), "..", tf.strings.as_string(high)]
+                message = [expected, ", got ", *values, " in ", *which, f". {remedy}"]
+                failures.append((inside, message))
+        asserted = [
+            tf.debugging.Assert(fine, [tf.strings.join([_MARK, *message])])
+            for fine, message in failures
+        ]
+        with tf.control_dependencies(asserted):
+            return tf.nest.map_structure(tf.identity, episode)
+
+    spec = dataset.element_spec
+    halves = [_bounded(half, "", classes, vocabulary) for half in spec]
+    sizes_open = any(array.shape[1] is None for array in keras.tree.flatten(spec))
+    if not any(halves) and not sizes_open:
+        return dataset
+    return dataset.enumerate().map(check)
+
+
+@contextlib.contextmanager
+def input_errors() -> Iterator[None]:
+    """Raises what `checked` found in a meta-batch as a ValueError."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(re.escape(_MARK) + r"(.*?)\]", str(error.message), re.DOTALL)
+        if found is None:
+            raise
+        raise ValueError(found[1].replace("\\n", " ")) from None
+
+
+def vocabulary_of(model: keras.Model) -> int | None:
+    """Returns how many integers a model's first layer embeds; None if its input is another."""
+    inputs = getattr(model, "inputs", None) if model.built else None
+    if not inputs or len(inputs) != 1:
+        return None
+    sizes = [
+        layer.input_dim
+        for layer in flatten_layers(model)
+        if isinstance(layer, keras.layers.Embedding) and is_called_on(layer, inputs[0])
+    ]
+    return min(sizes, default=None)
+
+
+def sparse_classes(loss: Any, predictions: Any) -> int | None:
+    """Returns the number of classes of a classifier with integer labels; None for other models."""
+    if getattr(loss, "ignore_class", None) is not None:
+        return None  # a label of the user's own
+    name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
+    if "sparse_categorical" in str(name) and not keras.tree.is_nested(predictions):
+        return int(predictions.shape[-1])
+    return None
+
+
+def _sizes(shape: Any) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _first_task(mask: np.ndarray) -> int:
+    return int(np.argwhere(mask)[0][0])
+
+
+def _shape(array: Any) -> str:
+    return str(array.shape) if array.shape.rank is not None else "unknown"
+
+
+def _describe(nest: Any) -> str:
+    """Writes a nest of specs as e.g. ((float32(4, 5, 1), ...), ...)."""
+    if isinstance(nest, dict):
+        return "{" + ", ".join(f"{key!r}: {_describe(nest[key])}" for key in nest) + "}"
+    if isinstance(nest, (tuple, list)):
+        return "(" + ", ".join(_describe(part) for part in nest) + ")"
+    if isinstance(nest, tf.TensorSpec):
+        return f"{nest.dtype.name}{_shape(nest)}"
+    return type(nest).__name__

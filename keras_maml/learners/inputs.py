@@ -1,0 +1,251 @@
+"""What `fit`, `evaluate` and `predict` take, as one dataset of meta-batches."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_maml import validation
+from keras_maml.execution.functional import as_tensors, examples
+from keras_maml.learners.checks import check_episode_spec
+
+# What a source that cannot be read twice leaves in the graph of a dataset.
+_STREAMS = ("GeneratorDataset", "PyFunc", "EagerPyFunc")
+
+
+def meta_batches(
+    x: Any,
+    y: Any = None,
+    *,
+    caller: str,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+    class_weight: dict[int, float] | None = None,
+    sample_weight: Any = None,
+) -> tf.data.Dataset:
+    """Turns episodes of any kind into a dataset of meta-batches.
+
+    Args:
+        x: A dataset or `keras.utils.PyDataset` of meta-batches, a generator of them, or arrays: a
+            meta-batch ``((x_support, y_support), (x_query, y_query))``.
+        y: Must be None: the targets are in the episodes.
+        caller: Who asks, for messages.
+        batch_size: Tasks per meta-batch of arrays; by default all. Only for arrays.
+        shuffle: Whether to shuffle the tasks of arrays that are cut into meta-batches.
+        class_weight: Weights of the examples of each class of integer or one-hot targets, in
+            support and query sets, as in `keras.Model.fit`.
+        sample_weight: Weights ``(support, query)`` of the examples of arrays,
+            ``[tasks, examples]``; they may as well be a third entry of each pair.
+
+    Returns:
+        The meta-batches.
+
+    Raises:
+        TypeError: ``x`` is of another kind.
+        ValueError: An argument is given that has no meaning for this kind.
+    """
+    if y is not None:
+        raise ValueError(
+            f"{caller} takes episodes alone, {validation.EPISODE}: the targets are in them."
+        )
+    if isinstance(x, (tuple, list)):
+        episode = arrays(x)
+        if sample_weight is not None:
+            episode = _weighted(episode, sample_weight, caller)
+        dataset = _of_arrays(episode, batch_size, shuffle)
+    else:
+        for name, value in (("batch_size", batch_size), ("sample_weight", sample_weight)):
+            if value is not None:
+                raise ValueError(
+                    f"{caller} takes {name} with arrays only, got {type(x).__name__}. A dataset is "
+                    "batched with dataset.batch, and sample weights are a third entry of a "
+                    "support or query set: (x, y, sample_weight)."
+                )
+        dataset = x if isinstance(x, tf.data.Dataset) else _of_python(x, caller)
+    if class_weight is None:
+        return dataset
+    weights = _table(class_weight)
+    return dataset.map(
+        lambda support, query: (
+            _with_class_weights(support, weights),
+            _with_class_weights(query, weights),
+        )
+    )
+
+
+def arrays(nest: Any) -> Any:
+    """Converts arrays as users have them to tensors: lists of numbers are arrays, too.
+
+    Pairs may be lists or tuples; the result has tuples.
+
+    Raises:
+        ValueError: Something is a ragged tensor, or a list of numbers of uneven lengths.
+    """
+    if isinstance(nest, tf.RaggedTensor):
+        raise ValueError(
+            f"Ragged tensors cannot be adapted to, got shape {nest.shape}. Make the sets of a "
+            "meta-batch as large as each other (tensor.to_tensor() pads them), and give what is "
+            "padding a sample weight of 0; meta-batches may differ in size."
+        )
+    if isinstance(nest, list) and _is_array(nest):
+        try:
+            nest = np.array(nest)
+        except ValueError as error:
+            raise ValueError(f"A list of numbers must be rectangular: {error}") from error
+        if nest.dtype == np.float64:
+            nest = nest.astype(keras.config.floatx())
+    if isinstance(nest, dict):
+        return {key: arrays(value) for key, value in nest.items()}
+    if isinstance(nest, (tuple, list)):
+        return tuple(map(arrays, nest))
+    return None if nest is None else as_tensors(nest)
+
+
+def _is_array(nest: list) -> bool:
+    scalars = (bool, int, float, str, bytes, np.generic)
+    return bool(nest) and all(
+        isinstance(entry, scalars) or (isinstance(entry, list) and _is_array(entry))
+        for entry in nest
+    )
+
+
+def is_stream(dataset: tf.data.Dataset) -> bool:
+    """Returns whether reading the first element may change what is read later."""
+    variant = tf.data.experimental.to_variant(dataset)
+    serialized = tf.raw_ops.DatasetToGraphV2(
+        input_dataset=variant, external_state_policy=1, strip_device_assignment=True
+    )
+    graph = tf.compat.v1.GraphDef.FromString(serialized.numpy())
+    functions = graph.library.function
+    nodes = itertools.chain(graph.node, *(function.node_def for function in functions))
+    return any(node.op in _STREAMS for node in nodes)
+
+
+def of_spec(spec: Any) -> Any:
+    """Makes a meta-batch of one task of zeros that fits a specification.
+
+    Args:
+        spec: A nest of `tf.TensorSpec`; tasks and examples may be unknown.
+
+    Returns:
+        The meta-batch, or None if sizes of examples are unknown.
+    """
+    shapes = [array.shape for array in tf.nest.flatten(spec)]
+    if any(shape.rank is None or None in shape[2:] for shape in shapes):
+        return None
+    return tf.nest.map_structure(
+        lambda s: tf.zeros([1, s.shape[1] or 2, *s.shape[2:]], s.dtype), spec
+    )
+
+
+def _of_arrays(episode: Any, batch_size: int | None, shuffle: bool) -> tf.data.Dataset:
+    if batch_size is None:
+        return tf.data.Dataset.from_tensors(episode)
+    validation.check_count("batch_size", batch_size, minimum=1)
+    check_episode_spec(keras.tree.map_structure(tf.TensorSpec.from_tensor, episode))
+    dataset = tf.data.Dataset.from_tensor_slices(episode)
+    if shuffle:
+        dataset = dataset.shuffle(int(dataset.cardinality()))
+    tasks = int(dataset.cardinality())
+    return dataset.batch(batch_size, drop_remainder=tasks % batch_size == 0)
+
+
+def split_tasks(x: Any, fraction: float) -> tuple[Any, Any]:
+    """Splits off the last tasks of arrays for validation, as `keras.Model.fit` does.
+
+    Args:
+        x: A meta-batch of arrays.
+        fraction: Of the tasks, above 0 and below 1.
+
+    Returns:
+        The meta-batches to train and to validate with.
+
+    Raises:
+        ValueError: ``x`` is no meta-batch of arrays, or a part would have no task.
+    """
+    if not isinstance(x, (tuple, list)):
+        raise ValueError(
+            f"validation_split needs arrays, got {type(x).__name__}: pass validation_data."
+        )
+    episode = arrays(x)
+    tasks = len(keras.tree.flatten(episode)[0])
+    first = int(tasks * (1 - fraction))
+    if not 0 < fraction < 1 or not 0 < first < tasks:
+        raise ValueError(
+            f"validation_split must leave tasks on both sides, got {fraction!r} of {tasks} tasks."
+        )
+    return tuple(
+        keras.tree.map_structure(lambda array, part=part: array[part], episode)
+        for part in (slice(first), slice(first, None))
+    )
+
+
+def _of_python(x: Any, caller: str) -> tf.data.Dataset:
+    """Makes a dataset of a `keras.utils.PyDataset` or a generator."""
+    if isinstance(x, keras.utils.PyDataset):
+        first = arrays(x[0])
+        passes: Callable[[], Iterator] = lambda: _one_pass(x)  # noqa: E731
+    elif inspect.isgenerator(x):
+        first = next(x, None)
+        if first is None:
+            raise ValueError(f"{caller} got a generator without a single episode.")
+        first = arrays(first)
+        stream = itertools.chain([first], x)
+        passes = lambda: map(arrays, stream)  # noqa: E731
+    else:
+        raise TypeError(
+            f"{caller} takes a tf.data.Dataset, a keras.utils.PyDataset or a generator of "
+            f"episodes, {validation.EPISODE}, or one such meta-batch of arrays, got "
+            f"{type(x).__name__}."
+        )
+    spec = keras.tree.map_structure(tf.TensorSpec.from_tensor, first)
+    check_episode_spec(spec)
+    open_spec = keras.tree.map_structure(
+        lambda s: tf.TensorSpec([None, None, *s.shape[2:]], s.dtype), spec
+    )
+    return tf.data.Dataset.from_generator(passes, output_signature=open_spec)
+
+
+def _one_pass(dataset: keras.utils.PyDataset) -> Iterator[Any]:
+    numbers = itertools.count() if dataset.num_batches is None else range(dataset.num_batches)
+    for number in numbers:
+        yield arrays(dataset[number])
+    dataset.on_epoch_end()
+
+
+def _weighted(episode: Any, sample_weight: Any, caller: str) -> Any:
+    pair = isinstance(sample_weight, (tuple, list)) and len(sample_weight) == 2
+    if not pair or any(len(half) != 2 for half in episode):
+        raise ValueError(
+            f"{caller} takes sample_weight=(support, query), weights [tasks, examples] for "
+            "episodes that have none yet."
+        )
+    return tuple((*half, arrays(w)) for half, w in zip(episode, sample_weight, strict=True))
+
+
+def _table(class_weight: dict[int, float]) -> tf.Tensor:
+    classes = [int(c) for c in class_weight]
+    if not classes or min(classes) < 0:
+        raise ValueError(f"class_weight must map classes from 0 to weights, got {class_weight!r}.")
+    table = np.ones(max(classes) + 1, keras.config.floatx())
+    table[classes] = list(class_weight.values())
+    return tf.constant(table)
+
+
+def _with_class_weights(half: Any, table: tf.Tensor) -> Any:
+    x, y, weight = examples(half)
+    if y is None or keras.tree.is_nested(y):
+        raise ValueError("class_weight needs one array of targets per support and query set.")
+    if y.shape.rank > 2 and y.shape[-1] != 1:
+        y_classes = tf.argmax(y, -1)
+    else:
+        y_classes = tf.reshape(tf.cast(y, tf.int32), tf.shape(y)[:2])
+    known = tf.minimum(tf.cast(y_classes, tf.int32), len(table) - 1)
+    weights = tf.where(
+        tf.cast(y_classes, tf.int32) < len(table), tf.gather(table, known), tf.ones([], table.dtype)
+    )
+    return x, y, weights if weight is None else weights * tf.cast(weight, table.dtype)

@@ -1,0 +1,54 @@
+"""Losses, meta-gradients, trained weights and predictions are those of an earlier formulation.
+
+recorded.npz was written by the code before update rules, meta-gradients and what adapts became
+parts (commit b4d73b5), in float64, with two inner steps, one task after another.
+"""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import zoo
+
+from keras_maml import MAML
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with np.load(pathlib.Path(__file__).with_name("recorded.npz")) as arrays:
+        return dict(arrays)
+
+
+def flat(tensors):
+    return np.concatenate([np.ravel(np.asarray(tensor)) for tensor in tensors])
+
+
+@pytest.mark.parametrize("kind", ["exact", "first_order"])
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_results_are_those_recorded(name, kind, recorded):
+    case = zoo.CASES[name]
+    learner = MAML(
+        case.build(),
+        inner_learning_rate=0.3,
+        inner_steps=2,
+        meta_gradient=kind,
+        task_map="sequential",
+    )
+    learner.compile(keras.optimizers.Adam(0.01), case.loss, jit_compile=False)
+    episode = zoo.episodes(case)
+    loss, gradients = learner.meta_gradients(*episode)
+    for _ in range(2):
+        logs = learner.train_on_batch(episode, return_dict=True)
+    found = {
+        "loss": [loss, logs["loss"], logs["loss_before"], logs["gradient_norm"]],
+        "gradients": flat(gradients),
+        "weights": flat(learner.trainable_variables),
+        "predictions": flat(tf.nest.flatten(learner.predict_on_batch(episode))),
+    }
+    for what, values in found.items():
+        expected = recorded[f"{name}/{kind}/{what}"]
+        np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-9, err_msg=what)
