@@ -149,10 +149,10 @@ def pack_gradient(gradient: tf.Tensor) -> tf.Tensor:
         >>> [pack_gradient(tf.zeros(s)).shape.as_list() for s in ([3, 3, 2, 4], [9, 4])]
         [[4, 18], [9, 4]]
     """
-    *columns, outputs = gradient.shape
-    if len(columns) < 2 or not _comes_transposed(math.prod(columns), outputs):
+    shape = gradient.shape
+    if len(shape) < 3 or not _comes_transposed(math.prod(shape[:-1]), shape[-1]):
         return gradient
-    return tf.transpose(tf.reshape(gradient, [-1, outputs]))
+    return tf.transpose(tf.reshape(gradient, [-1, shape[-1]]))
 
 
 def unpack_gradient(packed: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:

@@ -155,6 +155,7 @@ def save(
     # A learner that was never compiled is saved without the state of its optimizer.
     plain = type(learner).from_config(learner.get_config())
     plain.model.set_weights(learner.model.get_weights())
+    plain.update_rule.set_weights(learner.update_rule.get_weights())
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
         new = pathlib.Path(temporary) / "new"

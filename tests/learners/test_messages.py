@@ -99,13 +99,13 @@ def test_targets_belong_into_the_episodes():
 
 def test_one_batch_is_no_dataset():
     data = tf.data.Dataset.from_tensors(((X, Y), (X, Y)))
-    with pytest.raises(TypeError, match="got a dataset. .* or call fit, evaluate or predict with"):
+    with pytest.raises(TypeError, match="takes one meta-batch of arrays, .* or call fit, evaluate"):
         make_learner().train_on_batch(data)
 
 
 def test_something_else_than_episodes():
-    with pytest.raises(TypeError, match="got generator. Wrap a generator with tf.data"):
-        make_learner().fit(x for x in [1])
+    with pytest.raises(TypeError, match="fit takes a tf.data.Dataset, .*, got int"):
+        make_learner().fit(3)
 
 
 def test_an_empty_dataset():
@@ -131,7 +131,11 @@ def test_an_endless_dataset_needs_a_number_of_steps():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"inner_learning_rate": -0.1}, ValueError, "inner_learning_rate .* at least 0, got -0.1"),
+        (
+            {"inner_learning_rate": -0.1},
+            ValueError,
+            "inner_learning_rate must .* got -0.1",
+        ),
         ({"inner_learning_rate": float("nan")}, ValueError, "finite number .* got nan"),
         ({"inner_steps": 1.5}, ValueError, "inner_steps must be an integer .* got 1.5"),
         ({"evaluation_steps": -1}, ValueError, "evaluation_steps must be .* got -1"),
