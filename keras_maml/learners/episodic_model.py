@@ -60,6 +60,7 @@ class EpisodicModel(WrappedModel):
         self._metrics_before = None
         self._compiled_functions = {}
         self._known = {}  # by specification: classes and support set of episodes built for
+        self._ranks = None  # of the arrays of episodes that programs were traced for
         self._trained = None  # the ids of the variables that programs were traced for
         self._patch_bytes = 0  # see `forms.first_call`
         self._loss_before = keras.metrics.Mean("loss_before")
@@ -114,6 +115,7 @@ class EpisodicModel(WrappedModel):
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         self._compiled_functions = {}
         self._known = {}
+        self._ranks = None
         self._metrics_before = None
         if self._compile_metrics is not None:
             settings = self._compile_config.config
@@ -472,6 +474,10 @@ class EpisodicModel(WrappedModel):
         known = self._known.get(str(spec))
         if known is None:
             checks.check_episode_spec(spec)
+            ranks = [array.shape.rank for array in keras.tree.flatten(spec)]
+            if ranks != self._ranks:  # which a program for several would lose sight of
+                self._ranks = ranks
+                self.forget_programs()
         without_targets = caller.startswith("predict") or caller == "build_on"
         if self._compile_loss is not None and not without_targets:
             checks.check_query_targets(caller, spec)
@@ -503,9 +509,13 @@ class EpisodicModel(WrappedModel):
             for metrics in (self._compile_metrics, self._metrics_before):
                 if metrics is not None and not metrics.built:
                     metrics.build(y_query, predictions)
+        self.build_parts()
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         return classes, checks.vocabulary_of(self.model)
+
+    def build_parts(self) -> None:
+        """Builds what a learner trains besides the model, once that is built."""
 
     @property
     def tasks(self) -> Tasks:

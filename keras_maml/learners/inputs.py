@@ -53,7 +53,7 @@ def meta_batches(
             f"{caller} takes episodes alone, {validation.EPISODE}: the targets are in them."
         )
     if isinstance(x, (tuple, list)):
-        episode = arrays(x)
+        episode = _episode(x)
         if sample_weight is not None:
             episode = _weighted(episode, sample_weight, caller)
         dataset = _of_arrays(episode, batch_size, shuffle)
@@ -77,10 +77,15 @@ def meta_batches(
     )
 
 
-def arrays(nest: Any) -> Any:
-    """Converts arrays as users have them to tensors: lists of numbers are arrays, too.
+def _episode(x: Any) -> Any:
+    """Converts ``((x, y), (x, y))`` of arrays, in lists or tuples, to tensors in tuples."""
+    return tuple(
+        tuple(map(arrays, half)) if isinstance(half, (tuple, list)) else arrays(half) for half in x
+    )
 
-    Pairs may be lists or tuples; the result has tuples.
+
+def arrays(nest: Any) -> Any:
+    """Converts a nest of arrays as users have them to tensors: a list of numbers is one, too.
 
     Raises:
         ValueError: Something is a ragged tensor, or a list of numbers of uneven lengths.
@@ -171,7 +176,7 @@ def split_tasks(x: Any, fraction: float) -> tuple[Any, Any]:
         raise ValueError(
             f"validation_split needs arrays, got {type(x).__name__}: pass validation_data."
         )
-    episode = arrays(x)
+    episode = _episode(x)
     tasks = len(keras.tree.flatten(episode)[0])
     first = int(tasks * (1 - fraction))
     if not 0 < fraction < 1 or not 0 < first < tasks:
@@ -187,15 +192,15 @@ def split_tasks(x: Any, fraction: float) -> tuple[Any, Any]:
 def _of_python(x: Any, caller: str) -> tf.data.Dataset:
     """Makes a dataset of a `keras.utils.PyDataset` or a generator."""
     if isinstance(x, keras.utils.PyDataset):
-        first = arrays(x[0])
+        first = _episode(x[0])
         passes: Callable[[], Iterator] = lambda: _one_pass(x)  # noqa: E731
     elif inspect.isgenerator(x):
         first = next(x, None)
         if first is None:
             raise ValueError(f"{caller} got a generator without a single episode.")
-        first = arrays(first)
+        first = _episode(first)
         stream = itertools.chain([first], x)
-        passes = lambda: map(arrays, stream)  # noqa: E731
+        passes = lambda: map(_episode, stream)  # noqa: E731
     else:
         raise TypeError(
             f"{caller} takes a tf.data.Dataset, a keras.utils.PyDataset or a generator of "
@@ -213,7 +218,7 @@ def _of_python(x: Any, caller: str) -> tf.data.Dataset:
 def _one_pass(dataset: keras.utils.PyDataset) -> Iterator[Any]:
     numbers = itertools.count() if dataset.num_batches is None else range(dataset.num_batches)
     for number in numbers:
-        yield arrays(dataset[number])
+        yield _episode(dataset[number])
     dataset.on_epoch_end()
 
 

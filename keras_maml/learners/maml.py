@@ -142,8 +142,6 @@ class MAML(EpisodicModel):
             update_rule = GradientDescent(rate)
         self.update_rule = update_rule
         self._gradient_norm = keras.metrics.Mean("gradient_norm")
-        if model.built:  # what the rule learns is there before weights are loaded
-            self.partition()
 
     # --- settings -----------------------------------------------------------------------------
 
@@ -227,7 +225,13 @@ class MAML(EpisodicModel):
             )
         replace_sublayer(self, self.__dict__.get("_update_rule"), rule)
         self.__dict__["_update_rule"] = rule
+        if self.model.built:  # what the rule learns is there before weights are loaded
+            self.build_parts()
         self.forget_programs()
+
+    def build_parts(self) -> None:
+        """Builds the update rule."""
+        self.partition()
 
     # --- the steps of training, evaluation and prediction ---------------------------------------
 

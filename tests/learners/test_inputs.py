@@ -1,0 +1,267 @@
+"""Episodes of any kind, each meta-batch once; what has no meaning is refused."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_maml import MAML
+
+RANDOM = np.random.default_rng(0)
+
+
+def make_half(tasks=4, examples=6, seed=0):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(tasks, examples, 3)).astype("float32")
+    return x, random.integers(0, 3, (tasks, examples)).astype("int32")
+
+
+S, Q = make_half(), make_half(examples=5, seed=1)
+
+
+def make_learner(model=None, loss=None, **options):
+    model = model or keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    learner = MAML(model, 0.1)
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    options = {"jit_compile": False} | options
+    learner.compile(keras.optimizers.SGD(0.1), loss, **options)
+    return learner
+
+
+class Record(keras.callbacks.Callback):
+    """Notes the loss of every step, which shows the meta-batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses, self._total = [], 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        total = logs["loss_before"] * (batch + 1)
+        self.losses.append(total - self._total)
+        self._total = total
+
+
+def meta_batches(count=4):
+    return [(make_half(2, 6, 2 * k), make_half(2, 5, 2 * k + 1)) for k in range(count)]
+
+
+def losses_of(data, **kwargs):
+    keras.utils.set_random_seed(0)
+    learner, record = make_learner(), Record()
+    learner.optimizer.learning_rate = 0.0  # the loss of a step is that of its meta-batch alone
+    learner.fit(data, callbacks=[record], verbose=0, **kwargs)
+    return record.losses
+
+
+def spec_of(half):
+    return tuple(tf.TensorSpec(array.shape, array.dtype) for array in half)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        return meta_batches()[number]
+
+
+@pytest.mark.parametrize("kind", ["stream", "generator", "py_dataset", "dataset"])
+def test_every_meta_batch_is_trained_on_in_its_turn(kind):
+    batches = meta_batches()
+    expected = [losses_of(batch)[0] for batch in batches]
+    assert len({round(loss, 4) for loss in expected}) == 4
+    source = iter(batches)  # cannot be read twice
+    data = {
+        "stream": lambda: tf.data.Dataset.from_generator(
+            lambda: source, output_signature=tuple(map(spec_of, batches[0]))
+        ),
+        "generator": lambda: (batch for batch in batches),
+        "py_dataset": Batches,
+        "dataset": lambda: tf.data.Dataset.from_generator(
+            lambda: iter(batches), output_signature=tuple(map(spec_of, batches[0]))
+        ),
+    }[kind]()
+    assert losses_of(data) == pytest.approx(expected, rel=1e-4)
+
+
+def test_arrays_are_cut_into_meta_batches_of_tasks():
+    expected = [losses_of(batch)[0] for batch in meta_batches(2)]
+    joined = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *meta_batches(2))
+    assert losses_of(joined, batch_size=2, shuffle=False) == pytest.approx(expected, rel=1e-4)
+    assert losses_of(joined) == pytest.approx([np.mean(expected)], rel=1e-4)
+    learner = make_learner()
+    learner.fit(joined, batch_size=3, verbose=0)
+    assert int(learner.optimizer.iterations) == 2
+    whole = learner.predict(joined, verbose=0)
+    np.testing.assert_allclose(learner.predict(joined, batch_size=1, verbose=0), whole, rtol=1e-5)
+    assert learner.evaluate(joined, batch_size=3, verbose=0) == pytest.approx(
+        learner.evaluate(joined, verbose=0), rel=1e-5
+    )
+
+
+def test_the_last_tasks_validate():
+    learner = make_learner()
+    initial = learner.get_weights()
+    history = learner.fit((S, Q), validation_split=0.25, verbose=0).history
+    learner = make_learner()
+    learner.set_weights(initial)
+    data = [tuple(a[part] for a in half) for part in (slice(3), slice(3, None)) for half in (S, Q)]
+    expected = learner.fit(data[:2], validation_data=data[2:], verbose=0).history
+    assert history.keys() == expected.keys()
+    for name, values in history.items():
+        assert values == pytest.approx(expected[name])
+
+
+def test_lists_are_taken_as_tuples_and_lists_of_numbers_as_arrays():
+    learner = make_learner()
+    expected = learner.predict((S, Q), verbose=0)
+    as_lists = [[S[0].tolist(), S[1].tolist()], [Q[0], Q[1].tolist()]]
+    np.testing.assert_allclose(learner.predict(as_lists, verbose=0), expected, rtol=1e-5)
+    adapted = learner.adapt(S[0][0], S[1][0].tolist())
+    np.testing.assert_allclose(adapted(Q[0][0]), expected[0], rtol=1e-5)
+
+
+def test_class_weights_are_weights_of_examples():
+    weights = {0: 1.0, 1: 3.0}  # others 1
+    by_example = tuple((x, y, np.where(y == 1, 3.0, 1.0).astype("float32")) for x, y in (S, Q))
+    results = []
+    for data, how in (
+        ((S, Q), {"class_weight": weights}),
+        (by_example, {}),
+        ((S, Q), {"sample_weight": tuple(half[2] for half in by_example)}),
+    ):
+        keras.utils.set_random_seed(0)
+        results.append(make_learner().train_on_batch(data, return_dict=True, **how))
+    keras.utils.set_random_seed(0)
+    plain = make_learner().train_on_batch((S, Q), return_dict=True)
+    assert results[0] == pytest.approx(results[1])
+    assert results[0] == pytest.approx(results[2])
+    assert results[0]["loss"] != pytest.approx(plain["loss"], rel=1e-3)
+
+
+def test_lists_of_results_agree_with_their_names():
+    learner = make_learner(metrics=["accuracy"])
+    by_name = learner.evaluate((S, Q), verbose=0, return_dict=True)
+    names = ["loss", "loss_before", "accuracy", "accuracy_before"]
+    assert sorted(learner.metrics_names) == sorted(names) == sorted(by_name)
+    listed = learner.evaluate((S, Q), verbose=0)
+    assert dict(zip(learner.metrics_names, listed, strict=True)) == pytest.approx(by_name)
+    assert learner.test_on_batch((S, Q)) == pytest.approx(listed)
+    trained = learner.train_on_batch((S, Q))
+    assert dict(zip([*learner.metrics_names, "gradient_norm"], trained, strict=True)) == (
+        pytest.approx(by_name | {"gradient_norm": trained[-1]})
+    )
+
+
+def test_evaluation_over_data_of_unknown_length_counts_every_task_once():
+    batches = meta_batches(3)
+    data = tf.data.Dataset.from_generator(
+        lambda: iter(batches), output_signature=tuple(map(spec_of, batches[0]))
+    )
+    assert data.cardinality() == tf.data.UNKNOWN_CARDINALITY
+    learner = make_learner(metrics=["accuracy"])
+    joined = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *batches)
+    expected = learner.evaluate(joined, verbose=0, return_dict=True)
+    for _ in range(2):
+        found = learner.evaluate(data, verbose=0, return_dict=True)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_outputs_in_a_list_take_losses_by_name():
+    inputs = keras.Input((3,))
+    outputs = [keras.layers.Dense(3, name="cls")(inputs), keras.layers.Dense(2, name="reg")(inputs)]
+    sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner = make_learner(
+        keras.Model(inputs, outputs),
+        {"cls": sparse, "reg": "mse"},
+        metrics={"cls": ["accuracy"]},
+    )
+    halves = tuple((x, {"cls": y, "reg": x[..., :2]}) for x, y in (S, Q))
+    result = learner.evaluate(halves, verbose=0, return_dict=True)
+    parts = result["cls_loss"] + result["reg_loss"]
+    assert result["loss"] == pytest.approx(parts, rel=1e-5)
+    assert {"cls_accuracy", "cls_accuracy_before"} <= result.keys()
+    learner.fit(halves, verbose=0)
+
+
+def test_targets_of_another_rank_than_before():
+    learner = make_learner(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), "mse")
+    y, y_query = S[0].sum(-1), Q[0].sum(-1)
+    with_axis = ((S[0], y[..., None]), (Q[0], y_query[..., None]))
+    first = learner.evaluate(with_axis, verbose=0)
+    assert learner.evaluate(((S[0], y), (Q[0], y_query)), verbose=0) == pytest.approx(first)
+
+
+@pytest.mark.parametrize(
+    ("episode", "message"),
+    [
+        (((S[0], S[1] + 1), (Q[0], Q[1] + 1)), r"in 0..2, since the model has 3 .* got 1..3"),
+        (((S[0], S[1] * 3), Q), r"Labels of the support set .* got 0..6"),
+        (
+            ((S[0], np.eye(3)[S[1]]), (Q[0], np.eye(3)[Q[1]])),
+            r"must be integers \[tasks, examples\] for a sparse loss",
+        ),
+        (((S[0], S[1].astype(str)), (Q[0], Q[1].astype(str))), "support set are texts: number"),
+        (((S[0][..., :2], S[1]), (Q[0][..., :2], Q[1])), r"shape \(3,\), but x of the support .*2"),
+        (((tf.RaggedTensor.from_tensor(S[0]), S[1]), Q), "Ragged tensors cannot be adapted to"),
+    ],
+)
+def test_mistakes_with_labels_and_sizes_are_explained_before_any_work(episode, message):
+    learner = make_learner()
+    with pytest.raises(ValueError, match=message):
+        learner.fit(episode, verbose=0)
+    assert int(learner.optimizer.iterations) == 0
+
+
+def test_adapting_to_a_batch_of_tasks_is_explained():
+    with pytest.raises(ValueError, match=r"adapt takes the support set of one task, .* or call"):
+        make_learner().adapt(*S)
+
+
+def test_a_learner_without_a_loss():
+    learner = MAML(keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)]), 0.1)
+    learner.compile("sgd", jit_compile=False)
+    with pytest.raises(ValueError, match="no loss to adapt by: compile the learner with a loss"):
+        learner.fit((S, Q), verbose=0)
+
+
+@pytest.mark.parametrize("use", ["fit", "evaluate"])
+def test_bad_labels_in_a_later_meta_batch_are_found(use):
+    batches = meta_batches(3)
+    batches[2][1][1][0, 0] = 7
+    data = tf.data.Dataset.from_tensor_slices(
+        tf.nest.map_structure(lambda *arrays: np.stack(arrays), *batches)
+    )
+    message = r"Labels of the query set must be in 0..2, .* got 0..7 in meta-batch 2\. Label the"
+    with pytest.raises(ValueError, match=message):
+        getattr(make_learner(), use)(data, verbose=0)
+
+
+def test_integers_beyond_the_vocabulary_are_found():
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32"),
+            keras.layers.Embedding(5, 2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    x = RANDOM.integers(0, 5, (2, 3, 4)).astype("int32")
+    y = RANDOM.integers(0, 3, (2, 3)).astype("int32")
+    make_learner(model).fit(((x, y), (x, y)), verbose=0)
+    with pytest.raises(ValueError, match=r"query set must hold integers in 0..4, .* got 5..9"):
+        make_learner(model).fit(((x, y), (x + 5, y)), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 2}, "takes batch_size with arrays only, got .*Dataset"),
+        ({"sample_weight": S[1]}, "takes sample_weight with arrays only"),
+        ({"validation_split": 0.5}, "validation_split needs arrays, got .*Dataset"),
+    ],
+)
+def test_keywords_that_have_no_meaning_for_a_dataset(kwargs, message):
+    data = tf.data.Dataset.from_tensors((S, Q))
+    with pytest.raises(ValueError, match=message):
+        make_learner().fit(data, verbose=0, **kwargs)
