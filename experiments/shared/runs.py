@@ -35,7 +35,14 @@ import tensorflow as tf
 
 import keras_maml
 from experiments.shared.command_line import as_typed
-from keras_maml.files import TEMPORARY, read_csv, whole, write_csv, write_json
+from keras_maml.files import (
+    TEMPORARY,
+    read_csv,
+    remove_leftovers,
+    whole,
+    write_csv,
+    write_json,
+)
 from keras_maml.validation import check_count
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
@@ -104,6 +111,7 @@ class Run:
         if data is not None:
             self._keep_to_data(data)
         write_json(path, self.settings)
+        remove_leftovers(self.folder)
         return is_new
 
     def _check_cooldown(self, found: dict[str, Any]) -> None:
