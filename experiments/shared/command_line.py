@@ -8,6 +8,8 @@ from typing import Any
 
 import simple_parsing
 
+from experiments.shared.interruption import INTERRUPTION
+
 
 def run_command(name: str, description: str, run: Callable, *arguments: type) -> None:
     """Runs an experiment as a command.
@@ -27,7 +29,8 @@ def run_command(name: str, description: str, run: Callable, *arguments: type) ->
         parser.add_arguments(argument, argument.__name__.lower())
     values = parser.parse_args()
     try:
-        run(*(getattr(values, argument.__name__.lower()) for argument in arguments))
+        with INTERRUPTION.continuable(as_typed):
+            run(*(getattr(values, argument.__name__.lower()) for argument in arguments))
     except (ValueError, OSError, FloatingPointError) as error:
         # Of the user's making: the message says it all.
         parser.exit(2, f"{parser.prog}: {error}\n")
