@@ -8,6 +8,8 @@ import argparse
 import keras
 
 from experiments import sinusoid
+from experiments.shared.command_line import as_typed
+from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.runs import Run
 from keras_maml import callbacks, episodes, plots
 from keras_maml.files import whole, write_text
@@ -77,7 +79,8 @@ def main() -> None:
     parser.add_argument("--output", default="runs/demo", help="folder of the run")
     output = parser.parse_args().output
     try:
-        run(output)
+        with INTERRUPTION.continuable(as_typed):
+            run(output)
     except OSError as error:  # of the user's making: the message says it all
         parser.exit(2, f"{parser.prog}: {error}\n")
 

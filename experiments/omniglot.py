@@ -68,6 +68,7 @@ EXPERIMENT = Experiment(
     images=IMAGES,
     images_per_class=20,
     rotations=True,
+    without_data="Omniglot is downloaded (16 MB), unless it was prepared before.",
 )
 
 if __name__ == "__main__":

@@ -1,26 +1,46 @@
-"""Files and folders that are written whole or not at all, and tables of numbers in them."""
+"""Files and folders that are written whole or not at all, and tables of numbers in them.
+
+Whoever reads a file sees what was there before or all of what comes after it, whatever happens
+meanwhile: an error, a full disk, a kill, a power cut, another process that writes the same file.
+For that it is written under a name of its own in the same folder, brought to the disk, and renamed;
+the file that was there stays until then.
+"""
 
 import contextlib
 import csv
+import ctypes
 import itertools
 import json
 import os
 import pathlib
+import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 TEMPORARY = "temporary."
 """How the name of a file begins that is being written, or was when its process was killed."""
+DIGITS = 12
+"""Random hexadecimal digits that follow, so that no two writers choose the same name."""
+
+AT_WORKING_FOLDER, EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a name to write a file under, and renames it unless something fails.
 
+    The name is that of no other file, whoever else writes this one: the last to finish counts. A
+    library that is given it must have closed the file when the block ends.
+
     Args:
-        path: The file; one that is there is replaced. Its suffix, by which libraries choose a
-            format, is that of the name, too.
+        path: The file; one that is there is replaced, and where it is a link, the file that it
+            points to. Its whole name, by which libraries choose a format, ends the name yielded.
+
+    Raises:
+        FileNotFoundError: The folder is not there, or nothing was written under the name.
+        OSError: What the writing raises, such as that the disk is full: the old file is as it was.
 
     Example:
         >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -30,10 +50,13 @@ def whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         ['a.txt']
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(TEMPORARY + path.name)
+    path = path.resolve() if path.is_symlink() else path
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:DIGITS]}.{path.name}")
     try:
         yield temporary
+        flush(temporary)
         temporary.replace(path)
+        flush(path.parent, below=False)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,12 +65,22 @@ def whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def whole_folder(path: str | os.PathLike, replace: bool = True) -> Iterator[pathlib.Path]:
     """Yields a folder to be made and filled, and moves it into place unless something fails.
 
+    Linux exchanges a folder for another in one step. Elsewhere the old one is renamed, then the
+    new one: a process that is killed in between leaves the old one beside, in a hidden folder.
+
     Args:
         path: The folder; parents are created.
         replace: Whether to replace a folder that is there.
 
     Raises:
-        OSError: The folder is there and not to be replaced.
+        OSError: The folder is there and not to be replaced, or what the writing raises.
+
+    Example:
+        >>> folder = pathlib.Path(tempfile.mkdtemp(), "model")
+        >>> with whole_folder(folder) as new:
+        ...     new.mkdir()
+        >>> folder.is_dir()
+        True
     """
     path = pathlib.Path(path)
     # On the same disk, so that the move is atomic and who watches the parent never sees half a
@@ -56,15 +89,83 @@ def whole_folder(path: str | os.PathLike, replace: bool = True) -> Iterator[path
     with tempfile.TemporaryDirectory(dir=above, prefix=f".{path.name}-") as staging:
         new, old = pathlib.Path(staging, "new"), pathlib.Path(staging, "old")
         yield new
+        flush(new)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if replace and path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
+        if not (replace and path.exists() and exchange(new, path)):
+            if replace and path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+        flush(path.parent, below=False)
+
+
+def flush(path: str | os.PathLike, below: bool = True) -> None:
+    """Brings a file, or a folder, from the system's memory to the disk.
+
+    A file that is renamed before it is on the disk can be empty after a power cut.
+
+    Args:
+        path: The file or folder.
+        below: Whether everything in a folder is meant, too.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: The disk is full or damaged: what was written is lost.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        for entry in path.iterdir() if below else ():
+            if not entry.is_symlink():
+                flush(entry)
+        if os.name == "nt":  # Windows opens no folders
+            return
+    flags = os.O_RDWR if os.name == "nt" else os.O_RDONLY
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network disks cannot do it with folders
             raise
+    finally:
+        os.close(descriptor)
+
+
+def exchange(first: str | os.PathLike, second: str | os.PathLike) -> bool:
+    """Swaps two files or folders of one disk in one step, so that neither is ever missing.
+
+    Args:
+        first: One of them.
+        second: The other.
+
+    Returns:
+        Whether they were swapped; not every system and disk can.
+
+    Example:
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in "ab":
+        ...     _ = (folder / name).write_text(name)
+        >>> ("b" if exchange(folder / "a", folder / "b") else "a") == (folder / "a").read_text()
+        True
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (AT_WORKING_FOLDER, os.fsencode(first)), (AT_WORKING_FOLDER, os.fsencode(second))
+    return rename is not None and rename(*names[0], *names[1], EXCHANGE) == 0
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Removes what was being written with `whole` in a folder or below when processes were killed.
+
+    Args:
+        folder: A folder in which no other process is writing.
+    """
+    for path in pathlib.Path(folder).rglob(f"{TEMPORARY}{'[0-9a-f]' * DIGITS}.*"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

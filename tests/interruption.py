@@ -5,21 +5,35 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def kill_when(ready: Callable[[], bool], command: Sequence[str]) -> None:
-    """Starts ``python *command`` and kills it as soon as ``ready`` says so."""
+def kill_when(
+    ready: Callable[[], bool],
+    command: Sequence[str],
+    number: int = signal.SIGKILL,
+    code: int = -signal.SIGKILL,
+) -> str:
+    """Starts ``python *command`` and sends it a signal as soon as ``ready`` says so.
+
+    The process must end with the exit code given; returns what it has written to stderr.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, stderr=errors
+        ) as process,
+    ):
         deadline = time.monotonic() + 300
         while not ready():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(number)
+        assert process.wait() == code
+        errors.seek(0)
+        return errors.read()

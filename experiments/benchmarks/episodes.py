@@ -10,7 +10,6 @@ the results of `experiments.benchmarks.meta_step`.
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 
@@ -22,6 +21,7 @@ from experiments.benchmarks.pipelines import Pipeline
 from experiments.benchmarks.store import Store
 from experiments.benchmarks.worker import Worker, WorkerError
 from experiments.shared.command_line import run_command
+from keras_maml.execution.cores import available_cores
 
 PIPELINES = (
     Pipeline("sinusoid, 25 tasks, 10 points", "1 second", "sinusoid", 25, 1, 10, 10),
@@ -62,7 +62,7 @@ def run(settings: Settings, files: Files) -> Store:
     for pipeline in PIPELINES:
 
         def measure(pipeline: Pipeline = pipeline) -> dict:
-            core = min(os.sched_getaffinity(0))
+            core = min(available_cores())
             with Worker("pipelines:Rate", pipeline, settings.data, cpus=(core,)) as worker:
                 figures = timing.summary(worker.call("times", settings.seconds))
             del figures["steps"]

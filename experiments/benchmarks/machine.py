@@ -4,12 +4,12 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import pathlib
 import statistics
 import time
 
 from experiments.benchmarks.worker import Worker
+from keras_maml.execution.cores import count_cores
 
 SIZE = 2048
 LIBRARIES = ("tensorflow", "torch")
@@ -19,15 +19,17 @@ PACKAGES += ("torch", "jax", "jaxlib")
 
 def describe() -> dict[str, str | int | dict[str, str]]:
     """Returns processor, number of processors, and the versions of what is installed."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    models = []
+    with contextlib.suppress(OSError):  # there is no such file on other systems than Linux
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
         "cpu": models[0] if models else "unknown",
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": count_cores(),
         "versions": versions,
     }
 

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 import sys
 
 import tabulate
@@ -21,6 +20,7 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.store import Store
 from experiments.benchmarks.worker import Worker, WorkerError
 from experiments.shared.command_line import run_command
+from keras_maml.execution.cores import count_cores
 
 ENVIRONMENTS = ("keras_maml/HalfCheetahVelocity-v0", "keras_maml/AntVelocity-v0")
 PHYSICS = ("paper", "gymnasium")
@@ -34,7 +34,7 @@ class Settings:
     """What the figures depend on."""
 
     count: int = 800  # environments
-    processes: int = len(os.sched_getaffinity(0))  # and environments, of those that need them
+    processes: int = count_cores()  # and environments, of those that need them
     seconds: float = 10.0  # of each contender
     repeats: int = 20  # steps of each contender at least
 

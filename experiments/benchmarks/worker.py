@@ -110,7 +110,8 @@ class Worker:
 
 def _serve(connection: multiprocessing.connection.Connection, target: str) -> None:
     cpus = connection.recv()
-    if cpus is not None:  # before the next message, whose objects import their modules
+    # Before the next message, whose objects import their modules; macOS assigns no processors.
+    if cpus is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
     method, args = connection.recv()
     path, name = target.split(":")

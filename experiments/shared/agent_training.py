@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.runs import check_epochs
 from keras_maml.files import read_csv, whole, write_csv
 from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_iteration
@@ -90,6 +91,10 @@ def train_agent(
         row["seconds"] = (history[-1]["seconds"] if history else 0.0) + now - clock
         clock = now
         history.append(row)
+        INTERRUPTION.unsaved()
+        if INTERRUPTION.requested() and (iteration + 1) % epoch_iterations:
+            checkpoint.save()
+            INTERRUPTION.saved()
         if (iteration + 1) % epoch_iterations == 0:
             # Only what a continued run will not do again, lest TensorBoard shows it twice.
             checkpoint.save(epoch_iterations)
@@ -100,6 +105,7 @@ def train_agent(
                 f"{row['seconds']:.0f} s",
                 flush=True,
             )
+            INTERRUPTION.saved()
     writer.close()
     checkpoint.restore_best()
     agent.initialize()  # its policies take these weights
@@ -124,13 +130,19 @@ class Checkpoint:
         self._best = folder / "checkpoints" / "best.npz"
         self._agent = agent
 
-    def save(self, epoch_iterations: int) -> None:
-        """Writes the history, then the weights if they are the best, then the state."""
+    def save(self, epoch_iterations: int | None = None) -> None:
+        """Writes the history, then the weights if they are the best, then the state.
+
+        Args:
+            epoch_iterations: The length of the epoch that ends; None within one, when the weights
+                are not compared with the best.
+        """
         self._last.parent.mkdir(parents=True, exist_ok=True)
         write_csv(self._history_path, self.history)
-        epochs = epoch_returns(self.history, epoch_iterations)
-        if epochs[-1] >= epochs.max():
-            self._write(self._best, self._agent.model.variables)
+        if epoch_iterations is not None:
+            epochs = epoch_returns(self.history, epoch_iterations)
+            if epochs[-1] >= epochs.max():
+                self._write(self._best, self._agent.model.variables)
         self._write(self._last, self._agent.saved_variables)
 
     def restore(self) -> None:

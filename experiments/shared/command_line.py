@@ -8,6 +8,8 @@ from typing import Any
 
 import simple_parsing
 
+from experiments.shared.interruption import INTERRUPTION
+
 
 def run_command(name: str, description: str, run: Callable, *arguments: type) -> None:
     """Runs an experiment as a command.
@@ -24,13 +26,30 @@ def run_command(name: str, description: str, run: Callable, *arguments: type) ->
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
     )
     for argument in arguments:
-        parser.add_arguments(argument, argument.__name__.lower())
+        parser.add_arguments(with_plain_flags(argument), argument.__name__.lower())
     values = parser.parse_args()
     try:
-        run(*(getattr(values, argument.__name__.lower()) for argument in arguments))
+        with INTERRUPTION.continuable(as_typed):
+            run(*(getattr(values, argument.__name__.lower()) for argument in arguments))
     except (ValueError, OSError, FloatingPointError) as error:
         # Of the user's making: the message says it all.
         parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def with_plain_flags(kind: type) -> type:
+    """Returns a dataclass whose booleans are taken back by ``--no-name``, not by ``--noname``.
+
+    Args:
+        kind: A frozen dataclass.
+    """
+    flags = [
+        (f.name, bool, simple_parsing.field(default=f.default, negative_prefix="--no-"))
+        for f in dataclasses.fields(kind)
+        if isinstance(f.default, bool)
+    ]
+    changed = dataclasses.make_dataclass(kind.__name__, flags, bases=(kind,), frozen=True)
+    changed.__doc__ = kind.__doc__
+    return changed
 
 
 def with_defaults(settings: Any) -> type:

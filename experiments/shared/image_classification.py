@@ -19,6 +19,7 @@ meta-trained only there.
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,15 +28,17 @@ import keras
 import simple_parsing
 import tensorflow as tf
 
+from experiments.shared.checkpoint import Checkpoint, duration
 from experiments.shared.command_line import run_command, with_defaults
 from experiments.shared.image_settings import Experiment, Settings, Task, check, task_of
 from experiments.shared.report import images as report
-from experiments.shared.runs import Checkpoint, Run, as_json, defaults_of, results_of
+from experiments.shared.runs import Run, as_json, defaults_of, results_of
 from keras_maml import MAML, callbacks, evaluation, plots, pretrained
 from keras_maml.episodes import ImageClasses
 from keras_maml.files import whole, write_csv, write_text
 
 SPLITS = ("train", "validation", "test")
+RESULTS = pathlib.Path(__file__).parents[1] / "results"  # of runs that have been published
 STEPS = 10  # inner steps that a test follows
 PICTURES = 3  # test tasks that are drawn, and hardest ones
 
@@ -98,9 +101,10 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     if results_of(folder, as_json(settings), defaults_of(settings)) is None:
         # What cannot be run fails before anything is written.
         check(settings)
+        print(plan(experiment, settings, files), flush=True)
         keras.utils.set_random_seed(settings.seed)
         learner = make_learner(experiment, settings)
-        if settings.initial_learner and not Checkpoint(pathlib.Path(folder)).epochs_done():
+        if settings.initial_learner and not Checkpoint(pathlib.Path(folder)).steps_done(1):
             begin_with(learner, settings.initial_learner)
         make_episodes("test", queries=max(settings.test_queries))
         validation = make_episodes("validation", tasks=settings.validation_tasks)
@@ -116,6 +120,31 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     print(f"Results, learning curve and checkpoints: {this.folder}")
     print(f"Report: {page}")
     return this.results
+
+
+def plan(experiment: Experiment, settings: Settings, files: Files) -> str:
+    """Says what a command will do and about how long that takes."""
+    run = pathlib.Path(experiment.folder(settings)).name
+    path = RESULTS / run / "results.json"
+    lines = [
+        f"{experiment.describe(settings)}: {settings.iterations:,} meta-iterations of "
+        f"{settings.meta_batch_size} tasks, then a test on {settings.test_tasks:,} tasks.",
+        "How long that takes is said after every epoch.",
+    ]
+    if path.exists():
+        known = json.loads(path.read_text())
+        share = settings.iterations / known["settings"]["iterations"]
+        seconds = 3600 * known["train_hours"] * share
+        lines[-1] = (
+            f"That takes about {duration(seconds)} where {run} of experiments/results was made, and"
+            " is said anew after every epoch. Fewer: --iterations, a multiple of "
+            f"{settings.epoch_iterations:,}."
+        )
+    if files.data is None and experiment.without_data:
+        lines.append(f"Without --data, {experiment.without_data}")
+    folder = files.output or experiment.folder(settings)
+    lines.append(f"All goes to {folder}. Ctrl-C stops it, and the same command continues.")
+    return "\n".join(lines)
 
 
 def checksum(data: ImageClasses) -> str:

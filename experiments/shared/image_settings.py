@@ -93,6 +93,7 @@ class Experiment:
         images: What an image is, for who wants to use the learner.
         images_per_class: How many there are of each class.
         rotations: Whether classes are turned at random, as the paper does with Omniglot.
+        without_data: What happens without ``--data``, for a person to know before it does.
         clip: The bound of each element of the authors' meta-gradient, which is that of a sum over
             the query images divided by the shots; None: there is none.
     """
@@ -108,6 +109,7 @@ class Experiment:
     images: str
     images_per_class: int
     rotations: bool = False
+    without_data: str = ""
     clip: float | None = None
 
     def row(self, task: Task) -> Settings | None:

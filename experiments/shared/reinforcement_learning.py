@@ -2,8 +2,7 @@
 
 A run trains MAML and the paper's baselines (Finn et al. 2017, section 5.3), adapts each to the same
 test tasks by policy gradient steps, and writes into its folder, besides what
-`experiments.shared.runs` lists, for every method a folder with its checkpoints and
-``history.csv``, and::
+`experiments.shared.runs` lists, a folder per method with checkpoints and ``history.csv``, and::
 
     results.txt            returns after every gradient step, beside the authors'
     returns.png            the same as a figure

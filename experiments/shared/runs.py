@@ -5,15 +5,16 @@ A run writes into a folder of its own::
     settings.json     what was asked for; another run cannot move in
     starts.json       command, commit, date and versions of every start
     data.json         checksums of the data, where a run keeps to them
-    checkpoints/      the state after the last epoch, and the best one on validation tasks
+    checkpoints/      the state after the last epoch, and the best one on validation tasks; within
+                      an epoch, that at which Ctrl-C ended the process
     history.csv       a line per epoch
     tensorboard/      event files
     results.json      written last: the numbers, and what they were made with; earlier ones, of
                       a shorter run or of another test, stay as results-1.json and so on
 
 Every file is written under another name and then renamed, so that it is whole or not there. A
-run that was interrupted continues after its last epoch when the same command is given again, bit
-for bit, since episode i of a seed is always the same and a checkpoint holds weights, optimizer
+run that was interrupted continues after its last checkpoint when the same command is given again,
+bit for bit, since episode i of a seed is always the same and a checkpoint holds weights, optimizer
 and random state. A folder belongs to one process at a time.
 """
 
@@ -34,8 +35,9 @@ import keras
 import tensorflow as tf
 
 import keras_maml
+from experiments.shared.checkpoint import Checkpoint
 from experiments.shared.command_line import as_typed
-from keras_maml.files import TEMPORARY, read_csv, whole, write_csv, write_json
+from keras_maml.files import TEMPORARY, remove_leftovers, write_json
 from keras_maml.validation import check_count
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
@@ -104,6 +106,7 @@ class Run:
         if data is not None:
             self._keep_to_data(data)
         write_json(path, self.settings)
+        remove_leftovers(self.folder)
         return is_new
 
     def _check_cooldown(self, found: dict[str, Any]) -> None:
@@ -112,7 +115,7 @@ class Run:
         if not cooldown or found["iterations"] == self.settings["iterations"]:
             return
         begins = found["iterations"] - cooldown
-        done = Checkpoint(self.folder).epochs_done() * self.settings["epoch_iterations"]
+        done = Checkpoint(self.folder).steps_done(self.settings["epoch_iterations"])
         if done > begins:
             raise FileExistsError(
                 f"{self.folder} holds a run of {found['iterations']} iterations whose learning "
@@ -219,18 +222,22 @@ class Run:
         learner.build_on(episodes)
         checkpoint = Checkpoint(part, monitor)
         done = checkpoint.restore(learner)
-        if done:
-            episodes = make_episodes(done * epoch_iterations)
-            print(f"Continuing after {done * epoch_iterations} of {iterations} iterations.")
-        if done < epochs:
-            learner.fit(
-                episodes,
-                initial_epoch=done,
-                epochs=epochs,
-                steps_per_epoch=epoch_iterations,
-                callbacks=[*(callbacks or []), checkpoint],
-                **fit_arguments,
-            )
+        seen = done * epoch_iterations + checkpoint.steps
+        if seen:
+            print(f"Continuing after {seen:,} of {iterations:,} iterations.")
+        # An epoch that was interrupted ends first.
+        for last in dict.fromkeys((done + bool(checkpoint.steps), epochs)):
+            seen = done * epoch_iterations + checkpoint.steps
+            if last > done:
+                learner.fit(
+                    make_episodes(seen) if seen else episodes,
+                    initial_epoch=done,
+                    epochs=last,
+                    steps_per_epoch=epoch_iterations - checkpoint.steps,
+                    callbacks=[*(callbacks or []), checkpoint],
+                    **fit_arguments,
+                )
+                done = last
         if monitor:
             learner.load_weights(checkpoint.best_path)
         return checkpoint.history
@@ -324,68 +331,6 @@ def _continues(name: str, there: Any, asked: Any) -> bool:
     if name in ("methods", "seeds"):
         return {*there} <= {*asked}
     return there == asked or name.startswith("test_")
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Saves the state and the history after every epoch; keeps the best and the last.
-
-    Args:
-        folder: Where ``checkpoints/`` and ``history.csv`` go.
-        monitor: The metric whose highest value makes the best epoch, the one with the lowest
-            ``val_loss`` if there are several; None keeps no best.
-    """
-
-    def __init__(self, folder: pathlib.Path, monitor: str | None = None) -> None:
-        super().__init__()
-        self.folder = folder / "checkpoints"
-        self.best_path = self.folder / "best.weights.h5"
-        self.history: list[dict[str, float]] = []
-        self._history_path = folder / "history.csv"
-        self._monitor = monitor
-        self._clock = time.monotonic()
-
-    def restore(self, learner: keras_maml.MAML) -> int:
-        """Loads the last state, if there is one, and returns the number of finished epochs."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        done = self.epochs_done()
-        if done:
-            learner.load_weights(self._state(done))
-            self.history = read_csv(self._history_path)[:done]
-        return done
-
-    def epochs_done(self) -> int:
-        """Returns the number of finished epochs."""
-        names = (path.name for path in self.folder.glob("epoch-*.weights.h5"))
-        return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
-
-    def _state(self, epoch: int) -> pathlib.Path:
-        return self.folder / f"epoch-{epoch:06d}.weights.h5"
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Starts the clock."""
-        self._clock = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Writes the history, then the state: a state always has its history."""
-        before = self.history[-1]["seconds"] if self.history else 0.0
-        now = time.monotonic()
-        row = {"epoch": float(epoch + 1), "iterations": float(self.model.optimizer.iterations)}
-        row |= {name: float(value) for name, value in (logs or {}).items()}
-        self.history.append(row | {"seconds": before + now - self._clock})
-        self._clock = now
-        write_csv(self._history_path, self.history)
-        if self._monitor:
-            scores = [(row[self._monitor], -row.get("val_loss", 0.0)) for row in self.history]
-            if len(scores) == 1 or scores[-1] > max(scores[:-1]):
-                self._save(self.best_path)
-        old = list(self.folder.glob("epoch-*.weights.h5"))
-        self._save(self._state(epoch + 1))
-        for path in old:
-            path.unlink()
-
-    def _save(self, path: pathlib.Path) -> None:
-        with whole(path) as temporary:
-            self.model.save_weights(temporary, overwrite=True)
 
 
 def commit() -> str | None:

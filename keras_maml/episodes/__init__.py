@@ -13,12 +13,14 @@ from keras_maml.episodes.mini_imagenet import load_mini_imagenet, mini_imagenet
 from keras_maml.episodes.omniglot import load_omniglot, omniglot
 from keras_maml.episodes.sampling import episode_dataset, uniform
 from keras_maml.episodes.sinusoid import sinusoid, sinusoid_parameters
+from keras_maml.episodes.tasks import from_tasks, load_tasks
 from keras_maml.episodes.tfds_sets import from_tfds, load_tfds
 
 __all__ = [
     "ImageClasses",
     "episode_dataset",
     "from_arrays",
+    "from_tasks",
     "from_tfds",
     "glyphs",
     "image_folder",
@@ -26,6 +28,7 @@ __all__ = [
     "load_image_folder",
     "load_mini_imagenet",
     "load_omniglot",
+    "load_tasks",
     "load_tfds",
     "mini_imagenet",
     "omniglot",

@@ -1,14 +1,18 @@
 """Few-shot classification episodes from an array of images, or of any examples, and labels."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
+from keras_maml.episodes.examples import Examples, count_examples, examples_of
 from keras_maml.episodes.sampling import choose, episode_dataset, require_positive, uniform
 
 
 def from_arrays(
-    images: np.ndarray | tf.Tensor,
-    labels: np.ndarray,
+    images: Any,
+    labels: Any,
     *,
     ways: int,
     shots: int,
@@ -18,8 +22,8 @@ def from_arrays(
     tasks: int | None = None,
     start: int = 0,
     rotations: bool = False,
-    dtype: str = "float32",
-    scale: float | None = None,
+    dtype: str | Mapping[str, str] | None = None,
+    scale: float | Mapping[str, float] | None = None,
 ) -> tf.data.Dataset:
     """Episodes of ``ways`` classes with ``shots + queries`` different examples of each.
 
@@ -28,9 +32,12 @@ def from_arrays(
     stand in the order of their labels. With the same seed, fewer shots see the same classes.
 
     Args:
-        images: ``[N, ...]``, any numeric dtype: images ``[N, H, W, C]`` or ``[N, H, W]``, feature
-            vectors ``[N, d]``. One copy is kept in memory, in this dtype; a tensor is kept itself.
-        labels: ``[N]``, integers or strings. Classes may differ in size.
+        images: ``[N, ...]``, numbers or texts: images ``[N, H, W, C]`` or ``[N, H, W]``, feature
+            vectors ``[N, d]``, token ids ``[N, T]``, texts ``[N]``; or a dictionary of such arrays
+            by the names of a model's inputs. One copy is kept in memory, in this dtype; a tensor
+            is kept itself.
+        labels: ``[N]`` or ``[N, 1]``, integers or texts; or one-hot ``[N, classes]``. Classes may
+            differ in size.
         ways: Classes per episode.
         shots: Support examples per class.
         queries: Query examples per class.
@@ -40,19 +47,22 @@ def from_arrays(
         start: Number of the first episode.
         rotations: Whether each class of each episode is turned counter-clockwise by a random
             multiple of 90 degrees, the same for all its examples (needs square images).
-        dtype: Floating dtype of the examples that come out.
-        scale: Factor applied after the cast; ``None``: 1/255 for uint8, otherwise 1.
+        dtype: Of the examples that come out, if they are numbers; ``None``: float32, but integers
+            ``[N, T]`` other than uint8 are taken for token ids and stay what they are. Several
+            arrays can have one each, by name.
+        scale: Factor applied after the cast; ``None``: 1/255 for uint8 and for images of other
+            integers that are all in 0..255, otherwise 1, see `examples.examples_of`.
 
     Returns:
-        A dataset of ``((x_support, y_support), (x_query, y_query))``: ``x`` of ``dtype``
-        ``[B, ways * shots, ...]`` and ``[B, ways * queries, ...]``, ``y`` int32
+        A dataset of ``((x_support, y_support), (x_query, y_query))``: ``x`` (a dictionary if
+        ``images`` is one) ``[B, ways * shots, ...]`` and ``[B, ways * queries, ...]``, ``y`` int32
         ``[B, ways * shots]`` and ``[B, ways * queries]`` in ``0 .. ways - 1``.
 
     Raises:
         ValueError: If a size is not positive, ``tasks`` is not a multiple of ``meta_batch_size``,
             images and labels differ in length, an image is not finite, there are fewer classes
             than ``ways``, a class has fewer than ``shots + queries`` examples, ``rotations`` is
-            asked for what is not a square image, or ``dtype`` is not floating.
+            asked for what is not a square image, or as `examples.examples_of` does.
 
     Source: Vinyals et al. 2016 (arXiv 1606.04080), section 4.1; rotations: Finn, Abbeel and Levine
     2017 (arXiv 1703.03400), section 5.2.
@@ -67,29 +77,25 @@ def from_arrays(
         >>> x_query.shape, y_query.shape
         (TensorShape([4, 10, 28, 28, 1]), TensorShape([4, 10]))
     """
-    given, images, labels = images, np.asarray(images), np.asarray(labels)
-    classes, counts, members = _group(images, labels)
+    parts = examples_of(images, dtype=dtype, scale=scale)
+    classes, counts, members = _group(count_examples(parts), labels)
     check_classes(classes, counts, ways=ways, shots=shots, queries=queries)
-    _check_images(images, rotations=rotations)
-    dtype = tf.as_dtype(dtype)
-    if not dtype.is_floating:
-        raise ValueError(f"dtype must be a floating dtype such as 'float32', got {dtype.name!r}.")
-    if scale is None:
-        scale = 1 / 255 if images.dtype == np.uint8 else 1.0
+    if rotations:
+        _check_square(parts)
 
     starts = np.cumsum(counts, dtype="int32") - counts
-    # An eager tensor is captured by reference: a constant in the graph would be copied into it
-    # and could not exceed 2 GB.
-    pixels = tf.convert_to_tensor(given if tf.is_tensor(given) else images)
     same_size = counts.min() == counts.max()
 
-    def examples(rows: tf.Tensor, turns: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        x = tf.gather(pixels, rows)
-        if turns is not None:
-            x = rotate(x, turns)
-        x = tf.cast(tf.reshape(x, [rows.shape[0], ways * rows.shape[2], *pixels.shape[1:]]), dtype)
-        if scale != 1:
-            x *= tf.cast(scale, dtype)
+    def examples(rows: tf.Tensor, turns: tf.Tensor | None) -> tuple[Any, tf.Tensor]:
+        def taken(part: Examples) -> tf.Tensor:
+            x = tf.gather(part.values, rows)
+            if turns is not None and part.is_image:
+                x = rotate(x, turns)
+            return part.finish(
+                tf.reshape(x, [rows.shape[0], ways * rows.shape[2], *part.values.shape[1:]])
+            )
+
+        x = tf.nest.map_structure(taken, parts)
         y = np.tile(np.repeat(np.arange(ways, dtype="int32"), rows.shape[2]), [rows.shape[0], 1])
         return x, tf.constant(y)
 
@@ -145,15 +151,49 @@ def rotate(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.dynamic_stitch(groups, turned), images.shape)
 
 
-def _group(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _group(examples: int, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Classes, their int32 sizes, and the int32 numbers of the examples, class after class."""
-    if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels):
+    labels = class_labels(labels)
+    if len(labels) != examples:
         raise ValueError(
-            f"images must be [N, ...] and labels [N], one label per image: got images of shape "
-            f"{list(images.shape)} and labels of shape {list(labels.shape)}."
+            f"There must be one label per example, got {examples} examples in images and "
+            f"{len(labels)} labels."
         )
     classes, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return classes, counts.astype("int32"), np.argsort(class_of, kind="stable").astype("int32")
+
+
+def class_labels(labels: Any) -> np.ndarray:
+    """Labels in any of the forms in which people have them, as one per example.
+
+    Args:
+        labels: ``[N]`` or ``[N, 1]``, integers or texts; or one-hot ``[N, classes]``: 1 in the
+            column of the class, 0 elsewhere.
+
+    Returns:
+        ``[N]``; of one-hot labels the int64 numbers of the columns.
+
+    Raises:
+        ValueError: If they have another form.
+
+    Example:
+        >>> class_labels([[0.0, 1.0], [1.0, 0.0]]).tolist(), class_labels([["a"], ["b"]]).tolist()
+        ([1, 0], ['a', 'b'])
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif labels.ndim == 2 and labels.dtype.kind in "biuf":
+        one_hot = np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()
+        if one_hot:
+            return labels.argmax(axis=1)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels must be [N] or [N, 1], a class per example, or one-hot [N, classes] with one "
+            f"1 in each row, got shape {list(labels.shape)} and dtype {labels.dtype}. Pass the "
+            "class of each example."
+        )
+    return labels
 
 
 def check_classes(
@@ -199,17 +239,13 @@ def check_classes(
         )
 
 
-def _check_images(images: np.ndarray, *, rotations: bool) -> None:
-    if not (np.issubdtype(images.dtype, np.number) or images.dtype == bool):
-        raise ValueError(f"images must be numbers, got dtype {images.dtype}.")
-    if np.issubdtype(images.dtype, np.inexact) and not np.isfinite(images).all():
-        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
-        raise ValueError(
-            f"images must be finite, but {len(bad)} of {len(images)} hold NaN or infinity; the "
-            f"first is images[{bad[0]}]. Repair or remove them."
-        )
-    if rotations and (images.ndim not in (3, 4) or images.shape[1] != images.shape[2]):
+def _check_square(parts: Examples | Mapping[str, Examples]) -> None:
+    """Checks that what is to be turned are square images; other inputs beside them stay."""
+    images = [part.values.shape for part in tf.nest.flatten(parts) if part.is_image]
+    wrong = next((shape for shape in images if shape[1] != shape[2]), None)
+    if wrong is not None or not images:
+        shape = wrong or tf.nest.flatten(parts)[0].values.shape
         raise ValueError(
             f"rotations=True needs square images, [N, H, W, C] or [N, H, W] with H = W: got shape "
-            f"{list(images.shape)}. Crop or resize the images, or use rotations=False."
+            f"{list(shape)}. Crop or resize the images, or use rotations=False."
         )

@@ -21,6 +21,7 @@ from keras_maml.episodes.omniglot_source import (
     assemble,
     find_archives,
 )
+from keras_maml.episodes.progress import progress
 
 PART = 256
 """Images of a class that are put together before they are stored."""
@@ -91,6 +92,7 @@ class ImageFolderBuilder(ImageClassesBuilder, skip_registration=True):
     """
 
     name = "image_folder_classes"
+    VERSION = tfds.core.Version("1.1.0")  # large images are reduced while they are decoded
 
     def __init__(
         self, *, archive: ImageArchive, size: tuple[int, int], channels: int, **settings: Any
@@ -140,7 +142,9 @@ class TfdsClassesBuilder(ImageClassesBuilder, skip_registration=True):
         image_key, label_key = self._keys
         parts, shape = defaultdict(list), None
         for split in self._splits:
-            for example in self._source.as_dataset(split=split).as_numpy_iterator():
+            examples = self._source.as_dataset(split=split).as_numpy_iterator()
+            count = self._source.info.splits[split].num_examples
+            for example in progress(examples, count, f"Reading {self._source.name}, {split}"):
                 image = example[image_key]
                 image = image if self._size is None else resize(image, self._size)
                 shape = shape or image.shape

@@ -52,8 +52,15 @@ class ImageClassesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             metadata=tfds.core.MetadataDict(classes={}),
         )
 
+    def _log_download_bytes(self) -> None:
+        """Says nothing: most sets are not downloaded; `PreparedImages` says what is done."""
+
+    _log_download_done = _log_download_bytes
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, Any]:
         splits = self.read_source(dl_manager)
+        # Downloads have had their bars. The following ones count records, whose total is not known.
+        tfds.display_progress_bar(False)
         return {split: self._generate_examples(split, classes) for split, classes in splits.items()}
 
     def _generate_examples(

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)
 """What zipfile raises at damaged, encrypted or strangely compressed archives."""
+OF_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""What Windows adds to folders, in lower case."""
 
 
 def find_archive(folder: str | os.PathLike, name: str, *, advice: str) -> Path:
@@ -144,12 +146,17 @@ class ImageArchive:
             folders.setdefault(name.rpartition("/")[0], []).append(name)
         return folders
 
+    def left_out(self) -> list[str]:
+        """The files beside the images that are no images as far as their suffixes say, sorted."""
+        names = ("/".join(parts[-self._levels :]) for parts in self._beside if _counts(parts))
+        return sorted(set(names) - set(self.names))
+
     def other_folders(self) -> dict[str, str]:
         """The first file of each folder that lies beside those of `by_folder` without an image."""
         there, others = self.by_folder(), {}
         for parts in sorted(self._beside):
             folder = "/".join(parts[-self._levels : -1])
-            if folder not in there and not any(map(_is_hidden, parts)):
+            if folder not in there and _counts(parts):
                 others.setdefault(folder, parts[-1])
         return others
 
@@ -217,6 +224,11 @@ def _files_of_zip(path: Path) -> list[tuple[str, str]]:
 def _is_image(parts: tuple[str, ...], levels: int, suffixes: Sequence[str]) -> bool:
     hidden = any(map(_is_hidden, parts))
     return len(parts) >= levels and not hidden and Path(parts[-1]).suffix.lower() in suffixes
+
+
+def _counts(parts: Sequence[str]) -> bool:
+    """Whether a person has put a file there, rather than a system."""
+    return not any(map(_is_hidden, parts)) and parts[-1].lower() not in OF_SYSTEMS
 
 
 def _is_hidden(name: str) -> bool:

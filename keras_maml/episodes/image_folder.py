@@ -1,5 +1,7 @@
 """Few-shot classification of your own images: a folder with a folder per class."""
 
+import collections
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,8 @@ from keras_maml.episodes.image_classes import ImageClasses
 from keras_maml.episodes.image_files import SUFFIXES, check_image_size
 from keras_maml.episodes.prepared_images import PreparedImages
 from keras_maml.episodes.sampling import check_stream, require_positive
+
+logger = logging.getLogger(__name__)
 
 
 def image_folder(
@@ -100,15 +104,17 @@ def load_image_folder(
 ) -> ImageClasses:
     """Loads the images of one split of a folder.
 
-    The first time, every image is decoded and resized with a Lanczos-3 filter.
+    The first time, every image is decoded and resized with a Lanczos-3 filter; of images that are
+    several times as large, boxes of pixels are averaged before, see `image_files.decode`.
     tensorflow_datasets keeps the result in ``cache_dir``, as large as it is in memory, for every
     later start; it is made again if it is damaged, and anew if names, sizes or times of the files
     have changed.
 
     Args:
         path: A folder, or a zip file, with a folder of JPEG, PNG, BMP, GIF, WebP or TIFF files per
-            class. The name of the folder is that of the class. Hidden files, empty folders and
-            files that are no images are passed over, links are followed.
+            class. The name of the folder is that of the class. Hidden files and empty folders are
+            passed over, and so are files of other kinds (HEIC, text), which costs a warning that
+            names them; links are followed.
         image_size: Height and width in pixels, or one number for both. Images are stretched to it.
         channels: 3 for colour or 1 for grey; images are converted.
         split: "train", "validation" or "test"; or the names of the classes.
@@ -142,6 +148,7 @@ def load_image_folder(
             f"The folder {name} in {path} holds no image with suffix {', '.join(SUFFIXES)}; its "
             f"first file is {file}. Convert its images, or remove it: each folder is a class."
         )
+    _warn_of_files_left_out(archive)
     names = split_classes(list(archive.by_folder()), split, fractions=fractions, seed=split_seed)
     from keras_maml.episodes.builders import ImageFolderBuilder  # Imports tensorflow_datasets.
 
@@ -152,3 +159,19 @@ def load_image_folder(
         settings={"archive": archive, "size": size, "channels": channels},
     )
     return prepared.read("pooled", names)
+
+
+def _warn_of_files_left_out(archive: ImageArchive) -> None:
+    left_out = archive.left_out()
+    if left_out:
+        kinds = collections.Counter(Path(name).suffix.lower() or "no suffix" for name in left_out)
+        counts = ", ".join(f"{count} with {kind}" for kind, count in kinds.most_common(5))
+        logger.warning(
+            "%d files in %s are left out, since only %s are read: %s; the first is %s. Convert "
+            "those that are images, e.g. to JPEG.",
+            len(left_out),
+            archive.path,
+            ", ".join(SUFFIXES),
+            counts,
+            left_out[0],
+        )

@@ -197,7 +197,7 @@ def check_split(split: str, counts: Mapping[str, int], where: str) -> None:
 
 
 def _read(archive: ImageArchive, files: Mapping[str, Sequence[str]]) -> Classes:
-    return read_classes(archive, files, size=(IMAGE_SIZE, IMAGE_SIZE), channels=3)
+    return read_classes(archive, files, size=(IMAGE_SIZE, IMAGE_SIZE), channels=3, exact=True)
 
 
 def _read_list(path: Path) -> dict[str, list[str]]:

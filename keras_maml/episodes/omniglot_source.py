@@ -14,6 +14,7 @@ from keras_maml.episodes.class_lists import check_class_list
 from keras_maml.episodes.image_archives import ImageArchive, combined_identity, find_archive
 from keras_maml.episodes.image_files import decode, lanczos_matrix
 from keras_maml.episodes.omniglot_alphabets import ALPHABETS
+from keras_maml.episodes.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,9 @@ class OmniglotArchives:
         """
         size = self._edition.size
         for archive in self._archives:
-            for name, content in zip(archive.names, archive.read(), strict=True):
+            files = zip(archive.names, archive.read(), strict=True)
+            doing = f"Reading {archive.path.name}"
+            for name, content in progress(files, len(archive.names), doing):
                 where = f"{name} in {archive.path}"
                 pixels = decode(content, channels=1, where=where)
                 if pixels.shape != (size, size, 1):

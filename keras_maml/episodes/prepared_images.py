@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_maml.episodes.image_classes import ImageClasses
+from keras_maml.files import flush
 
 if TYPE_CHECKING:  # Importing it imports tensorflow_datasets.
     from keras_maml.episodes.class_builder import ImageClassesBuilder
@@ -130,18 +132,15 @@ class PreparedImages:
         config = tfds.download.DownloadConfig(
             manual_dir=self._manual_dir, force_checksums_validation=True
         )
+        print(f"Preparing images, once: they are kept in {self._data_dir}.", file=sys.stderr)
         try:
-            with _folder_beside(place) as beside:
-                # tfds prepares beside and renames, too, but not where something damaged is.
-                builder = self._make(beside if self._is_damaged else self._data_dir)
-                with unseeded():
-                    builder.download_and_prepare(
-                        download_dir=str(downloads), download_config=config
-                    )
-                if self._is_damaged:
-                    if place.exists():
-                        place.rename(beside / "damaged")
-                    (beside / self._place).rename(place)
+            with _folder_beside(place) as beside, unseeded(), bars_as_before():
+                builder = self._make(beside)
+                builder.download_and_prepare(download_dir=str(downloads), download_config=config)
+                flush(beside / self._place)
+                if self._is_damaged and place.exists():
+                    place.rename(beside / "damaged")
+                (beside / self._place).rename(place)
         except OSError:
             if self._is_damaged or not place.exists():
                 raise
@@ -211,6 +210,19 @@ def unseeded() -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+@contextlib.contextmanager
+def bars_as_before() -> Iterator[None]:
+    """Shows progress bars of tfds afterwards if they were shown before."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    shown = not isinstance(tqdm_utils.tqdm(disable=True), tqdm_utils.EmptyTqdm)
+    try:
+        yield
+    finally:
+        tfds.display_progress_bar(shown)
 
 
 def _remove_empty(*folders: Path) -> None:

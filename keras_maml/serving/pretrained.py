@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 
+from keras_maml.files import flush
 from keras_maml.learners.maml import MAML
 
 LEARNER, CARD = "learner.keras", "card.json"
@@ -163,12 +164,14 @@ def save(
         plain.save(new / LEARNER)
         content = {**card, "compile": learner.get_compile_config()}
         (new / CARD).write_text(json.dumps(content, indent=1) + "\n")
-        (new / "card.md").write_text(text)
+        (new / "card.md").write_text(text, encoding="utf-8")
+        flush(new)
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
         new.rename(path)
+        flush(path.parent, below=False)
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(OSError):  # there is none, or another learner waits there
         aside.parent.rmdir()

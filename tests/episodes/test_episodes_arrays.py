@@ -108,13 +108,88 @@ def test_string_labels_give_the_episodes_of_their_order(concatenate, assert_same
 
 @pytest.mark.parametrize(
     ("dtype", "scale", "expected"),
-    [("uint8", None, 200 / 255), ("uint8", 0.5, 100), ("int16", None, 200), ("float64", 2.0, 400)],
+    [("uint8", None, 200 / 255), ("uint8", 0.5, 100), ("int16", 1.0, 200), ("float64", 2.0, 400)],
 )
 def test_scale(dtype, scale, expected):
     images = np.full([42, 3], 200, dtype)
-    (x, _), _ = next(iter(episodes(images, scale=scale)))
+    (x, _), _ = next(iter(episodes(images, scale=scale, dtype="float32")))
     assert x.dtype == tf.float32
     np.testing.assert_allclose(x, np.full(x.shape, expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "values", "expected"),
+    [
+        ("int32", (8, 8, 3), (0, 200), 200 / 255),
+        ("int64", (8, 8), (0, 200), 200 / 255),
+        ("uint16", (8, 8), (0, 200), 200 / 255),
+        ("uint16", (8, 8), (0, 4095), 4095),  # not of 8 bits
+        ("int32", (8, 8), (-1, 200), 200),  # no brightness
+        ("int32", (8, 8), (0, 1), 1),  # ink and paper
+        ("float32", (8, 8), (0, 200), 200),
+        ("uint8", (64,), (0, 200), 200 / 255),
+    ],
+)
+def test_images_of_0_to_255_are_scaled_whatever_their_dtype(dtype, shape, values, expected):
+    images = np.full([42, *shape], values[1], dtype)
+    images[0, 0] = values[0]
+    (x, _), (query, _) = next(iter(episodes(images)))
+    assert x.dtype == tf.float32
+    np.testing.assert_allclose(max(x.numpy().max(), query.numpy().max()), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "int64"])
+def test_token_ids_stay_integers(concatenate, dtype):
+    tokens = (ROWS[:, None] + np.array([0, 100])).astype(dtype)
+    (x, _), _ = concatenate(episodes(tokens))
+    assert x.dtype == dtype
+    np.testing.assert_array_equal(x[..., 1], x[..., 0] + 100)
+    (x, _), _ = concatenate(episodes(tokens, dtype="float32"))
+    assert x.dtype == "float32" and x.max() > 1
+
+
+@pytest.mark.parametrize("form", [list, np.array, lambda texts: np.array(texts, object)])
+def test_texts_come_out_as_they_are(concatenate, form):
+    texts = [f"text {row}" for row in ROWS]
+    (x, y), _ = concatenate(episodes(form(texts)))
+    (rows, labels), _ = concatenate(episodes())
+    np.testing.assert_array_equal(y, labels)
+    assert x.shape == (40, 6)
+    assert [text.decode() for text in x.flat] == [f"text {int(row)}" for row in rows.flat]
+
+
+def test_inputs_of_several_arrays_belong_together(concatenate):
+    images = np.zeros([42, 2, 2], "uint8")
+    images[:, 0, 0] = ROWS
+    arrays = {"image": images, "row": ROWS[:, None], "text": [str(row) for row in ROWS]}
+    options = {"scale": {"image": 1.0}, "dtype": {"row": "float32"}}
+    (x, y), _ = concatenate(episodes(arrays, **options))
+    (rows, labels), _ = concatenate(episodes())
+    assert {name: value.dtype.kind for name, value in x.items()} == {
+        "image": "f",
+        "row": "f",
+        "text": "O",
+    }
+    np.testing.assert_array_equal(y, labels)
+    np.testing.assert_array_equal(x["row"], rows)
+    np.testing.assert_array_equal(x["image"][..., 0, 0], rows[..., 0])
+    np.testing.assert_array_equal(x["text"].astype(int), rows[..., 0])
+    turned = concatenate(episodes(arrays, rotations=True, **options))
+    np.testing.assert_array_equal(turned[0][0]["row"], rows)
+    assert (turned[0][0]["image"] != x["image"]).any()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS[:, None],
+        np.eye(CLASSES)[LABELS],
+        np.eye(CLASSES)[LABELS] > 0,
+        LABELS.tolist(),
+    ],
+)
+def test_labels_of_any_form_give_the_same_episodes(concatenate, assert_same, labels):
+    assert_same(concatenate(episodes(labels=labels)), concatenate(episodes()))
 
 
 def test_the_output_dtype_can_be_chosen():
@@ -179,16 +254,26 @@ NOT_FINITE = np.where(ROWS[:, None] == 5, np.nan, 1.0)
             {"labels": np.where(ROWS == 0, 1, LABELS), "queries": 5},
             r"but 1 of 6 classes have fewer: 0 \(6\)\.",
         ),
-        ({"labels": LABELS[:-1]}, r"images of shape \[42, 1\] and labels of shape \[41\]"),
-        ({"labels": LABELS[:, None]}, r"images of shape \[42, 1\] and labels of shape \[42, 1\]"),
+        ({"labels": LABELS[:-1]}, "one label per example, got 42 examples in images and 41 labels"),
+        ({"labels": np.full([42, 2], 0.5)}, r"one 1 in each row, got shape \[42, 2\] and dtype fl"),
+        ({"labels": np.zeros([42, 1, 1])}, r"got shape \[42, 1, 1\]"),
         ({"images": NOT_FINITE}, r"1 of 42 hold NaN or infinity; the first is images\[5\]"),
-        ({"images": ROWS[:, None].astype(str)}, "images must be numbers, got dtype <U21"),
+        ({"images": ROWS[:, None] * 1j}, "images must be numbers or texts, got dtype complex128"),
+        ({"images": np.array(["a", 1, *ROWS[2:]], object)}, "an array of objects with a int in"),
+        ({"images": ROWS}, r"got shape \[42\]. If an example is one number, pass images\[:, None"),
+        ({"images": [[1], [1, 2]]}, "must have one shape: .* Pad them to one length"),
+        ({"images": {"a": ROWS[:, None], "b": ROWS[:9, None]}}, r"got {'a': 42, 'b': 9}"),
+        ({"images": {}}, "got an empty dictionary"),
+        ({"images": {"a": ROWS[:, None]}, "scale": {"b": 2.0}}, r"got none named \['b'\]"),
+        ({"scale": {"b": 2.0}}, "scale must be one value, since images is no dictionary"),
+        ({"images": ROWS.astype(str), "scale": 2.0}, "Texts cannot be scaled: got scale=2.0"),
+        ({"dtype": "int32", "scale": 0.5}, "scale needs a floating dtype .* come out as int32"),
         (
             {"images": np.zeros([42, 4, 5, 1]), "rotations": True},
             r"rotations=True needs square images.* got shape \[42, 4, 5, 1\]",
         ),
         ({"rotations": True}, r"rotations=True needs square images.* got shape \[42, 1\]"),
-        ({"dtype": "int32"}, "dtype must be a floating dtype such as 'float32', got 'int32'"),
+        ({"dtype": "bool"}, "dtype must be one of numbers such as 'float32', got 'bool'"),
         ({"ways": 0}, "ways must be an integer of at least 1, got 0"),
         ({"shots": -1}, "shots must be an integer of at least 1, got -1"),
         ({"queries": 0}, "queries must be an integer of at least 1, got 0"),

@@ -7,9 +7,22 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_maml.episodes import builders, image_folder, load_image_folder, split_classes
+from keras_maml.episodes import (
+    builders,
+    image_files,
+    image_folder,
+    load_image_folder,
+    split_classes,
+)
 from keras_maml.episodes.image_archives import ImageArchive, find_archive
-from keras_maml.episodes.image_files import decode, lanczos_matrix, resize
+from keras_maml.episodes.image_files import (
+    MARGIN,
+    decode,
+    in_order,
+    lanczos_matrix,
+    read_classes,
+    resize,
+)
 
 NAMES = [f"class {i}" for i in range(10)]
 
@@ -294,3 +307,125 @@ def test_a_file_that_is_no_archive_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"a.txt is no folder and no zip file"):
         load(tmp_path / "a.txt")
+
+
+def photograph(height, width):
+    """Something smooth with edges and noise, as photographs have."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width] / 100
+    waves = np.stack([np.sin(3 * x + c) + np.cos(2 * y * x) + (y > x) for c in range(3)], -1)
+    pixels = 60 * waves + 90 + rng.normal(0, 4, waves.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype("uint8"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGB"),
+        ("PNG", "RGBA"),
+        ("PNG", "P"),
+        ("PNG", "1"),
+        ("PNG", "I;16"),
+        ("TIFF", "L"),
+    ],
+)
+def test_large_images_become_what_they_do_when_decoded_in_full(form, mode, channels):
+    image, size = photograph(300, 500), (20, 24)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype("uint16") << 8)
+    content = encoded(image.convert(mode) if mode != "I;16" else image, form)
+    full = decode(content, channels=channels, where="")
+    part = decode(content, channels=channels, where="", size=size)
+    assert full.shape[:2] == (300, 500)
+    for there, kept, wanted in zip(full.shape, part.shape, size, strict=False):
+        assert MARGIN * wanted <= kept < there
+    expected, result = (resize(pixels, size).astype(int) for pixels in (full, part))
+    assert expected.std() > 20
+    assert np.abs(result - expected).mean() < 1
+
+
+def test_images_that_are_not_much_too_large_are_decoded_in_full():
+    content = encoded(photograph(100, 120), "JPEG")
+    full = decode(content, channels=3, where="")
+    np.testing.assert_array_equal(decode(content, channels=3, where="", size=(50, 60)), full)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("turned", [3, 6])
+def test_large_photographs_are_turned_as_their_camera_noted(form, turned):
+    notes = Image.Exif()
+    notes[0x0112] = turned
+    content = encoded(photograph(400, 200), form, exif=notes)
+    full, size = decode(content, channels=3, where=""), (16, 8) if turned == 3 else (8, 16)
+    part = decode(content, channels=3, where="", size=size)
+    assert full.shape == ((400, 200, 3) if turned == 3 else (200, 400, 3))
+    assert full.shape[0] > part.shape[0] >= MARGIN * size[0]
+    difference = resize(part, size).astype(int) - resize(full, size)
+    assert np.abs(difference).mean() < 1
+
+
+def test_no_more_files_are_read_than_the_threads_need():
+    taken = []
+
+    def items():
+        for i in range(100):
+            taken.append(i)
+            yield (i,)
+
+    for done, result in enumerate(in_order(lambda i: 10 * i, items(), workers=3)):
+        assert result == 10 * done
+        assert len(taken) <= done + 1 + 3
+    assert len(taken) == 100
+
+
+@pytest.mark.parametrize(("limit", "turns"), [(4 * 30, 0), (4 * 30 - 1, 1)])
+def test_what_takes_much_memory_is_done_by_one_thread_at_a_time(monkeypatch, limit, turns):
+    class Turns:
+        taken = 0
+
+        def __enter__(self):
+            self.taken += 1
+
+        def __exit__(self, *_):
+            pass
+
+    lock = Turns()
+    monkeypatch.setattr(image_files, "_large", lock)
+    monkeypatch.setattr(image_files, "LARGE", limit)
+    decode(encoded(Image.new("L", (5, 6)), "PNG"), channels=1, where="")
+    assert lock.taken == turns
+
+
+def test_images_whose_pixels_must_not_change_are_decoded_in_full(tmp_path):
+    (tmp_path / "a").mkdir()
+    content = encoded(photograph(300, 500), "JPEG")
+    (tmp_path / "a" / "0.jpg").write_bytes(content)
+    archive = ImageArchive(tmp_path, levels=2, suffixes=[".jpg"])
+    files = archive.by_folder()
+    (_, exact), *_ = read_classes(archive, files, size=(20, 24), channels=3, exact=True)
+    (_, quick), *_ = read_classes(archive, files, size=(20, 24), channels=3)
+    full = decode(content, channels=3, where="")
+    np.testing.assert_array_equal(exact[0], resize(full, (20, 24)))
+    assert (exact != quick).any()
+
+
+def test_files_that_are_not_read_are_named(folder, caplog):
+    for name in ("1.heic", "2.HEIC", "Thumbs.db", ".hidden.heic"):
+        (folder / NAMES[3] / name).write_bytes(b"x")
+    load(folder)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(f"3 files in {folder} are left out, since only .jpg, ")
+    assert "2 with .heic, 1 with .txt; the first is class 0/notes.txt. Convert" in message
+
+
+def test_what_is_being_done_is_said_once_and_truly(folder, capsys, cache):
+    load(folder)
+    said = "".join(capsys.readouterr())
+    assert said.startswith(f"Preparing images, once: they are kept in {cache}")
+    assert "ownload" not in said
+    load(folder)
+    assert "".join(capsys.readouterr()) == ""

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import pathlib
+import shlex
+import signal
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+from interruption import kill_when
 
 from experiments import demo, sinusoid
-from experiments.shared import command_line, runs
+from experiments.shared import command_line, interruption, runs
+from experiments.shared.interruption import INTERRUPTION
 from keras_maml import episodes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,10 +43,11 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def train(folder, iterations, *callbacks):
+def train(folder, iterations, *callbacks, steps_per_execution=10):
     settings = dataclasses.replace(TINY, iterations=iterations)
     this = runs.Run(folder, settings)
     learner = sinusoid.make_learner(settings, "maml", seed=0)
+    learner.steps_per_execution = steps_per_execution
     history = this.train(
         learner,
         lambda seen: episodes.sinusoid(meta_batch_size=4, start=seen * 4),
@@ -302,3 +307,115 @@ def test_a_command_says_what_is_wrong_without_a_traceback(tmp_path, capsys, monk
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m experiments.sinusoid: ") and "holds no run" in error
+
+
+@pytest.fixture
+def requested():
+    """Ends training as Ctrl-C does, once the optimizer has done so many steps."""
+
+    class Request(keras.callbacks.Callback):
+        def __init__(self, after):
+            super().__init__()
+            self.after = after
+
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.optimizer.iterations >= self.after:
+                INTERRUPTION.request()
+
+    INTERRUPTION.reset()
+    yield Request
+    INTERRUPTION.reset()
+
+
+@pytest.mark.parametrize("after", [10, 14])
+def test_what_is_done_within_an_epoch_is_saved_at_ctrl_c(tmp_path, whole, requested, after):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 40, requested(after), steps_per_execution=1)
+    left = [path.name for path in (tmp_path / "checkpoints").glob("*.h5")]
+    part = f"part-{after // 10:06d}-{after % 10:06d}.weights.h5"
+    epoch = "epoch-000001.weights.h5"
+    assert sorted(left) == [epoch] * (after >= 10) + [part] * (after % 10 > 0)
+    INTERRUPTION.reset()
+    steps = []
+    counter = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: steps.append(batch)
+    )
+    learner, history = train(tmp_path, 40, counter, steps_per_execution=1)
+    assert len(steps) == 40 - after
+    for ours, theirs in zip(state(learner), whole[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(without_clock(history), without_clock(whole[1]), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert left == ["epoch-000004.weights.h5"]
+
+
+def test_a_part_counts_as_done_for_a_rate_that_falls(tmp_path, requested):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 40, requested(13), steps_per_execution=1)
+    assert runs.Checkpoint(tmp_path).steps_done(10) == 13
+
+
+def test_ctrl_c_ends_a_command_with_one_line_and_the_same_command_continues(tmp_path):
+    options = ["--methods", "maml", "--seeds", "0", "--epoch-iterations", "100"]
+    options += ["--iterations", "1000000", "--output", str(tmp_path / "run")]
+    said = kill_when(
+        lambda: (tmp_path / "run" / "maml-seed0" / "history.csv").exists(),
+        ["-m", "experiments.sinusoid", *options],
+        signal.SIGINT,
+        interruption.EXIT_CODE,
+    )
+    *_, last = said.strip().splitlines()
+    assert last.startswith("Interrupted. The same command continues: python -m experiments.sinus")
+    assert last.endswith(shlex.join(options)) and "Traceback" not in said
+    assert runs.Checkpoint(tmp_path / "run" / "maml-seed0").steps_done(100) >= 100
+
+
+# A process that runs the module alone: the package would import TensorFlow.
+ALONE = f"""
+import importlib.util, os, signal, threading
+spec = importlib.util.spec_from_file_location("interruption", {str(interruption.__file__)!r})
+interruption = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(interruption)
+here = interruption.INTERRUPTION
+"""
+
+
+def run_alone(code):
+    return subprocess.run(
+        [sys.executable, "-c", ALONE + code], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_ctrl_c_ends_at_once_what_has_nothing_to_save():
+    result = run_alone(
+        "with here.continuable(lambda: 'command'):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    threading.Event().wait()\n"  # as long as a compilation that never ends
+    )
+    assert result.returncode == 130
+    assert result.stderr == "\nInterrupted. The same command continues: command\n"
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_is_to_be_saved():
+    result = run_alone(
+        "with here.continuable(lambda: 'command'):\n"
+        "    here.unsaved()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    while not here.requested(): pass\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    threading.Event().wait()\n"
+    )
+    assert result.returncode == 130
+    assert "Stopping as soon as what is done is saved" in result.stderr
+    assert result.stderr.endswith("Interrupted. The same command continues: command\n")
+
+
+def test_ctrl_c_is_as_it_was_after_a_command():
+    result = run_alone(
+        "before = signal.getsignal(signal.SIGINT)\n"
+        "with here.continuable(str): assert signal.getsignal(signal.SIGINT) is not before\n"
+        "assert signal.getsignal(signal.SIGINT) is before\n"
+        "assert threading.active_count() == 1\n"
+    )
+    assert (result.returncode, result.stderr) == (0, "")

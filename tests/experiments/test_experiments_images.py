@@ -15,7 +15,7 @@ import tensorflow as tf
 from interruption import kill_when
 
 from experiments import glyphs, mini_imagenet, omniglot, publish
-from experiments.shared import image_classification, runs
+from experiments.shared import command_line, image_classification, runs
 from experiments.shared.image_classification import Files
 from experiments.shared.image_settings import Settings
 from keras_maml import episodes, networks, pretrained
@@ -132,6 +132,53 @@ def test_sizes_of_zero_are_left_to_the_checks(monkeypatch, wrong):
 def test_flags_can_be_taken_back(monkeypatch):
     settings, _ = parse(monkeypatch, glyphs.EXPERIMENT, "--no-first-order", "--no-convolutions")
     assert not settings.first_order and not settings.convolutions
+
+
+def test_a_command_says_what_it_will_do_before_it_does(tmp_path, capsys):
+    def load(folder, *, split):
+        said.append(capsys.readouterr().out)
+        raise FileNotFoundError
+
+    said = []
+    experiment = dataclasses.replace(omniglot.EXPERIMENT, load=load)
+    with pytest.raises(FileNotFoundError):
+        image_classification.run(experiment, Settings(), Files(output=str(tmp_path / "run")))
+    results = json.loads(
+        (image_classification.RESULTS / "omniglot-5way-1shot" / "results.json").read_text()
+    )
+    (text,) = said
+    assert "60,000 meta-iterations of 32 tasks, then a test on 1,000 tasks." in text
+    assert f"about {results['train_hours']:.1f} hours" in text
+    assert "Without --data, Omniglot is downloaded" in text and str(tmp_path / "run") in text
+
+
+@pytest.mark.parametrize(
+    ("iterations", "ways", "data", "has", "lacks"),
+    [
+        (6_000, 5, "folder", "about 31 minutes where omniglot-5way-1shot of", "Without --data"),
+        (60_000, 7, None, "How long that takes is said after every epoch", "about"),
+    ],
+)
+def test_the_time_is_that_of_known_results(iterations, ways, data, has, lacks):
+    settings = Settings(iterations=iterations, ways=ways)
+    text = image_classification.plan(omniglot.EXPERIMENT, settings, Files(data=data))
+    assert has in text and lacks not in text
+
+
+def test_no_option_has_two_negatives(capsys, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        film: bool = False
+
+    monkeypatch.setattr("sys.argv", ["test", "--help"])
+    with pytest.raises(SystemExit):
+        command_line.run_command("test", "", print, Options)
+    text = capsys.readouterr().out
+    assert "--no-film" in text and "--nofilm" not in text
+    seen = []
+    monkeypatch.setattr("sys.argv", ["test", "--film"])
+    command_line.run_command("test", "", seen.append, Options)
+    assert [options.film for options in seen] == [True] and isinstance(seen[0], Options)
 
 
 def test_sizes_without_a_row_take_the_nearest_rows_settings(monkeypatch):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from experiments import locomotion, navigation
 from experiments.benchmarks import meta_iteration
 from experiments.shared import agent_settings, agent_training, reinforcement_learning
+from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.reinforcement_learning import Files
 from keras_maml.files import read_csv
 from keras_maml.rl import environments
@@ -258,6 +259,30 @@ def test_an_iteration_without_a_finite_result_is_skipped_and_counted(tmp_path, m
     )
     assert "Meta-iteration 2 changes nothing: the return of task 1 is NaN." in caplog.text
     assert record["training"]["maml"]["skipped"] >= 1
+
+
+def test_what_is_done_within_an_epoch_is_saved_at_ctrl_c(tmp_path, monkeypatch, uninterrupted):
+    original, done = agent_training.meta_iteration, []
+
+    def until_interrupted(agent, sampler, tasks, seed, iteration):
+        done.append(iteration)
+        if done == [0, 1, 2]:
+            INTERRUPTION.request()
+        return original(agent, sampler, tasks, seed, iteration)
+
+    monkeypatch.setattr(agent_training, "meta_iteration", until_interrupted)
+    settings = dataclasses.replace(SETTINGS, methods=("maml",))
+    folder = tmp_path / "run"
+    INTERRUPTION.reset()
+    with pytest.raises(KeyboardInterrupt):
+        reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    INTERRUPTION.reset()
+    reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    assert done == [0, 1, 2, 3, 4, 5]
+    for name in ("last.npz", "best.npz"):
+        path = f"maml/checkpoints/{name}"
+        with np.load(folder / path) as ours, np.load(uninterrupted / path) as theirs:
+            assert all(np.array_equal(ours[key], theirs[key]) for key in theirs.files)
 
 
 def test_other_settings_of_the_test_are_tested_without_training(uninterrupted, tmp_path, capsys):

@@ -3,13 +3,13 @@
 import abc
 import contextlib
 import importlib.resources
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import mujoco
 import mujoco.batch
 import numpy as np
 
+from keras_maml.execution.cores import count_cores
 from keras_maml.rl.environments.camera import Camera
 from keras_maml.rl.environments.robots import Robot, State
 from keras_maml.rl.environments.world import World
@@ -87,7 +87,7 @@ class RobotWorld(World):
         self.action_size = self.model.nu
         self.seconds_per_step = self.robot.frame_skip * self.model.opt.timestep
         self.frames_per_second = round(1 / self.seconds_per_step)
-        threads = min(count, threads or len(os.sched_getaffinity(0)))
+        threads = min(count, threads or count_cores())
         self.batch = mujoco.batch.Batch(self.model, count, threads, self.persistent)
         self.positions, self.velocities = self.batch.bind("qpos"), self.batch.bind("qvel")
         self._controls = self.batch.bind("ctrl")

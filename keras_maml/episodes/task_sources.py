@@ -1,0 +1,238 @@
+"""Reads tables of tasks: data frames, columns by name, or a folder of CSV files."""
+
+import csv
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+Pair = tuple[Any, np.ndarray]
+
+INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")
+
+
+def read_table(
+    table: Any,
+    *,
+    task: str,
+    target: str | Sequence[str],
+    features: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+) -> dict[str, Pair]:
+    """Parts a table into tasks.
+
+    Args:
+        table: A data frame (pandas, polars: whatever has ``columns`` and gives one of them by its
+            name), or a mapping from names to columns ``[N]``.
+        task: The column that names the task of each row.
+        target: See `pairs_of_columns`.
+        features: See `pairs_of_columns`.
+
+    Returns:
+        ``(x, y)`` of each task by its name, in the order of the names; rows keep their order.
+
+    Raises:
+        ValueError: If a column is missing, or does not hold one value per row.
+
+    Example:
+        >>> table = {"shop": ["b", "a", "b"], "day": [1, 2, 3], "sales": [0.5, 1.5, 2.5]}
+        >>> pairs = read_table(table, task="shop", target="sales")
+        >>> [(name, x.tolist(), y.tolist()) for name, (x, y) in pairs.items()]
+        [('a', [[2.0]], [[1.5]]), ('b', [[1.0], [3.0]], [[0.5], [2.5]])]
+    """
+    names = list(table.columns) if hasattr(table, "columns") else list(table)
+    columns = {str(name): np.asarray(table[name]) for name in names}
+    lengths = {name: column.shape for name, column in columns.items()}
+    if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
+        raise ValueError(
+            f"Every column of the table must hold one value per row, got the shapes {lengths}."
+        )
+    _require(columns, [task], "task", "the table")
+    labels = columns.pop(task)
+    without = [row for row, name in enumerate(labels) if name is None or name != name]
+    if without:
+        raise ValueError(
+            f"Every row must name its task, but {len(without)} have none in the column {task}; the "
+            f"first is row {without[0]}. Fill in or remove them."
+        )
+    tasks, number = np.unique(labels.astype(str), return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    cuts = np.cumsum(np.bincount(number, minlength=len(tasks)))[:-1]
+    x, y = pairs_of_columns(columns, target=target, features=features, where="the table")
+
+    def parts(array: np.ndarray) -> list[np.ndarray]:
+        return np.split(array[order], cuts)
+
+    if isinstance(x, dict):
+        by_input = {key: parts(array) for key, array in x.items()}
+        inputs: Any = [{key: by_input[key][i] for key in x} for i in range(len(tasks))]
+    else:
+        inputs = parts(x)
+    pairs = zip(inputs, parts(y), strict=True)
+    return dict(zip(tasks.tolist(), pairs, strict=True))
+
+
+def read_folder(
+    folder: str | os.PathLike,
+    *,
+    target: str | Sequence[str],
+    features: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+) -> dict[str, Pair]:
+    r"""Reads a folder of CSV files, a task each, named after its file.
+
+    Args:
+        folder: Holds files ``*.csv`` whose first line names the columns; the same ones in each.
+        target: See `pairs_of_columns`.
+        features: See `pairs_of_columns`.
+
+    Returns:
+        ``(x, y)`` of each task by its name, in the order of the names.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no CSV file in it.
+        ValueError: If a file has other columns than the first, a line of another length, or an
+            empty cell, or is not text in UTF-8.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "north.csv").write_text("day,sales\n1,0.5\n2,1.5\n")
+        >>> {name: y.tolist() for name, (x, y) in read_folder(folder, target="sales").items()}
+        {'north': [[0.5], [1.5]]}
+    """
+    folder = Path(folder).expanduser()
+    files = sorted(folder.glob("*.[cC][sS][vV]")) if folder.is_dir() else []
+    if not files:
+        trouble = "holds none" if folder.is_dir() else "is no folder"
+        raise FileNotFoundError(
+            f"Expected a folder of CSV files, one per task, but {folder} {trouble}."
+        )
+    cells = {path: _read_cells(path) for path in files}
+    names = list(cells[files[0]])
+    for path, columns in cells.items():
+        if list(columns) != names:
+            raise ValueError(
+                f"All files in {folder} must have the same columns, but {files[0].name} has "
+                f"{names} and {path.name} has {list(columns)}."
+            )
+    # Whether a column holds numbers is a matter of all files: "7" can be a text in one of them.
+    kinds = {name: _kind([cells[path][name] for path in files]) for name in names}
+    return {
+        path.stem: pairs_of_columns(
+            {name: np.array(columns[name], kinds[name]) for name in names},
+            target=target,
+            features=features,
+            where=str(path),
+        )
+        for path, columns in cells.items()
+    }
+
+
+def pairs_of_columns(
+    columns: Columns,
+    *,
+    target: str | Sequence[str],
+    features: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None,
+    where: str,
+) -> Pair:
+    """Makes inputs and targets of columns.
+
+    Args:
+        columns: ``[N]`` each, by name.
+        target: The column to be predicted, or several. Numbers with fractions become
+            ``[N, targets]``; one column of integers or texts are labels, ``[N]``.
+        features: The columns that it is predicted from: of numbers, ``[N, features]``, or one of
+            texts, ``[N]``; for a model with several inputs, a mapping from their names to columns.
+            ``None``: all others.
+        where: Names the columns, for errors.
+
+    Returns:
+        ``(x, y)``.
+
+    Raises:
+        ValueError: If a column is missing, or numbers and texts are to become one array.
+    """
+    targets = [target] if isinstance(target, str) else list(target)
+    _require(columns, targets, "target", where)
+    y = _together(columns, targets, "target", where)
+    if y.shape[1] == 1 and y.dtype.kind != "f":
+        y = y[:, 0]
+    if isinstance(features, Mapping):
+        return {key: _input(columns, names, where) for key, names in features.items()}, y
+    rest = [name for name in columns if name not in targets]
+    return _input(columns, rest if features is None else features, where), y
+
+
+def _input(columns: Columns, names: str | Sequence[str], where: str) -> np.ndarray:
+    names = [names] if isinstance(names, str) else list(names)
+    _require(columns, names, "features", where)
+    x = _together(columns, names, "features", where)
+    # Numbers of columns are quantities, also whole ones: token ids come as arrays.
+    return x.astype("float32") if x.dtype.kind in "biuf" else x[:, 0]
+
+
+def _together(columns: Columns, names: Sequence[str], what: str, where: str) -> np.ndarray:
+    """Stacks columns of numbers as ``[N, columns]``, or one of texts."""
+    found = [columns[name] for name in names]
+    for name, column in zip(names, found, strict=True):
+        texts = column.dtype.kind in "US" or all(isinstance(cell, str | bytes) for cell in column)
+        if column.dtype.kind not in "biuf" and not texts:
+            raise ValueError(
+                f"{what} must be columns of numbers or texts, but {name!r} in {where} holds "
+                f"{column.dtype}. Convert it, or fill in what is missing, or name other columns."
+            )
+    if all(column.dtype.kind in "biuf" for column in found):
+        return np.stack(found, axis=1)
+    if len(found) > 1:
+        texts = [name for name in names if columns[name].dtype.kind not in "biuf"]
+        raise ValueError(
+            f"{what} must be columns of numbers, or one of texts, but of {list(names)} in {where} "
+            f"{texts} hold texts or other objects. Name the columns to use; for a model with "
+            'several inputs, as features={"numbers": [...], "text": "..."}.'
+        )
+    return found[0].astype(str)[:, None]
+
+
+def _require(columns: Mapping[str, Any], names: Sequence[str], what: str, where: str) -> None:
+    missing = [name for name in names if name not in columns]
+    if missing or not names:
+        raise ValueError(
+            f"{what} must name columns of {where}, got {missing or 'none'}. Its columns are "
+            f"{list(columns)}."
+        )
+
+
+def _read_cells(path: Path) -> dict[str, list[str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            separator = max(",;\t", key=first.count)  # the first of those that are as frequent
+            header, *rows = [row for row in csv.reader(file, delimiter=separator) if row]
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is no CSV file in UTF-8 whose first line names the columns ({error}). Write "
+            "it again."
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header) or not all(cell.strip() for cell in row):
+            raise ValueError(
+                f"Every line of {path} must have a value for each of its columns, {header}, but "
+                f"row {number} after the header is {row}. Fill in or remove it."
+            )
+    return {name.strip(): [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def _kind(columns: Sequence[Sequence[str]]) -> type:
+    """The type of a column, given its cells in every file."""
+    cells = [cell for column in columns for cell in column]
+    if all(INTEGER.fullmatch(cell) for cell in cells):
+        return int
+    try:
+        np.array(cells, float)
+    except ValueError:
+        return str
+    return float

@@ -1,0 +1,258 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_maml.episodes import from_tasks, load_tasks
+
+SIZES = [7, 12, 9, 8, 10]
+NAMES = ["north", "south", "east", "west", "centre"]
+
+
+def pairs(sizes=SIZES):
+    """Tasks whose inputs say which task and row they are, and whose targets follow from them."""
+    made = []
+    for task, size in enumerate(sizes):
+        x = np.stack([np.full(size, task), np.arange(size)], axis=1).astype("float32")
+        made.append((x, x[:, :1] * 100 + x[:, 1:]))
+    return made
+
+
+def table(order=None):
+    """The same as columns, with the rows of all tasks mixed."""
+    x = np.concatenate([x for x, _ in pairs()])
+    order = np.random.default_rng(0).permutation(len(x)) if order is None else order
+    # Rows of a task keep their order, as in the pairs.
+    order = order[np.argsort(x[order][:, 1], kind="stable")]
+    x = x[order]
+    names = np.array(NAMES)[x[:, 0].astype(int)]
+    return {"task": names, "a": x[:, 0], "b": x[:, 1], "y": 100 * x[:, 0] + x[:, 1]}
+
+
+class Frame:
+    """What pandas and polars have in common."""
+
+    def __init__(self, columns):
+        self._columns = columns
+        self.columns = list(columns)
+
+    def __getitem__(self, name):
+        return self._columns[name]
+
+
+def episodes(data=None, **options):
+    settings = {"shots": 3, "queries": 4, "meta_batch_size": 5, "tasks": 20}
+    return from_tasks(pairs() if data is None else data, **(settings | options))
+
+
+def rows_of(batches):
+    (x_support, _), (x_query, _) = batches
+    return np.concatenate([x_support, x_query], axis=1)
+
+
+def test_an_episode_has_different_examples_of_one_task_with_their_targets(concatenate):
+    (x_support, y_support), (x_query, y_query) = concatenate(episodes())
+    assert (x_support.shape, y_query.shape) == ((20, 3, 2), (20, 4, 1))
+    rows = rows_of(((x_support, None), (x_query, None)))
+    assert (rows[:, :, 0] == rows[:, :1, 0]).all()
+    assert all(len(set(row)) == 7 for row in rows[:, :, 1])
+    np.testing.assert_array_equal(y_support, 100 * x_support[..., :1] + x_support[..., 1:])
+    np.testing.assert_array_equal(y_query, 100 * x_query[..., :1] + x_query[..., 1:])
+
+
+def test_every_task_comes_once_before_one_comes_again(concatenate):
+    rows = rows_of(concatenate(episodes(meta_batch_size=4)))
+    order = rows[:, 0, 0].reshape(4, 5).tolist()
+    assert [sorted(turns) for turns in order] == [[0, 1, 2, 3, 4]] * 4
+    assert len({tuple(turns) for turns in order}) > 1
+
+
+def test_all_examples_of_tasks_of_unequal_sizes_are_drawn_evenly(concatenate):
+    rows = rows_of(concatenate(episodes(tasks=2000)))
+    for task, size in enumerate(SIZES):
+        seen = np.bincount(rows[rows[:, 0, 0] == task][..., 1].astype(int).ravel())
+        assert len(seen) == size
+        expected = 400 * 7 / size
+        assert (np.abs(seen - expected) <= 4 * np.sqrt(expected)).all()
+
+
+def test_episodes_do_not_depend_on_the_meta_batch_size_nor_on_the_start(concatenate, assert_same):
+    whole = concatenate(episodes(seed=7, meta_batch_size=12, tasks=24))
+    assert_same(concatenate(episodes(seed=7, meta_batch_size=1, tasks=24)), whole)
+    later = concatenate(episodes(seed=7, meta_batch_size=4, tasks=8, start=16))
+    assert_same(later, tf.nest.map_structure(lambda array: array[16:], whole))
+    other = concatenate(episodes(seed=8, meta_batch_size=12, tasks=24))
+    assert (rows_of(other) != rows_of(whole)).any()
+
+
+def test_lists_tables_and_folders_give_the_same_episodes(concatenate, assert_same, tmp_path):
+    named = dict(zip(NAMES, pairs(), strict=True))
+    columns, options = table(), {"task": "task", "target": ["y"]}
+    expected = concatenate(episodes({name: named[name] for name in sorted(NAMES)}))
+    assert_same(concatenate(episodes(columns, **options)), expected)
+    assert_same(concatenate(episodes(Frame(columns), **options)), expected)
+    for name, (x, y) in named.items():
+        lines = [f"{a:.1f};{b:.1f};{c:.1f}" for (a, b), c in zip(x, y[:, 0], strict=True)]
+        (tmp_path / f"{name}.csv").write_text("\ufeffa;b;y\n" + "\n".join(lines) + "\n")
+    (tmp_path / "notes.txt").write_text("no task")
+    assert_same(concatenate(episodes(tmp_path, target="y")), expected)
+
+
+def test_splits_part_the_tasks_and_whole_tasks_can_be_left_out():
+    columns = {"task": np.arange(40) % 20, "x": np.zeros(40), "y": np.zeros(40)}
+
+    def names(**options):
+        return load_tasks(columns, task="task", target="y", **options).names
+
+    parts = [names(split=split) for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [13, 3, 4]
+    assert sorted(sum(parts, ())) == sorted(names())
+    assert names(split="test", split_seed=1) != parts[2]
+    assert names(split="train", fractions=(0.5, 0.2, 0.3)) != parts[0]
+    assert set(names(leave_out=[7, "8"])) == set(names()) - {"7", "8"}
+    assert names(split=[3, 12]) == ("12", "3")
+
+
+def test_queries_of_series_follow_the_support(concatenate):
+    rows = rows_of(concatenate(episodes(ordered=True, tasks=2000)))
+    steps = rows[:, :, 1]
+    assert (np.diff(steps, axis=1) == 1).all()
+    for task, size in enumerate(SIZES):
+        firsts = np.bincount(steps[rows[:, 0, 0] == task][:, 0].astype(int))
+        assert len(firsts) == size - 6
+        assert (np.abs(firsts - 400 / len(firsts)) <= 4 * np.sqrt(400 / len(firsts))).all()
+
+
+def test_windows_are_successive_rows_with_the_target_of_the_last(concatenate):
+    (x, y), (x_query, _) = concatenate(episodes(window=3, shots=2, queries=3, tasks=200))
+    assert x.shape == (200, 2, 3, 2) and x_query.shape == (200, 3, 3, 2)
+    assert (x[..., 0] == x[:, :1, :1, 0]).all()
+    assert (np.diff(x[..., 1], axis=2) == 1).all()
+    np.testing.assert_array_equal(y, 100 * x[:, :, -1, :1] + x[:, :, -1, 1:])
+    largest = {task: x_query[x_query[:, 0, 0, 0] == task][..., 1].max() for task in range(5)}
+    assert largest == {task: size - 1 for task, size in enumerate(SIZES)}
+
+
+def test_texts_and_their_labels(concatenate):
+    mails = {
+        "ann": (["a0 spam", "a1 ham", "a2 spam"], ["spam", "ham", "spam"]),
+        "bob": (["b0 ham", "b1 ham"], ["ham", "later"]),
+    }
+    data = load_tasks(mails)
+    assert data.classes == ("ham", "later", "spam")
+    (x, y), _ = concatenate(data.episodes(shots=1, queries=1, meta_batch_size=1, tasks=20))
+    assert y.dtype == np.int32 and x.shape == (20, 1)
+    known = {}
+    for texts, labels in mails.values():
+        known |= dict(zip(texts, labels, strict=True))
+    assert [data.classes[label] for label in y.flat] == [known[text.decode()] for text in x.flat]
+    # A label means the same in every split.
+    assert load_tasks(mails, split=["bob"]).classes == data.classes
+
+
+def test_models_of_several_inputs_get_them_by_name(concatenate):
+    columns = table() | {"text": [f"row {row:.0f}" for row in table()["b"]]}
+    data = load_tasks(
+        columns, task="task", target="y", features={"numbers": ["a", "b"], "text": "text"}
+    )
+    (x, y), _ = concatenate(data.episodes(shots=3, queries=4, meta_batch_size=5, tasks=5))
+    assert x["numbers"].shape == (5, 3, 2) and y.shape == (5, 3, 1)
+    assert [text.decode() for text in x["text"].flat] == [
+        f"row {row:.0f}" for row in x["numbers"][..., 1].flat
+    ]
+
+
+def test_whole_numbers_are_labels_as_targets_and_quantities_as_features(concatenate):
+    columns = {"task": list("aabb"), "x": [1, 2, 3, 4], "y": [0, 1, 1, 0]}
+    data = from_tasks(
+        columns, task="task", target="y", shots=1, queries=1, meta_batch_size=2, tasks=2
+    )
+    (x, y), _ = concatenate(data)
+    assert (x.dtype, x.shape, y.dtype, y.shape) == (np.float32, (2, 1, 1), np.int32, (2, 1))
+    tokens = [(np.array([[1, 2], [3, 4]]), [0, 1])]
+    assert load_tasks(tokens).x.dtype == tf.int64
+
+
+def csv(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.csv").write_text(text)
+    return folder
+
+
+ONE = {"shots": 1, "queries": 1, "meta_batch_size": 1, "tasks": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (
+            pairs(),
+            {"shots": 6, "queries": 3},
+            r"6 \+ 3 = 9 examples, but 2 of 5 .*: 0 \(7\), 3",
+        ),
+        (pairs(), {"window": 7}, r"\(windows of 7 rows\), but 1 of 5 have fewer: 0 \(1\)\."),
+        (pairs(), {"shots": 0}, "shots must be an integer of at least 1, got 0"),
+        (pairs(), {"target": "y"}, "A list of arrays has no target. Leave target= out"),
+        (pairs(), {"leave_out": ["9"]}, r"leave_out must name .* has none named \['9'\]"),
+        (pairs(), {"leave_out": range(5)}, "would have none left"),
+        (pairs(), {"split": "dev"}, "split must be one of"),
+        (pairs(), {"split": "test", "fractions": (1, 0, 0)}, "holds none of the 5 tasks"),
+        ([], {}, "data must hold at least one task, got none"),
+        ([np.zeros([3, 2])], {}, r"a list of pairs \(x, y\).* got ndarray for task 0"),
+        ([(np.zeros([3, 2]), [1, 2])], {}, r"got \[3\] examples in x and targets of shape \[2\]"),
+        (
+            [*pairs(), (np.zeros([3, 4]), np.zeros([3, 1]))],
+            {},
+            r"but x is \[3, 4\] in task 5 and \[7, 2\] in task 0. Pad or cut",
+        ),
+        ([(np.full([3, 1], np.nan), np.zeros(3))], {}, "x of task 0 holds NaN or infinity"),
+        ([(np.zeros([3, 1]), [0, np.inf, 0])], {}, "y of task 0 holds NaN or infinity"),
+        ([(["a", "b"], ["+", "-"]), (["a", "b"], [0, 1])], {}, "got both. Make them alike"),
+        (table(), {"task": "task"}, "A table needs target. Give target="),
+        (table(), {"task": "shop", "target": "y"}, r"task must name columns .* got \['shop'\]"),
+        (table(), {"task": "task", "target": "z"}, r"target must name columns .* got \['z'\]"),
+        (
+            table() | {"text": table()["task"]},
+            {"task": "task", "target": "y"},
+            r"of \['a', 'b', 'text'\] in the table \['text'\] hold texts",
+        ),
+        (
+            table() | {"day": np.full(sum(SIZES), "2020-01-01", "datetime64[D]")},
+            {"task": "task", "target": "y"},
+            r"'day' in the table holds datetime64\[D\]. Convert it",
+        ),
+        (
+            {"task": ["a", None], "x": [1, 2], "y": [1, 2]},
+            {"task": "task", "target": "y"},
+            "1 have none in the column task; the first is row 1",
+        ),
+        (
+            {"task": ["a", "b"], "x": [1, 2, 3], "y": [1, 2]},
+            {"task": "task", "target": "y"},
+            "one value per row, got the shapes",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        from_tasks(data, **(ONE | options))
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ({}, FileNotFoundError, "one per task, but .* holds none"),
+        ({"a": ""}, ValueError, "a.csv is no CSV file in UTF-8 whose first line names"),
+        ({"a": "x,y\n1,\n"}, ValueError, r"row 1 after the header is \['1', ''\]. Fill in"),
+        ({"a": "x,y\n1,2\n3\n"}, ValueError, r"row 2 after the header is \['3'\]"),
+        ({"a": "x,y\n1,2\n", "b": "x,z\n1,2\n"}, ValueError, r"a.csv has .* and b.csv has"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(tmp_path, files, error, message):
+    with pytest.raises(error, match=message):
+        from_tasks(csv(tmp_path, **files), target="y", **ONE)
+
+
+def test_a_column_holds_texts_if_it_does_in_one_file(tmp_path, concatenate):
+    folder = csv(tmp_path, a="x,y\n7,0\n8,1\n", b="x,y\nseven,0\n8,1\n")
+    (x, _), _ = concatenate(from_tasks(folder, target="y", **ONE | {"tasks": 20}))
+    assert {text.decode() for text in x.flat} == {"7", "8", "seven"}
