@@ -1,22 +1,12 @@
 """Meta-reinforcement learning with TF-Agents (Finn et al. 2017, section 5.3).
 
 Importing this package makes ``tf.keras`` Keras 2, which TF-Agents needs; ``import keras`` stays
-Keras 3. It needs the extra ``rl``.
+Keras 3. It needs the extra ``rl``, and robots ``mujoco`` beside it.
 """
-
-import os
 
 from keras_maml.rl.legacy_keras import use_legacy_keras
 
 use_legacy_keras()  # before anything below imports TF-Agents
-
-try:
-    import mujoco  # noqa: F401
-except AttributeError as error:  # that is how it fails to load the library that MUJOCO_GL names
-    raise ImportError(
-        f"MuJoCo cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL')!r} ({error}). "
-        "Unset MUJOCO_GL, or install the OpenGL library that it names."
-    ) from error
 
 # ruff: noqa: E402, I001
 from keras_maml.rl import environments, plots
