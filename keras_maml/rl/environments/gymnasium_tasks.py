@@ -246,7 +246,8 @@ def _check_vector(vector: gymnasium.vector.VectorEnv, set_task: Any, count: int 
         raise ValueError(
             "Arguments need a function that makes one environment: pass that as make, with count=."
         )
-    mode = vector.metadata.get("autoreset_mode")
+    # SyncVectorEnv writes its mode into a dictionary that all environments of a class share.
+    mode = getattr(vector.unwrapped, "autoreset_mode", vector.metadata.get("autoreset_mode"))
     if mode is not NEXT_STEP:
         raise ValueError(
             "The vector environment must begin the next episode in the step after the end of one "
