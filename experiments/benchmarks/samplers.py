@@ -32,7 +32,7 @@ class BarePhysics:
     """
 
     def __init__(self, name: str, physics: str, count: int) -> None:
-        robot = find_problem(name, physics).robots[physics].robot
+        robot = find_problem(name, physics).robots[physics]
         model = load_model(dataclasses.replace(robot, contact_cost=None))  # without sensors
         self._batch = mujoco.batch.Batch(model, count)
         self._frame_skip = robot.frame_skip

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_agents.trajectories import StepType, Trajectory
 from tf_agents.utils import value_ops
 
-from keras_maml.rl import baseline
+from keras_maml.rl.baseline import Baseline, find_baseline
 
 
 class Transitions(NamedTuple):
@@ -20,13 +20,13 @@ class Transitions(NamedTuple):
 
     Attributes:
         observations: ``[tasks, transitions, ...]``, or a nest of such.
-        actions: ``[tasks, transitions, ...]``.
+        actions: ``[tasks, transitions, ...]``, or a nest of such.
         advantages: float32 ``[tasks, transitions]``.
         weights: float32 ``[tasks, transitions]``: 1, or 0 for what is not to be counted.
     """
 
     observations: Any
-    actions: tf.Tensor
+    actions: Any
     advantages: tf.Tensor
     weights: tf.Tensor
 
@@ -82,9 +82,14 @@ def discounted_returns(trajectory: Trajectory, discount: float) -> tf.Tensor:
 
 
 def transitions(
-    trajectory: Trajectory, *, tasks: int, discount: float, gae_lambda: float
+    trajectory: Trajectory,
+    *,
+    tasks: int,
+    discount: float,
+    gae_lambda: float,
+    baseline: str | Baseline | None = "linear",
 ) -> Transitions:
-    """Estimates advantages with a linear baseline fitted to each task.
+    """Estimates advantages over a baseline that is fitted to each task.
 
     Generalized advantage estimation; within each task the advantages are shifted and scaled to
     mean 0 and standard deviation 1.
@@ -94,9 +99,13 @@ def transitions(
         tasks: How many tasks; divides the number of environments.
         discount: Per step.
         gae_lambda: 1 for the discounted return minus the baseline.
+        baseline: ``"linear"``, ``"time"``, None or a function, see `keras_maml.rl.baseline`.
 
     Returns:
         The transitions of every task, ``environments / tasks * steps`` each.
+
+    Raises:
+        ValueError: The baseline is none, or does not bear the observations.
 
     Source: Schulman et al. 2016 (arXiv 1506.02438); Finn et al. 2017, appendix A.2.
     """
@@ -104,12 +113,14 @@ def transitions(
     by_task = lambda x: tf.reshape(x, [tasks, environments // tasks * steps, *x.shape[2:]])  # noqa: E731
     weights = by_task(tf.cast(complete(trajectory), tf.float32))
     returns = discounted_returns(trajectory, discount)
-    observations = tf.concat(
-        [tf.reshape(x, [environments, steps, -1]) for x in tf.nest.flatten(trajectory.observation)],
-        axis=-1,
-    )
-    inputs = baseline.features(observations, episode_times(trajectory.step_type))
-    values = baseline.fit_predict(by_task(inputs), by_task(returns), weights)
+    observations = tf.nest.map_structure(by_task, trajectory.observation)
+    times = by_task(episode_times(trajectory.step_type))
+    values = find_baseline(baseline)(observations, times, by_task(returns), weights)
+    if values.shape != weights.shape:
+        raise ValueError(
+            "A baseline must return a value of each transition of each task, of shape "
+            f"{tuple(weights.shape)}, got {tuple(values.shape)}."
+        )
     advantages = value_ops.generalized_advantage_estimation(
         tf.cast(tf.reshape(values, [environments, steps]), tf.float32),
         tf.zeros([environments]),
@@ -119,8 +130,8 @@ def transitions(
         time_major=False,
     )
     return Transitions(
-        tf.nest.map_structure(by_task, trajectory.observation),
-        by_task(trajectory.action),
+        observations,
+        tf.nest.map_structure(by_task, trajectory.action),
         standardize(by_task(advantages), weights),
         weights,
     )

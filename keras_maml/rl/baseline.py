@@ -1,12 +1,122 @@
-"""The linear feature baseline of Duan et al. 2016, fitted to each task by itself."""
+"""Baselines: what a return is compared with before it becomes an advantage.
+
+A baseline is a function ``(observations, times, returns, weights) -> values`` of the transitions of
+all tasks, made of TensorFlow's operations, since the training step is compiled:
+
+- ``observations``: ``[tasks, transitions, ...]``, or a nest of such;
+- ``times``: int32 ``[tasks, transitions]``, the number of the step in its episode, from 0;
+- ``returns``: float32 ``[tasks, transitions]``, discounted, from the step on;
+- ``weights``: float32 ``[tasks, transitions]``, 0 for what is not to be counted;
+- ``values``: floating ``[tasks, transitions]``.
+
+It must be a function of each task by itself, or tasks would learn from each other's rewards.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
+Baseline = Callable[[Any, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
 RIDGE = 1e-5
+BASELINES = ("linear", "time")
+LARGEST = 500  # numbers in an observation: 1,004 features, whose normal equations are 8 MB a task
+
+
+def find_baseline(baseline: str | Baseline | None) -> Baseline:
+    """Returns the baseline of a name.
+
+    Args:
+        baseline: ``"linear"``: linear in the features of Duan et al. 2016, the paper's; ``"time"``:
+            a cubic function of the time in the episode; None: 0; or a function, see the module.
+
+    Raises:
+        ValueError: It is something else.
+
+    Example:
+        >>> times, returns = tf.constant([[0, 1]]), tf.constant([[3.0, 5.0]])
+        >>> observations, weights = tf.zeros([1, 2, 64, 64, 3]), tf.ones([1, 2])
+        >>> find_baseline(None)(observations, times, returns, weights).numpy().tolist()
+        [[0.0, 0.0]]
+        >>> half = find_baseline(lambda observations, times, returns, weights: 0.5 * returns)
+        >>> half(observations, times, returns, weights).numpy().tolist()
+        [[1.5, 2.5]]
+    """
+    if callable(baseline):
+        return baseline
+    if baseline is None:
+        return none
+    named = dict(zip(BASELINES, (linear, time_alone), strict=True))
+    if not isinstance(baseline, str) or baseline not in named:
+        raise ValueError(
+            f"baseline must be one of {BASELINES}, None, or a function (observations, times, "
+            f"returns, weights) -> values, got {baseline!r}."
+        )
+    return named[baseline]
+
+
+def check_baseline(baseline: str | Baseline | None, observation_spec: Any) -> None:
+    """Raises ValueError unless a baseline is one and bears observations of a spec.
+
+    Args:
+        baseline: See `find_baseline`.
+        observation_spec: Of one environment: a nest with shapes.
+
+    Example:
+        >>> check_baseline("linear", tf.TensorSpec([64, 64, 3], tf.uint8))
+        Traceback (most recent call last):
+        ...
+        ValueError: The linear baseline squares observations of 12288 numbers into 24580 features...
+    """
+    if find_baseline(baseline) is not linear:
+        return
+    size = sum(math.prod(spec.shape) for spec in tf.nest.flatten(observation_spec))
+    if size > LARGEST:
+        raise ValueError(
+            f"The linear baseline squares observations of {size} numbers into {2 * size + 4} "
+            f"features, which is meant for vectors of at most {LARGEST}: with more features than "
+            "transitions it predicts every return exactly and leaves no advantage. Choose "
+            "baseline='time', None, or a function of your own."
+        )
+
+
+def linear(
+    observations: Any, times: tf.Tensor, returns: tf.Tensor, weights: tf.Tensor
+) -> tf.Tensor:
+    """The paper's: ridge regression of the returns of each task on `features`.
+
+    Raises:
+        ValueError: Observations are too large, see `check_baseline`.
+
+    Source: Duan et al. 2016 (arXiv 1604.06778), section "Baseline"; Finn et al. 2017, appendix A.2.
+    """
+    parts = tf.nest.flatten(observations)
+    check_baseline("linear", [tf.TensorSpec(part.shape[2:], part.dtype) for part in parts])
+    flat = tf.concat(
+        [tf.reshape(tf.cast(x, tf.float64), [*x.shape[:2], -1]) for x in parts], axis=-1
+    )
+    return fit_predict(features(flat, times), returns, weights)
+
+
+def time_alone(
+    observations: Any, times: tf.Tensor, returns: tf.Tensor, weights: tf.Tensor
+) -> tf.Tensor:
+    """Ridge regression of the returns of each task on the cubic of time; bears any observation."""
+    del observations
+    nothing = tf.zeros([*times.shape, 0], tf.float64)
+    return fit_predict(features(nothing, times), returns, weights)
+
+
+def none(observations: Any, times: tf.Tensor, returns: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """0: advantages are the returns themselves, until they are standardised."""
+    del observations, times, weights
+    return tf.zeros_like(returns)
 
 
 def features(observations: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
-    """Returns the features of the baseline.
+    """Returns the features of the linear baseline.
 
     Args:
         observations: Floating ``[..., size]``, clipped to -10 .. 10 here.
@@ -15,8 +125,6 @@ def features(observations: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
     Returns:
         float64 ``[..., 2 * size + 4]``: the clipped observation, its square, ``t/100``, its square
         and its cube, and 1.
-
-    Source: Duan et al. 2016 (arXiv 1604.06778), section "Baseline"; Finn et al. 2017, appendix A.2.
 
     Example:
         >>> features(tf.constant([[2.0]]), tf.constant([50])).numpy().tolist()

@@ -4,15 +4,16 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image, ImageDraw
+from tf_agents.environments import py_environment
 from tf_agents.policies import tf_policy
 
 from keras_maml.files import whole
-from keras_maml.rl.environments import TaskPyEnvironment
 
 
 def record(
-    environment: TaskPyEnvironment,
+    environment: py_environment.PyEnvironment,
     policy: tf_policy.TFPolicy,
     *,
     steps: int,
@@ -22,7 +23,7 @@ def record(
     """Takes pictures of one episode of every environment.
 
     Args:
-        environment: Made with ``render_mode="rgb_array"``; its tasks are set.
+        environment: A batch made with ``render_mode="rgb_array"``; its tasks are set.
         policy: Acts in it.
         steps: The most steps to take.
         every: Steps from one picture to the next.
@@ -38,7 +39,9 @@ def record(
     running = np.ones(environment.batch_size, bool)
     pictures = [environment.render()]
     for step in range(1, steps + 1):
-        time_step = environment.step(policy.action(time_step).action.numpy())
+        time_step = environment.step(
+            tf.nest.map_structure(np.asarray, policy.action(time_step).action)
+        )
         returns += np.where(running, time_step.reward, 0.0)
         if step % every == 0:
             shown = running[:, None, None, None]

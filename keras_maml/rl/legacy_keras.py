@@ -13,7 +13,7 @@ import sys
 
 import tensorflow as tf
 
-PACKAGES = ("tf_agents", "tf_keras", "tensorflow_probability", "gymnasium", "mujoco")
+PACKAGES = ("tf_agents", "tf_keras", "tensorflow_probability", "gymnasium")
 
 
 def use_legacy_keras() -> None:

@@ -6,13 +6,12 @@ import operator
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 from absl import logging
 from tf_agents.policies import policy_saver, tf_policy
 from tf_agents.trajectories import policy_step, time_step
@@ -28,8 +27,18 @@ from keras_maml.execution.functional import (
 )
 from keras_maml.execution.tasks import Run, Tasks
 from keras_maml.files import whole_folder
+from keras_maml.rl import distributions
+from keras_maml.rl.distributions import DistributionFunction, categorical, diagonal_gaussian
 
-DistributionFunction = Callable[[Any], tfp.distributions.Distribution]
+__all__ = [
+    "DistributionFunction",
+    "TaskPolicy",
+    "categorical",
+    "diagonal_gaussian",
+    "gaussian_policy",
+    "model_outputs",
+    "seed_words",
+]
 
 
 def gaussian_policy(
@@ -119,24 +128,6 @@ class StateIndependent(keras.layers.Layer):
         return super().get_config() | {"initial": self.initial, "minimum": self.minimum}
 
 
-def diagonal_gaussian(outputs: dict[str, tf.Tensor]) -> tfp.distributions.Distribution:
-    """Returns the distribution of real actions that a `gaussian_policy` describes.
-
-    Args:
-        outputs: ``mean`` and ``log_std``, ``[..., action_size]`` each.
-    """
-    return tfp.distributions.MultivariateNormalDiag(outputs["mean"], tf.exp(outputs["log_std"]))
-
-
-def categorical(outputs: tf.Tensor) -> tfp.distributions.Distribution:
-    """Returns the distribution of discrete actions that a model of logits describes.
-
-    Args:
-        outputs: Logits ``[..., actions]``.
-    """
-    return tfp.distributions.Categorical(logits=outputs, dtype=tf.int64)
-
-
 class TaskPolicy(tf_policy.TFPolicy):
     """A policy for a batch of environments in which each task has weights of its own.
 
@@ -149,7 +140,8 @@ class TaskPolicy(tf_policy.TFPolicy):
         action_spec: TF-Agents' spec of the actions.
         model: A built model from observations to distribution parameters. Its weights are copied.
         tasks: The number of tasks.
-        distribution: From the model's outputs to a distribution over actions.
+        distribution: From the model's outputs to a distribution over actions, or a nest of them
+            like the actions, see `keras_maml.rl.distributions`.
         greedy: Whether to take the mode of the distribution instead of a draw.
         adapted: Those trainable variables of the model of which each task has its own; by default
             all of them.
@@ -283,11 +275,11 @@ class TaskPolicy(tf_policy.TFPolicy):
     ) -> policy_step.PolicyStep:
         step = self._distribution(time_step, policy_state)
         if self._greedy:
-            return step._replace(action=step.action.mode())
+            return step._replace(action=distributions.mode(step.action))
         if seed is None:
             number = self._drawn.assign_add(1)
             seed = tf.random.experimental.stateless_fold_in(self._stream.read_value(), number)
-        return step._replace(action=step.action.sample(seed=seed))
+        return step._replace(action=distributions.sample(step.action, seed))
 
 
 def seed_words(numbers: Sequence[int]) -> np.ndarray:

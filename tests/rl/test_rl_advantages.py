@@ -205,3 +205,70 @@ def test_the_baseline_bears_features_that_depend_on_each_other():
     found = baseline.fit_predict(inputs, targets, tf.ones([1, 2000]))
     cubic = np.polynomial.Polynomial.fit(np.arange(2000) % 100, targets[0], 3)
     np.testing.assert_allclose(found[0], cubic(np.arange(2000) % 100), atol=1e-3)
+
+
+def test_the_baseline_of_time_alone_is_a_cubic_of_time():
+    times = tf.constant(np.tile(np.arange(50), (2, 3)), tf.int32)
+    t = times.numpy() / 100
+    cubic = np.stack([1 - 2 * t[0] + 5 * t[0] ** 3, -3 + t[1] ** 2])
+    noise = np.random.default_rng(0).normal(size=(2, 50))
+    noisy = cubic + np.concatenate([noise, -noise, 0 * noise], axis=1)  # its mean is nothing
+    pictures = tf.zeros([2, 150, 64, 64, 3], tf.uint8)
+    find = baseline.find_baseline("time")
+    found = find(pictures, times, tf.constant(noisy, tf.float32), tf.ones([2, 150]))
+    np.testing.assert_allclose(found, cubic, atol=1e-3)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.5, 1.0])
+def test_without_a_baseline_advantages_are_the_returns(gae_lambda):
+    trajectory = make_trajectory()
+    estimate = {"tasks": 2, "discount": DISCOUNT, "gae_lambda": gae_lambda}
+    found = advantages.transitions(trajectory, **estimate, baseline=None)
+    decayed = advantages.discounted_returns(trajectory, DISCOUNT * gae_lambda)
+    weights = tf.cast(advantages.complete(trajectory), tf.float32)
+    expected = advantages.standardize(tf.reshape(decayed, [2, -1]), tf.reshape(weights, [2, -1]))
+    np.testing.assert_allclose(found.advantages, expected, atol=1e-5)
+
+
+def test_a_baseline_of_ones_own_sees_transitions_and_is_subtracted():
+    trajectory = make_trajectory()
+    seen = {}
+
+    def half(observations, times, returns, weights):
+        seen.update(observations=observations, times=times, weights=weights)
+        return 0.5 * returns
+
+    estimate = {"tasks": 2, "discount": DISCOUNT, "gae_lambda": 1.0}
+    found = advantages.transitions(trajectory, **estimate, baseline=half)
+    # The return minus its half is the half, and its scale does not matter.
+    without = advantages.transitions(trajectory, **estimate, baseline=None)
+    np.testing.assert_allclose(found.advantages, without.advantages, atol=1e-5)
+    assert seen["observations"]["vector"].shape == (2, 24, 2)
+    np.testing.assert_array_equal(seen["weights"], found.weights)
+    times = advantages.episode_times(trajectory.step_type)
+    np.testing.assert_array_equal(seen["times"], tf.reshape(times, [2, -1]))
+    with pytest.raises(ValueError, match=r"of shape \(2, 24\), got \(2, 23\)"):
+        advantages.transitions(
+            trajectory, **estimate, baseline=lambda o, t, returns, w: returns[:, 1:]
+        )
+
+
+def test_pictures_need_another_baseline_than_the_linear_one():
+    message = "3528 numbers.*7060 features.*baseline='time'"
+    with pytest.raises(ValueError, match=message.replace("3528", "1764").replace("7060", "3532")):
+        baseline.check_baseline("linear", tf.TensorSpec([42, 42], tf.uint8))
+    trajectory = make_trajectory()
+    trajectory = trajectory.replace(observation=tf.zeros([6, STEPS, 42, 42, 2], tf.uint8))
+    estimate = {"tasks": 2, "discount": DISCOUNT, "gae_lambda": 1.0}
+    with pytest.raises(ValueError, match=message):
+        advantages.transitions(trajectory, **estimate)
+    found = advantages.transitions(trajectory, **estimate, baseline="time")
+    assert found.observations.dtype == tf.uint8  # pictures stay as small as they came
+    baseline.check_baseline("time", tf.TensorSpec([42, 42], tf.uint8))
+    baseline.check_baseline("linear", {"a": tf.TensorSpec([400]), "b": tf.TensorSpec([])})
+
+
+@pytest.mark.parametrize("wrong", ["quadratic", 3, ["linear"]])
+def test_other_baselines_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"'linear', 'time'.*a function.*got"):
+        baseline.find_baseline(wrong)

@@ -28,10 +28,10 @@ def error():
 
 
 # Packages that are not installed.
-real, missing = importlib.util.find_spec, {"tf_agents", "mujoco"}
+real, missing = importlib.util.find_spec, {"tf_agents", "gymnasium"}
 importlib.util.find_spec = lambda name, *rest: None if name in missing else real(name, *rest)
 message = error()
-assert "needs tf_agents, mujoco, which is not installed" in message, message
+assert "needs tf_agents, gymnasium, which is not installed" in message, message
 assert "pip install 'keras-maml[rl]'" in message, message
 importlib.util.find_spec = real
 
@@ -64,7 +64,44 @@ print("done")
 """
 
 
-def test_import_in_a_process_of_its_own():
-    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+WITHOUT_MUJOCO = """
+import sys
+
+sys.modules["mujoco"] = None  # importing it raises ImportError
+
+import gymnasium
+import numpy as np
+
+import keras_maml.rl as rl
+from keras_maml.rl import film  # noqa: F401
+
+environments = rl.environments.TaskVectorEnv("Navigation2D-v0", 4, horizon=3)
+environment = rl.environments.TaskPyEnvironment(environments)
+agent = rl.MetaPolicyGradientAgent(
+    *rl.tensor_specs(environment), rl.gaussian_policy(2, 2, (3,)), tasks=2, jit_compile=False
+)
+sampler = rl.Sampler(environment, agent.collect_policy)
+rl.meta_iteration(agent, sampler, environment.sample_tasks(2, seed=0), 0)
+for make in (rl.environments.TaskEnv, rl.environments.TaskVectorEnv, gymnasium.make):
+    try:
+        make("keras_maml/AntVelocity-v0")
+    except ImportError as error:
+        assert "need MuJoCo 4" in str(error) and "'keras-maml[rl,mujoco]'" in str(error), error
+    else:
+        raise AssertionError(make)
+print("done")
+"""
+
+
+def run(script):
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "done"
+
+
+def test_only_robots_need_mujoco():
+    run(WITHOUT_MUJOCO)
+
+
+def test_import_in_a_process_of_its_own():
+    run(SCRIPT)

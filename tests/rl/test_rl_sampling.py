@@ -2,13 +2,20 @@
 
 import itertools
 
+import gymnasium
 import keras
 import numpy as np
 import pytest
 import rl_zoo
 import tensorflow as tf
 from rl_zoo import equal, make_agent, make_sampler
-from tf_agents.trajectories import Trajectory
+from tf_agents.environments import py_environment, suite_gym
+from tf_agents.environments.batched_py_environment import BatchedPyEnvironment
+from tf_agents.environments.wrappers import PyEnvironmentBaseWrapper
+from tf_agents.policies.random_tf_policy import RandomTFPolicy
+from tf_agents.specs import array_spec
+from tf_agents.trajectories import StepType, Trajectory
+from tf_agents.trajectories import time_step as ts
 
 from keras_maml.algorithm.update_rules import GradientDescent
 from keras_maml.rl import (
@@ -18,7 +25,9 @@ from keras_maml.rl import (
     evaluate,
     gaussian_policy,
     meta_iteration,
+    tensor_specs,
 )
+from keras_maml.rl.advantages import complete
 
 DIRECTIONS = np.array([-1.0, 1.0])
 
@@ -47,7 +56,7 @@ def test_a_trajectory_is_what_the_environment_did(sampler):
     place, clock = np.moveaxis(trajectory.observation.numpy(), -1, 0)
     moves = np.clip(trajectory.action.numpy()[..., 0], -1, 1)
     goes_on = (trajectory.step_type != 2) & (trajectory.next_step_type != 2)
-    assert not goes_on.numpy()[:, :-1].all()  # some episodes end early
+    assert not goes_on.numpy()[:, :-1].all()  # some episodes end early, and then there is a rest
     goes_on = goes_on.numpy()[:, :-1]
     np.testing.assert_allclose(
         (place + moves)[:, :-1][goes_on], place[:, 1:][goes_on], rtol=1e-5, atol=1e-6
@@ -56,7 +65,7 @@ def test_a_trajectory_is_what_the_environment_did(sampler):
     expected = np.where(trajectory.step_type == 2, 0, moves * directions)
     np.testing.assert_allclose(trajectory.reward, expected, rtol=1e-6)
     starts = trajectory.step_type.numpy() == 0
-    assert (clock[starts] == 0).all() and starts[:, 0].all() and starts.sum() > 6
+    assert (clock[starts] == 0).all() and starts[:, 0].all() and starts.sum() == 6
 
 
 def test_trajectories_are_a_function_of_the_seed(sampler):
@@ -93,6 +102,120 @@ def test_the_environments_of_a_task_stand_side_by_side(sampler):
         sampler.set_tasks(np.ones(0))
     with pytest.raises(ValueError, match="5 environments cannot be divided among the 2 tasks of"):
         Sampler(rl_zoo.Line(5), sampler.policy, steps=50)
+
+
+class Coin(py_environment.PyEnvironment):
+    """Episodes of reward 1 a step that end with probability 1/4, and at the horizon."""
+
+    def __init__(self, count, horizon):
+        super().__init__()
+        self.batch_size, self.horizon, self._ended = count, horizon, np.zeros(count, bool)
+
+    batched = True
+    batch_size = None
+
+    def observation_spec(self):
+        return array_spec.ArraySpec([1], np.float32)
+
+    def action_spec(self):
+        return array_spec.BoundedArraySpec([1], np.float32, -1, 1)
+
+    def set_tasks(self, tasks):
+        pass
+
+    def seed(self, seed):
+        self._random = np.random.default_rng(seed)
+
+    def _reset(self):
+        self._clocks = np.zeros(self.batch_size, int)
+        return ts.restart(np.zeros([self.batch_size, 1], np.float32), self.batch_size)
+
+    def _step(self, action):
+        assert type(action) is np.ndarray  # not an EagerTensor
+        started = self._ended
+        self._clocks = np.where(started, 0, self._clocks + 1)
+        heads = self._random.uniform(size=self.batch_size) < 0.25
+        self._ended = ~started & (heads | (self._clocks == self.horizon))
+        return ts.TimeStep(
+            np.select([started, self._ended], [StepType.FIRST, StepType.LAST], 1).astype(np.int32),
+            np.float32(~started),
+            np.ones(self.batch_size, np.float32),
+            np.float32(self._clocks[:, None]),
+        )
+
+
+def coin_lengths(steps, horizon=8):
+    """The trajectory of many coins, and the mean length of the episodes that count."""
+    environment = Coin(4000, horizon)
+    policy = RandomTFPolicy(*tensor_specs(environment))
+    policy.seed_actions = lambda *seed: None
+    trajectory = Sampler(environment, policy, steps=steps).draw(5)
+    counted = complete(trajectory).numpy()
+    ends = trajectory.next_step_type.numpy() == StepType.LAST
+    assert ends.any(axis=1).all()
+    assert trajectory.reward.numpy()[~counted].sum() == 0  # no step is thrown away
+    return trajectory, counted.sum() / (ends & counted).sum()
+
+
+@pytest.mark.parametrize("steps", [8, 12, 24])
+def test_short_episodes_do_not_count_more_than_long_ones(steps):
+    expected = (1 - 0.75**8) / 0.25  # the mean of a geometric length that is cut at 8
+    trajectory, length = coin_lengths(steps)
+    deviation = 3.0 / np.sqrt(4000)  # at most, of the mean
+    assert abs(length - expected) < 4 * deviation
+    # An episode begins only where a whole horizon fits in.
+    latest = np.argwhere(trajectory.step_type.numpy() == StepType.FIRST)[:, 1].max()
+    assert latest == steps - 8
+
+
+def test_an_environment_that_can_rest_gives_what_one_that_cannot_gives():
+    goals = np.array([[0.005, 0.0], [-0.5, 0.5]])  # the first is reached whatever one does
+    drawn = []
+    for hidden in (False, True):
+        environment = environments.TaskPyEnvironment(
+            environments.TaskVectorEnv("Navigation2D-v0", 4, horizon=6)
+        )
+        agent = make_agent(environment, gaussian_policy(2, 2, (3,), initial_std=1e-3, seed=0))
+        sampler = Sampler(Restless(environment) if hidden else environment, agent.collect_policy)
+        sampler.set_tasks(goals)
+        agent.reset_adaptation()
+        drawn.append(sampler.draw(7))
+    rests = drawn[0].step_type.numpy() == StepType.LAST
+    np.testing.assert_array_equal(rests.sum(axis=1), [5, 5, 0, 0])
+    for name in ("step_type", "next_step_type", "reward"):
+        np.testing.assert_array_equal(getattr(drawn[0], name), getattr(drawn[1], name))
+    for name in ("observation", "action"):
+        one, other = (getattr(trajectory, name).numpy()[~rests] for trajectory in drawn)
+        np.testing.assert_array_equal(one, other)
+
+
+class Restless(PyEnvironmentBaseWrapper):
+    """Hides that an environment can rest."""
+
+    def __getattr__(self, name):
+        if name == "restarts":
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name, value):
+        assert name != "restarts"
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (lambda: suite_gym.load("CartPole-v1"), "is a single environment.*from_tf_agents"),
+        (
+            lambda: BatchedPyEnvironment([suite_gym.load("CartPole-v1")], multithreading=False),
+            "BatchedPyEnvironment has no set_tasks.*from_gymnasium.*from_tf_agents",
+        ),
+        (lambda: gymnasium.make("CartPole-v1"), "must be a batched PyEnvironment.*from_gymnasium"),
+    ],
+)
+def test_environments_without_tasks_are_refused(environment, message, agent):
+    with pytest.raises(TypeError, match=message):
+        Sampler(environment(), agent.collect_policy, steps=200)
 
 
 def test_shorter_trajectories_than_the_horizon_are_refused(sampler):

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_maml.execution.cores import count_cores
 from keras_maml.rl.environments.camera import Camera
-from keras_maml.rl.environments.robots import Robot, State
+from keras_maml.rl.environments.robots import Motion, Robot, State
 from keras_maml.rl.environments.world import World
 
 TORSO = "torso"
@@ -19,7 +19,7 @@ NONE = mujoco.mjtStage.mjSTAGE_NONE.value
 
 
 def load_model(robot: Robot) -> mujoco.MjModel:
-    """Loads gymnasium's model of a robot.
+    """Loads gymnasium's model of a robot, with the robot's own time step and contacts.
 
     Returns:
         The model. A robot that feels forces has two sensors: first one of the linear velocity of
@@ -37,6 +37,11 @@ def load_model(robot: Robot) -> mujoco.MjModel:
         spec.body(TORSO).add_site(name=TORSO)
         site = {"objtype": mujoco.mjtObj.mjOBJ_SITE, "objname": TORSO}
         spec.add_sensor(type=mujoco.mjtSensor.mjSENS_ACCELEROMETER, **site)
+    if robot.timestep is not None:
+        spec.option.timestep = robot.timestep
+    if robot.impedance is not None:
+        for geom in spec.geoms:
+            geom.solimp[: len(robot.impedance)] = robot.impedance
     spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
     model = spec.compile()
     if mass > 0:
@@ -61,8 +66,7 @@ class RobotWorld(World):
 
     Args:
         count: Number of robots.
-        forward: The reward of a task as a function of speed ``[count]`` (along x, in m/s) and tasks
-            ``[count]``.
+        forward: The reward of a task, from the motion of all robots and tasks ``[count, ...]``.
         threads: Threads that step them; None: one for each processor.
 
     Attributes:
@@ -78,7 +82,7 @@ class RobotWorld(World):
     def __init__(
         self,
         count: int,
-        forward: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        forward: Callable[[Motion, np.ndarray], np.ndarray],
         threads: int | None = None,
     ) -> None:
         self.count = count
@@ -114,6 +118,10 @@ class RobotWorld(World):
     def x(self) -> np.ndarray:
         """Returns where the robots are, float64 ``[count]``."""
         return self.positions[:, 0]
+
+    def place(self) -> np.ndarray:
+        """Returns where the robots are, float64 ``[count, 2]``."""
+        return self.positions[:, :2]
 
     def after(self, ids: np.ndarray | None, started: bool) -> None:  # noqa: B027
         """Computes what MuJoCo has not.
@@ -152,7 +160,8 @@ class RobotWorld(World):
         self, actions: np.ndarray, tasks: np.ndarray
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the reward of the task, that of survival, and costs of control and contact."""
-        return self.robot.rewards(self.state(), actions, self._forward(self._speed, tasks))
+        forward = self._forward(Motion(self._speed, self.place()), tasks)
+        return self.robot.rewards(self.state(), actions, forward)
 
     def terminated(self, tasks: np.ndarray) -> np.ndarray:
         """Says which robots have fallen or taken off."""

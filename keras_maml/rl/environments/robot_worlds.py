@@ -13,7 +13,7 @@ import numpy as np
 from keras_maml.rl.environments import robots
 from keras_maml.rl.environments.planar_chain import PlanarChain
 from keras_maml.rl.environments.robot_world import TORSO, RobotWorld
-from keras_maml.rl.environments.robots import Physics, State
+from keras_maml.rl.environments.robots import State
 
 
 class HalfCheetahWorld(RobotWorld):
@@ -82,6 +82,10 @@ class AntWorld(RobotWorld):
         """Returns the speed of the centre of mass."""
         return self._sensors[:, 0]
 
+    def place(self) -> np.ndarray:
+        """Returns where the centres of mass are."""
+        return self._state.centre[:, :2]
+
 
 class AntV5World(RobotWorld):
     """Ants as in gymnasium's Ant-v5."""
@@ -119,8 +123,6 @@ class AntV5World(RobotWorld):
         return (self.x() - before) / self.seconds_per_step
 
 
-HALF_CHEETAH: dict[Physics, type[RobotWorld]] = {
-    "paper": HalfCheetahWorld,
-    "gymnasium": HalfCheetahV5World,
+WORLDS: dict[robots.Robot, type[RobotWorld]] = {
+    world.robot: world for world in (HalfCheetahWorld, HalfCheetahV5World, AntWorld, AntV5World)
 }
-ANT: dict[Physics, type[RobotWorld]] = {"paper": AntWorld, "gymnasium": AntV5World}

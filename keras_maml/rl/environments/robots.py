@@ -38,6 +38,19 @@ class State:
         return np.clip(self.forces, -1.0, 1.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """How ``n`` robots move: what the reward of a task depends on.
+
+    Attributes:
+        speed: float64 ``[n]``, along x, in m/s.
+        place: float64 ``[n, 2]``, x and y, in metres.
+    """
+
+    speed: np.ndarray
+    place: np.ndarray
+
+
 def observe_cheetah(state: State) -> np.ndarray:
     """Returns 20 numbers: positions but x, velocities, centre of mass."""
     return np.concatenate([state.positions[:, 1:], state.velocities, state.centre], axis=1)
@@ -68,7 +81,7 @@ class Robot:
     Attributes:
         model: Its file among gymnasium's MuJoCo models.
         physics: Whose noise and survival it has, see below.
-        frame_skip: MuJoCo steps of 0.01 s in a step.
+        frame_skip: MuJoCo steps in a step.
         horizon: Steps in an episode.
         observe: Maps states to observations.
         observation_size: Their length.
@@ -81,6 +94,9 @@ class Robot:
             the robot feels no forces.
         survival: Reward of every step; with gymnasium's physics of every step that is not fatal.
         heights: Between which the torso must stay; None: it may be anywhere.
+        timestep: Seconds of a MuJoCo step; None: those of the model's file, 0.01.
+        impedance: Of all contacts (MuJoCo's ``solimp``: least, greatest, width in metres); None:
+            MuJoCo's own, 0.9, 0.95 and 0.001.
     """
 
     model: str
@@ -96,6 +112,8 @@ class Robot:
     contact_cost: float | None = None
     survival: float = 0.0
     heights: tuple[float, float] | None = None
+    timestep: float | None = None
+    impedance: tuple[float, float, float] | None = None
 
     def draw_noise(
         self, generator: np.random.Generator, positions: int, velocities: int
@@ -165,7 +183,7 @@ HALF_CHEETAH_V5 = Robot(
 ANT = Robot(
     model="ant.xml",
     physics="paper",
-    frame_skip=2,  # of 0.01 s; the authors' model makes one step of 0.02 s
+    frame_skip=1,
     horizon=200,
     observe=observe_ant,
     observation_size=125,
@@ -176,6 +194,10 @@ ANT = Robot(
     contact_cost=5e-4,
     survival=0.05,
     heights=(0.2, 1.0),
+    # The authors' model has softer contacts than gymnasium's, and bears steps twice as long. (It
+    # names solref=".02 1", too, which is MuJoCo's own.)
+    timestep=0.02,
+    impedance=(0.8, 0.8, 0.01),
 )
 ANT_V5 = Robot(
     model="ant.xml",
@@ -192,3 +214,5 @@ ANT_V5 = Robot(
     survival=1.0,
     heights=(0.2, 1.0),
 )
+HALF_CHEETAHS: dict[Physics, Robot] = {"paper": HALF_CHEETAH, "gymnasium": HALF_CHEETAH_V5}
+ANTS: dict[Physics, Robot] = {"paper": ANT, "gymnasium": ANT_V5}

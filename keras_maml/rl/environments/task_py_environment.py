@@ -20,6 +20,13 @@ class TaskPyEnvironment(py_environment.PyEnvironment):
     Args:
         environments: The environments; they belong to this object from now on.
 
+    Attributes:
+        restarts: Whether an environment whose episode is over begins another in the step after. If
+            not, it rests: its steps have reward 0 and are not computed. A reset sets it.
+
+    Raises:
+        TypeError: They are others than those of this package.
+
     Example:
         >>> env = TaskPyEnvironment(TaskVectorEnv("Navigation2D-v0", 3, horizon=1))
         >>> env.set_tasks(np.repeat(env.sample_tasks(1, seed=0), 3, axis=0))
@@ -33,7 +40,15 @@ class TaskPyEnvironment(py_environment.PyEnvironment):
 
     def __init__(self, environments: TaskVectorEnv) -> None:
         super().__init__()
+        if not isinstance(environments, TaskVectorEnv):
+            raise TypeError(
+                "TaskPyEnvironment takes a TaskVectorEnv, the environments of the paper, got "
+                f"{type(environments).__name__}. For an environment of your own use "
+                "keras_maml.rl.environments.from_gymnasium(make, tasks=..., set_task=..., "
+                "count=...), or from_tf_agents for one of TF-Agents."
+            )
         self._environments = environments
+        self.restarts = True
         self._seed: int | None = None
         observations = environments.single_observation_space
         actions = environments.single_action_space
@@ -103,12 +118,13 @@ class TaskPyEnvironment(py_environment.PyEnvironment):
     def _reset(self) -> ts.TimeStep:
         observations, _ = self._environments.reset(seed=self._seed)
         self._seed = None
+        self.restarts = True
         return ts.restart(observations.astype(np.float32), batch_size=self.batch_size)
 
     def _step(self, action: np.ndarray) -> ts.TimeStep:
-        observations, steps, started = self._environments.advance(action)
+        observations, steps, started = self._environments.advance(action, self.restarts)
         step_type = np.full(self.batch_size, ts.StepType.MID)
-        step_type[started] = ts.StepType.FIRST
+        step_type[started] = ts.StepType.FIRST if self.restarts else ts.StepType.LAST
         step_type[steps.terminated | steps.truncated] = ts.StepType.LAST
         return ts.TimeStep(
             step_type=step_type,

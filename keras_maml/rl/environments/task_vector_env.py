@@ -138,15 +138,17 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
         self._reset(ids)
         return self._batch.observe(), {}
 
-    def advance(self, actions: Any) -> tuple[np.ndarray, Steps, np.ndarray]:
+    def advance(self, actions: Any, restarts: bool = True) -> tuple[np.ndarray, Steps, np.ndarray]:
         """Takes a step, without what `step` adds for gymnasium.
 
         Args:
             actions: ``[num_envs, action_size]``.
+            restarts: Whether environments whose episode is over start anew. If not, they rest: they
+                stay as they are, with reward 0.
 
         Returns:
             Observations, float64 ``[num_envs, observation_size]``; what the step gave; and which
-            environments it started anew instead, bool ``[num_envs]``.
+            environments it started anew, or left at rest, instead, bool ``[num_envs]``.
 
         Raises:
             gymnasium.error.ResetNeeded: No episode has been started.
@@ -157,13 +159,16 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
             raise gymnasium.error.ResetNeeded("Call reset() before step().")
         started = self._ended
         if started.any():
-            self._reset(np.flatnonzero(started).astype(np.int32))
+            if restarts:
+                self._reset(np.flatnonzero(started).astype(np.int32))
             steps = self._batch.step(actions, np.flatnonzero(~started).astype(np.int32))
             for array in (steps.rewards, steps.terminated, steps.truncated, *steps.parts.values()):
                 array[started] = 0
         else:
             steps = self._batch.step(actions)
         self._ended = steps.terminated | steps.truncated
+        if not restarts:
+            self._ended |= started
         return self._batch.observe(), steps, started
 
     def step(

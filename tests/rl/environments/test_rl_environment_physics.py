@@ -12,7 +12,7 @@ import pytest
 from keras_maml.rl.environments import TaskEnv, TaskVectorEnv
 from keras_maml.rl.environments.planar_chain import PlanarChain
 from keras_maml.rl.environments.robot_world import load_model
-from keras_maml.rl.environments.robots import ANT, HALF_CHEETAH
+from keras_maml.rl.environments.robots import ANT, ANT_V5, HALF_CHEETAH
 
 
 @pytest.fixture
@@ -54,28 +54,32 @@ def paper_reference(name, model, data, action, task):
     mujoco.mj_rnePostConstraint(model, now)
     torso = now.body("torso")
     speed = now.subtree_linvel[1, 0]
-    forward = task * speed if "Direction" in name else -abs(speed - task)
+    if "Position" in name:
+        forward = -np.abs(torso.subtree_com[:2] - task).sum()
+    else:
+        forward = task * speed if "Direction" in name else -abs(speed - task)
     if name.startswith("HalfCheetah"):
         observation = [now.qpos[1:], now.qvel, torso.subtree_com]
         return np.concatenate(observation), forward - 0.05 * (action**2).sum()
     forces = np.clip(now.cfrc_ext, -1, 1)
     observation = [now.qpos, now.qvel, forces.ravel(), torso.xmat, torso.subtree_com]
     costs = 0.005 * (action**2).sum() + 0.0005 * (forces**2).sum()
-    bonus = 1.0 if "Velocity" in name else 0.0
+    bonus = {"AntVelocity-v0": 1.0, "AntDirection-v0": 0.0, "AntPosition-v0": 4.0}[name]
     return np.concatenate(observation), forward + bonus - costs + 0.05
 
 
 @pytest.mark.parametrize(
-    ("name", "robot", "skip", "size", "rest"),
+    ("name", "robot", "task", "size", "rest"),
     [
-        ("HalfCheetahVelocity-v0", HALF_CHEETAH, 1, 20, 3),
-        ("HalfCheetahDirection-v0", HALF_CHEETAH, 1, 20, 3),
-        ("AntVelocity-v0", ANT, 2, 125, 96),
-        ("AntDirection-v0", ANT, 2, 125, 96),
+        ("HalfCheetahVelocity-v0", HALF_CHEETAH, 1.3, 20, 3),
+        ("HalfCheetahDirection-v0", HALF_CHEETAH, -1.0, 20, 3),
+        ("AntVelocity-v0", ANT, 1.3, 125, 96),
+        ("AntDirection-v0", ANT, -1.0, 125, 96),
+        ("AntPosition-v0", ANT, [2.0, -1.0], 125, 96),
     ],
 )
-def test_paper_is_plain_mujoco_with_the_papers_formulas(name, robot, skip, size, rest, generator):
-    env = TaskEnv(name, task=-1.0 if "Direction" in name else 1.3)
+def test_paper_is_plain_mujoco_with_the_papers_formulas(name, robot, task, size, rest, generator):
+    env = TaskEnv(name, task=task)
     observation, _ = env.reset(seed=1)
     assert observation.shape == (size,)
     model = load_model(robot)
@@ -91,7 +95,7 @@ def test_paper_is_plain_mujoco_with_the_papers_formulas(name, robot, skip, size,
         action = generator.uniform(-1, 1, model.nu)
         observation, reward, terminated, _, info = env.step(action)
         data.ctrl[:] = action
-        mujoco.mj_step(model, data, skip)
+        mujoco.mj_step(model, data)
         expected, expected_reward = paper_reference(name, model, data, action, env.task)
         np.testing.assert_allclose(observation, expected, rtol=0, atol=1e-12)
         assert reward == pytest.approx(expected_reward, abs=1e-12)
@@ -99,6 +103,28 @@ def test_paper_is_plain_mujoco_with_the_papers_formulas(name, robot, skip, size,
         assert not terminated
         touched |= info.get("reward_contact", -1.0) < 0
     assert touched
+
+
+def test_the_ant_of_the_paper_takes_one_long_step_and_has_soft_contacts():
+    """The authors' model: RK4, 0.02 s, solref ".02 1", solimp ".8 .8 .01", 150 Nm at action 1."""
+    model, theirs = load_model(ANT), load_model(ANT_V5)
+    assert ANT.frame_skip * model.opt.timestep == 0.02
+    assert model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+    np.testing.assert_allclose(model.geom_solref, np.tile([0.02, 1.0], (model.ngeom, 1)))
+    np.testing.assert_allclose(model.geom_solimp[:, :3], np.tile([0.8, 0.8, 0.01], (14, 1)))
+    np.testing.assert_allclose(model.actuator_gear[:, 0] * model.actuator_ctrlrange[:, 1], 150)
+    assert theirs.opt.timestep == 0.01
+    np.testing.assert_allclose(theirs.geom_solimp[:, :3], np.tile([0.9, 0.95, 0.001], (14, 1)))
+
+
+def test_position_of_gymnasiums_ant_is_that_of_its_torso(generator):
+    env = TaskEnv("AntPosition-v0", physics="gymnasium", task=[2.0, -1.0])
+    env.reset(seed=0)
+    for _ in range(10):
+        reward = env.step(generator.uniform(-1, 1, 8))[4]["reward_forward"]
+        place = env._batch._world.positions[0, :2]
+        assert reward == -np.abs(place - [2.0, -1.0]).sum()
+    assert abs(place).max() > 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ RANGES = {
     "HalfCheetahDirection-v0": (-1.0, 1.0),
     "AntVelocity-v0": (0.0, 3.0),
     "AntDirection-v0": (-1.0, 1.0),
+    "AntPosition-v0": (-3.0, 3.0),
 }
 
 
@@ -26,7 +27,7 @@ def test_tasks_fill_their_range_and_can_be_set(name):
     env = TaskEnv(name)
     tasks = env.sample_tasks(2000, seed=3)
     low, high = RANGES[name]
-    assert tasks.shape == ((2000, 2) if name.startswith("Navigation") else (2000,))
+    assert tasks.shape == ((2000,) if "Velocity" in name or "Direction" in name else (2000, 2))
     np.testing.assert_allclose([tasks.min(), tasks.max()], [low, high], atol=0.01)
     # The mean of a uniform or of a fair coin, within five standard errors.
     bound = 5 * tasks.std() / np.sqrt(tasks.size)
@@ -82,7 +83,10 @@ def test_sample_checks_its_arguments(n, seed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "Walker-v0"}, "must be one of .*'AntVelocity-v0'.*got 'Walker-v0'"),
+        (
+            {"name": "Walker-v0"},
+            "must be one of .*'AntVelocity-v0'.*got 'Walker-v0'.*from_gymnasium",
+        ),
         ({"name": "AntVelocity-v0", "physics": "bullet"}, "physics of AntVelocity-v0"),
         ({"name": "Navigation2D-v0", "physics": "gymnasium"}, r"\('paper',\), got 'gymnasium'"),
         ({"name": "AntVelocity-v0", "horizon": 0}, "horizon"),

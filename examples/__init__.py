@@ -1,0 +1,1 @@
+"""Short programs for one's own data and environments."""
