@@ -48,7 +48,7 @@ def select(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.Var
     Example:
         >>> stack = [keras.layers.Dense(2, name="first"), keras.layers.Dense(3, name="last")]
         >>> model = keras.Sequential([keras.Input((1,)), *stack])
-        >>> [variable.shape for variable in select(model, "head")]
+        >>> [tuple(variable.shape) for variable in select(model, "head")]
         [(2, 3), (3,)]
     """
     trainable = model.trainable_variables

@@ -11,11 +11,12 @@ the other slices. TensorFlow keeps to one core only what a data set calls, so sl
 enough are called by one; preparing that call takes a few milliseconds. docs/speed.md has figures.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+
+from keras_maml.execution import cores
 
 # Slices with as many bytes of input are faster when each keeps to one core.
 MIN_SLICE = 3 * 2**18
@@ -106,6 +107,4 @@ def count_slices(tasks: int, task_chunk: int | None) -> int:
 
 def count_cores() -> int:
     """Returns how many operations TensorFlow runs at the same time."""
-    threads = tf.config.threading.get_inter_op_parallelism_threads()
-    available = getattr(os, "sched_getaffinity", None)  # not on every system
-    return threads or (len(available(0)) if available else os.cpu_count() or 1)
+    return tf.config.threading.get_inter_op_parallelism_threads() or cores.count_cores()

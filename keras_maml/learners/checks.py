@@ -128,12 +128,13 @@ def check_inputs(model: keras.Model, episode: Any, caller: str) -> None:
         )
 
 
-def check_targets(episode: Any, classes: int | None) -> None:
-    """Raises ValueError unless targets are such as a loss for integer labels takes.
+def check_targets(episode: Any, classes: int | None, predictions: Any) -> None:
+    """Raises ValueError if targets are texts, or one-hot for a loss that takes integers.
 
     Args:
         episode: ``((x_support, y_support), (x_query, y_query))`` of tensors.
         classes: The number of outputs of a classifier with integer labels; None otherwise.
+        predictions: Of one task, ``[queries, ...]``.
     """
     for name, half in zip(("support", "query"), episode, strict=True):
         for y in keras.tree.flatten(half[1]) if len(half) > 1 else ():
@@ -145,7 +146,7 @@ def check_targets(episode: Any, classes: int | None) -> None:
         if classes is None or len(half) < 2:
             continue
         y = half[1]
-        if y.shape.rank > 3 or (y.shape.rank == 3 and y.shape[-1] not in (1, None)):
+        if classes > 1 and y.shape[2:] == predictions.shape[1:]:
             raise ValueError(
                 f"Labels of the {name} set must be integers [tasks, examples] for a sparse loss, "
                 f"got shape {tuple(y.shape)}. For one-hot targets compile with "

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import os
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from keras_maml.execution.functional import (
     with_masks,
 )
 from keras_maml.execution.tasks import MODES, Tasks
+from keras_maml.files import whole
 from keras_maml.learners import checks, inputs
 from keras_maml.learners.adapted import WrappedModel
 from keras_maml.learners.metrics import MetricsBefore, clone_metrics, stateless_loss
@@ -139,6 +142,44 @@ class EpisodicModel(WrappedModel):
         for name in ("metrics", "weighted_metrics"):
             arguments[name] = clone_metrics(arguments[name])
         return arguments
+
+    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
+        """Saves the learner as `keras.Model.save` does: whole, or not at all.
+
+        Args:
+            filepath: A path that ends with ``.keras``.
+            overwrite: Whether to replace a file that is there.
+            **kwargs: As in `keras.Model.save`.
+
+        Raises:
+            ValueError: The path has another ending: a learner could not be loaded from such a file.
+            FileExistsError: The file is there and not to be replaced.
+        """
+        filepath = pathlib.Path(filepath)
+        if filepath.suffix != ".keras":
+            raise ValueError(
+                f"A learner is saved to a file that ends with .keras, got {str(filepath)!r}. For "
+                "serving call export."
+            )
+        if filepath.exists() and not overwrite:
+            raise FileExistsError(
+                f"{filepath} exists: choose another name, or pass overwrite=True."
+            )
+        with whole(filepath) as temporary:
+            super().save(temporary, overwrite=True, **kwargs)
+
+    def load_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """Loads weights as `keras.Model.load_weights` does, into a learner that is built.
+
+        Raises:
+            ValueError: The model is not built: there is nothing to load into.
+        """
+        if not self.model.built:
+            raise ValueError(
+                "The learner has no weights yet to load into: give the model a keras.Input, or "
+                "call build_on with episodes before."
+            )
+        super().load_weights(filepath, **kwargs)
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Saves the random state of the layers, which Keras leaves out."""
@@ -500,7 +541,7 @@ class EpisodicModel(WrappedModel):
         checks.check_values(episode, None, vocabulary)
         predictions, patch_bytes = forms.first_call(self, x_query)
         classes = checks.sparse_classes(self.loss, predictions)
-        checks.check_targets(episode, classes)
+        checks.check_targets(episode, classes, predictions)
         checks.check_values(episode, classes)
         if patch_bytes > self._patch_bytes:
             self._patch_bytes = self.tasks.patch_bytes = patch_bytes

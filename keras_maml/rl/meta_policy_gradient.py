@@ -16,7 +16,9 @@ from keras_maml.algorithm.inner_loop import Carry, Parameters
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
 from keras_maml.execution.functional import Tensors, as_tensors
 from keras_maml.execution.task_map import map_sequentially
+from keras_maml.rl import distributions
 from keras_maml.rl.advantages import complete, transitions
+from keras_maml.rl.baseline import Baseline, check_baseline
 from keras_maml.rl.meta_objective import MetaObjective
 from keras_maml.rl.policy import DistributionFunction, TaskPolicy, diagonal_gaussian
 from keras_maml.rl.policy_gradient import INNER_LOSSES, PolicyObjective
@@ -72,6 +74,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         update_rule: How an inner step turns gradients into fast weights, see
             `keras_maml.update_rules`; what it learns is trained by the outer step.
         adapted_layers: What the inner loop adapts, see `keras_maml.MAML`.
+        baseline: What returns are compared with: ``"linear"`` features of observation and time,
+            as the authors', ``"time"`` alone, None, or a function; see `keras_maml.rl.baseline`.
 
     Attributes:
         skipped_steps: An int64 variable: calls of `train` that changed nothing, because the line
@@ -112,6 +116,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         train_step_counter: tf.Variable | None = None,
         update_rule: UpdateRule | None = None,
         adapted_layers: str | Sequence = "all",
+        baseline: str | Baseline | None = "linear",
     ) -> None:
         validation.check_count("tasks", tasks, minimum=1)
         validation.check_count("inner_steps", inner_steps)
@@ -125,6 +130,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 "The policy's model must be built and have trainable variables: call it once, or "
                 "give it a keras.Input."
             )
+        check_baseline(baseline, time_step_spec.observation)
         _check_model(model, distribution, time_step_spec.observation, action_spec)
         self.model = model
         self.tasks = tasks
@@ -148,7 +154,12 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             adapted_layers=adapted_layers,
         )
         variables = self._objective.variables()
-        self._estimate = {"tasks": tasks, "discount": discount, "gae_lambda": gae_lambda}
+        self._estimate = {
+            "tasks": tasks,
+            "discount": discount,
+            "gae_lambda": gae_lambda,
+            "baseline": baseline,
+        }
         self._optimizer = None
         if isinstance(self.outer, Proximal):
             self._optimizer = self.outer.make_optimizer()
@@ -374,16 +385,18 @@ def _check_model(
     """Raises ValueError unless the model makes actions of an environment from its observations."""
     zeros = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), observation_spec)
     try:
-        shape = tuple(distribution(model(zeros)).sample().shape[1:])
+        drawn = distributions.sample(distribution(model(zeros)))
     except Exception as error:  # Whatever the user's model and distribution raise.
         raise ValueError(
             f"The model must take observations like {observation_spec}, and distribution its "
             f"outputs; they raised {type(error).__name__}: {error}"
         ) from error
-    if shape != tuple(action_spec.shape):
+    made = tf.nest.map_structure(lambda action: tuple(action.shape[1:]), drawn)
+    taken = tf.nest.map_structure(lambda spec: tuple(spec.shape), action_spec)
+    if made != taken:
         raise ValueError(
-            f"The environment takes actions of shape {tuple(action_spec.shape)}, but model and "
-            f"distribution make actions of shape {shape}. Give the model other outputs."
+            f"The environment takes actions of shape {taken}, but model and distribution make "
+            f"actions of shape {made}. Give the model other outputs, or pass another distribution."
         )
 
 

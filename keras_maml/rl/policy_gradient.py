@@ -16,6 +16,7 @@ from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters
 from keras_maml.algorithm.update_rules import UpdateRule
 from keras_maml.execution.forms import Route
 from keras_maml.execution.functional import Tensors, as_tensors, state_variables
+from keras_maml.rl import distributions
 from keras_maml.rl.advantages import Transitions, weighted_mean
 from keras_maml.rl.policy import DistributionFunction, diagonal_gaussian, model_outputs
 
@@ -66,7 +67,8 @@ class PolicyObjective:
 
     def adaptation_loss(self, outputs: Any, transitions: Transitions) -> tf.Tensor:
         """Returns the inner loss: minus the mean of log-likelihood times advantage."""
-        log_likelihood = self.distribution(outputs).log_prob(transitions.actions)
+        drawn_from = self.distribution(outputs)
+        log_likelihood = distributions.log_prob(drawn_from, transitions.actions)
         if self.inner_loss == "likelihood_ratio":
             # The weights at hand are those that the actions were drawn with.
             ratio = tf.exp(log_likelihood - tf.stop_gradient(log_likelihood))
@@ -103,13 +105,13 @@ class PolicyObjective:
 
     def divergence(self, old: Any, new: Any, weights: tf.Tensor) -> tf.Tensor:
         """Returns the mean KL divergence from an old policy to a new one over transitions."""
-        divergences = self.distribution(old).kl_divergence(self.distribution(new))
+        divergences = distributions.kl_divergence(self.distribution(old), self.distribution(new))
         return weighted_mean(divergences, weights)
 
     def ratio(self, old: Any, new: Any, actions: tf.Tensor) -> tf.Tensor:
         """Returns the probability of actions under a new policy over that under an old one."""
-        new_likelihood = self.distribution(new).log_prob(actions)
-        return tf.exp(new_likelihood - self.distribution(old).log_prob(actions))
+        new_likelihood = distributions.log_prob(self.distribution(new), actions)
+        return tf.exp(new_likelihood - distributions.log_prob(self.distribution(old), actions))
 
 
 @dataclasses.dataclass(frozen=True)

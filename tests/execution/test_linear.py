@@ -10,10 +10,10 @@ from keras_maml.execution.linear import (
     bilinear,
     linear_pair,
     matrix_product,
+    pack_gradient,
     sum_positions,
     sum_tasks,
-    turned,
-    turned_back,
+    unpack_gradient,
 )
 
 
@@ -102,16 +102,16 @@ def test_a_bilinear_operator_is_differentiated_by_its_three_maps_alone():
     [
         ((3, 3, 2, 4), (4, 18)),
         ((3, 2, 3), (3, 6)),
-        ((3, 2, 4), (3, 2, 4)),  # whose gradient is not turned
+        ((3, 2, 4), (3, 2, 4)),  # whose gradient does not come transposed
         ((18, 4), (18, 4)),
         ((4,), (4,)),
     ],
 )
-def test_kernels_are_turned_and_turned_back(shape, expected):
+def test_gradients_of_kernels_are_packed_and_unpacked(shape, expected):
     kernel = normal(*shape)
-    matrix = turned(kernel)
+    matrix = pack_gradient(kernel)
     assert matrix.shape == expected
-    np.testing.assert_array_equal(turned_back(matrix, kernel.shape), kernel)
+    np.testing.assert_array_equal(unpack_gradient(matrix, kernel.shape), kernel)
     if matrix.shape != shape:
         np.testing.assert_array_equal(matrix[1], tf.reshape(kernel[..., 1], [-1]))
 

@@ -80,7 +80,6 @@ class Counter(layers.Layer):
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (lambda: Counter(), (3,)),
         # These two draw random numbers even when they are called for prediction.
         (lambda: layers.LSTM(2, dropout=0.5, seed=1), (4, 3)),
         (lambda: layers.RandomFlip(seed=1), (4, 4, 1)),
@@ -99,6 +98,25 @@ def test_only_training_advances_the_state_of_layers(layer, shape):
     for ours, variable in zip(before, model.variables, strict=True):
         assert np.array_equal(ours, variable.numpy())
     assert float(first) == float(learner.meta_gradients(support, query)[0])
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Counter, r"Layer 'counter' assigns the variable .* in its call\. Tasks are adapted side"),
+        (lambda: layers.SpectralNormalization(layers.Dense(2)), "'spectral_norm.*' assigns the"),
+        (lambda: layers.Lambda(lambda x: x + keras.random.normal((3,))), "global random generator"),
+    ],
+)
+def test_a_layer_that_assigns_what_tasks_cannot_share_is_refused_by_name(layer, message):
+    learner = make_learner(sequence(layer(), layers.Flatten(), shape=(3,)), task_map="sequential")
+    draw = np.random.default_rng(0).normal
+    data = episode((3,), lambda size: draw(size=size).astype("float32"))
+    before = learner.get_weights()
+    with pytest.raises(NotImplementedError, match=message):
+        learner.fit(data, verbose=0)
+    for ours, theirs in zip(learner.get_weights(), before, strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def bias(y, predictions):
