@@ -21,7 +21,7 @@ The mathematics is in `keras_maml.execution.convolution` and `keras_maml.executi
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import keras
@@ -30,14 +30,13 @@ import tensorflow as tf
 from keras_maml.execution import convolution
 from keras_maml.execution.linear import add_bias, before_bias, matrix_product
 from keras_maml.execution.normalization import moments, standardize
+from keras_maml.execution.random import hashed_uniform
+from keras_maml.execution.recurrent_layers import recur
 
 BatchStatistics = Literal["batch", "stored"]
 
 # How a trace will run: vectorised over tasks, task by task but compiled by XLA, or neither.
 Route = Literal["vectorized", "compiled", "plain"]
-
-# Longer sequences keep their loop: unrolling them would make the program too large to compile.
-MAX_UNROLLED_STEPS = 128
 
 
 @contextlib.contextmanager
@@ -241,22 +240,6 @@ def _embed(layer, inputs):
     return tf.cast(tf.tensordot(one_hot, table, 1), layer.compute_dtype)
 
 
-def _recur(layer, sequences, initial_state=None, mask=None, training=False):
-    steps = sequences.shape[1]
-    unroll = steps is not None and steps <= MAX_UNROLLED_STEPS
-    forms = {"unroll": layer.unroll or unroll, "use_cudnn": False}
-    if layer.go_backwards and mask is not None:
-        # Keras's unrolled form zeroes the outputs of masked steps in forward order.
-        sequences, mask = tf.reverse(sequences, [1]), tf.reverse(mask, [1])
-        forms["go_backwards"] = False
-    with contextlib.ExitStack() as stack:
-        for name, value in forms.items():
-            stack.enter_context(_lend(layer, name, value))
-        return type(layer).call(
-            layer, sequences, initial_state=initial_state, mask=mask, training=training
-        )
-
-
 def _drop(layer, inputs, training=False):
     if not training or layer.rate == 0:
         return inputs
@@ -271,36 +254,6 @@ def _drop(layer, inputs, training=False):
     return tf.where(keep, inputs / tf.constant(1 - layer.rate, inputs.dtype), tf.zeros_like(inputs))
 
 
-def hashed_uniform(seed: tf.Tensor, shape: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """Uniform numbers that are the same vectorised or not, compiled or not.
-
-    Every element is a hash of the seed and of its own position (SplitMix64's finaliser; Steele,
-    Lea and Flood 2014), so the numbers do not depend on how the operation is executed.
-
-    Args:
-        seed: Two integers, the state of a `keras.random.SeedGenerator`.
-        shape: The shape of the result.
-
-    Returns:
-        float32 numbers in [0, 1).
-    """
-    words = tf.cast(tf.cast(seed, tf.uint32), tf.uint64)
-    key = _mix(_mix(words[0] + _GOLDEN) ^ (words[1] + _GOLDEN))
-    size = tf.reduce_prod(shape)
-    position = tf.cast(tf.range(size), tf.uint64)
-    bits = tf.bitwise.right_shift(_mix(key + position * _GOLDEN), tf.constant(40, tf.uint64))
-    return tf.reshape(tf.cast(tf.cast(bits, tf.int32), tf.float32) * 2.0**-24, shape)
-
-
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def _mix(z: tf.Tensor) -> tf.Tensor:
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z = (z ^ tf.bitwise.right_shift(z, tf.constant(shift, tf.uint64))) * factor
-    return z ^ tf.bitwise.right_shift(z, tf.constant(31, tf.uint64))
-
-
 _SPATIAL_DROPOUTS = (
     keras.layers.SpatialDropout1D,
     keras.layers.SpatialDropout2D,
@@ -310,10 +263,10 @@ _FORMS: dict[type, Callable | dict] = {
     keras.layers.Embedding: _embed,
     keras.layers.Dropout: _drop,
     **dict.fromkeys(_SPATIAL_DROPOUTS, _drop),
-    keras.layers.LSTM: _recur,
-    keras.layers.GRU: _recur,
-    keras.layers.SimpleRNN: _recur,
-    keras.layers.RNN: _recur,
+    keras.layers.LSTM: recur,
+    keras.layers.GRU: recur,
+    keras.layers.SimpleRNN: recur,
+    keras.layers.RNN: recur,
     keras.layers.MaxPooling1D: _pool,
     keras.layers.MaxPooling2D: _pool,
     keras.layers.MaxPooling3D: _pool,
