@@ -32,6 +32,7 @@ from keras_maml.execution.linear import add_bias, before_bias, matrix_product
 from keras_maml.execution.normalization import moments, standardize
 from keras_maml.execution.random import hashed_uniform
 from keras_maml.execution.recurrent_layers import recur
+from keras_maml.execution.resizing import resize_layer, upsample
 
 BatchStatistics = Literal["batch", "stored"]
 
@@ -273,6 +274,8 @@ _FORMS: dict[type, Callable | dict] = {
     keras.layers.AveragePooling1D: _pool,
     keras.layers.AveragePooling2D: _pool,
     keras.layers.AveragePooling3D: _pool,
+    keras.layers.UpSampling2D: upsample,
+    keras.layers.Resizing: resize_layer,
 }
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)

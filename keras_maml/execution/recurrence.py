@@ -142,7 +142,9 @@ class _Loop:
     def after(self, last: Tensors, before: Tensors) -> tuple[Tensors, Tensors]:
         """Returns the last carry and the carries after every step, from those before it."""
         shift = _earlier if self.reverse else _later
-        return last, [shift(b) + _at_the_end(a, b, self.reverse) for a, b in zip(last, before)]
+        return last, [
+            shift(b) + _at_the_end(a, b, self.reverse) for a, b in zip(last, before, strict=True)
+        ]
 
     def _run(self, carry, inputs, constants, matrix, sums):
         matrix = matrix[0] if matrix else None
@@ -151,9 +153,7 @@ class _Loop:
         if matrix is not None:
             shape = [*carry[0].shape[:-1], matrix.shape[-1]]
             outputs = [tf.TensorSpec(shape, matrix.dtype), *outputs]
-        stacks = [
-            tf.TensorArray(t.dtype, times, element_shape=t.shape) for t in (*carry, *outputs)
-        ]
+        stacks = [tf.TensorArray(t.dtype, times, element_shape=t.shape) for t in (*carry, *outputs)]
 
         def turn(number, carry, sums, stacks):
             at = times - 1 - number if self.reverse else number
@@ -191,10 +191,9 @@ class _Loop:
         def step(gradients, through_matrix, inputs, constants):
             carry, product, inputs, to_carry, to_outputs = _split(inputs, parts[0])
             constants, to_sums = _split(constants, parts[1])
+            to_following = gradients
             if product:
                 to_following = [gradients[1] + through_matrix, *gradients[2:]]
-            else:
-                to_following = gradients
             sources = [carry, product, [inputs[i] for i in moving], [constants[i] for i in steady]]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)

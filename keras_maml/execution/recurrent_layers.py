@@ -109,8 +109,16 @@ def _run(cell, inputs, states, mask, training):
         plan = _masked(plan, mask)
     run = unrolled if plan.keeps_state or _is_short(plan.inputs[0]) else recurrence
     last, carries = run(plan.step, plan.carry, plan.inputs, plan.constants, plan.matrix)
+    _forget_masks(cell)
     output, states = plan.results(last)
     return output, plan.results(carries)[0], states
+
+
+def _forget_masks(cell):
+    """Lets a cell of Keras's kind draw new dropout masks for the next sequence."""
+    for name in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
+        if type(cell) not in _PLANS and hasattr(cell, name):
+            getattr(cell, name)()
 
 
 def _is_short(inputs: tf.Tensor) -> bool:
@@ -292,27 +300,18 @@ def _any_cell(cell, inputs, states, training):
         with _holding(variables, constants):
             return call(inputs, carry[:-1])
 
-    def step_in_sequence(carry, product, inputs, constants):
+    def step_of_its_own(carry, product, inputs, constants):
         return call(inputs, carry[:-1])
 
     def results(carry):
         return carry[-1], keras.tree.pack_sequence_as(states, list(carry[:-1]))
 
     flat_inputs = keras.tree.flatten(inputs)
-    output, pure = _try(cell, step, flat_states, flat_inputs, variables, values)
+    output, pure = _try(cell, lambda s, x: call(x, s), flat_states, flat_inputs, variables, values)
     carry = [*flat_states, output]
     if pure:
         return _Plan(step, carry, flat_inputs, results, values)
-    return _Plan(step_in_sequence, carry, flat_inputs, results, keeps_state=True)
-
-
-def _holding(variables, values, **settings):
-    """Opens a stateless scope within the one that is open, with other values of some variables."""
-    outer = keras.src.backend.common.stateless_scope.get_stateless_scope()
-    scope = keras.StatelessScope(zip(variables, values, strict=True), **settings)
-    if outer is not None:
-        scope.state_mapping = {**outer.state_mapping, **scope.state_mapping}
-    return scope
+    return _Plan(step_of_its_own, carry, flat_inputs, results, keeps_state=True)
 
 
 def _try(cell, step, states, inputs, variables, values):
@@ -321,8 +320,33 @@ def _try(cell, step, states, inputs, variables, values):
     Returns:
         Zeros shaped as its output, and whether it is a function of its arguments and its weights.
     """
+    graph = tf.__internal__.FuncGraph("cell")
+    with graph.as_default():
+        given = [tf.stop_gradient(value) for value in values]
+        with _holding(variables, given) as scope:
+            *_, output = step([tf.zeros_like(t) for t in states], [t[0] for t in inputs])
+        assigns = any(
+            scope.get_current_value(variable) is not value
+            for variable, value in zip(variables, given, strict=True)
+        )
+    known = {id(t) for t in (*states, *inputs, *values)}
+    strange = [t for t, _ in graph.captures if id(t) not in known and _may_be_trained(t)]
     draws = any(getattr(cell, name, 0) for name in ("dropout", "recurrent_dropout"))
-    return None, not draws
+    batch = _examples(inputs[0])
+    zeros = tf.zeros([batch, *output.shape[1:]], output.dtype)
+    return zeros, not (draws or assigns or strange or scope.losses)
+
+
+def _may_be_trained(tensor):
+    return tensor.dtype.is_floating or tensor.dtype == tf.resource
+
+
+def _holding(variables, values):
+    return keras.StatelessScope(zip(variables, values, strict=True), collect_losses=True)
+
+
+def _examples(inputs):
+    return tf.shape(inputs)[1] if inputs.shape[1] is None else inputs.shape[1]
 
 
 _PLANS = {

@@ -48,7 +48,8 @@ def _convert(pfor_input: _pfor._PforInput) -> list:
 
     def turn(*arguments):
         results = []
-        for result, differs, before in zip(converted(body, arguments), stacked, arguments):
+        after = converted(body, arguments)
+        for result, differs, before in zip(after, stacked, arguments, strict=True):
             if differs and not result.is_stacked:
                 result = _pfor._stack(result.t, [tasks])
             result.t.set_shape(before.shape)
