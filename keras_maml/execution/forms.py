@@ -27,7 +27,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_maml.execution import convolution
+from keras_maml.execution import convolution, derivatives  # noqa: F401 (registers derivatives)
 from keras_maml.execution.linear import add_bias, before_bias, matrix_product
 from keras_maml.execution.normalization import moments, standardize
 from keras_maml.execution.random import hashed_uniform

@@ -21,7 +21,7 @@ from keras_maml.execution.random import hashed_uniform
 from keras_maml.execution.recurrence import Step, Tensors, recurrence, unrolled
 
 # Shorter sequences are unrolled.
-MIN_LOOP_STEPS = 1
+MIN_LOOP_STEPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
