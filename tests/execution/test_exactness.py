@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from keras_maml.execution.derivatives import MissingDerivative, naming_layers
 
 from keras_maml import MAML
+from keras_maml.execution.derivatives import MissingDerivative, naming_layers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 
