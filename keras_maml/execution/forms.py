@@ -33,15 +33,14 @@ from keras_maml.execution import convolution
 from keras_maml.execution.linear import add_bias, before_bias, matrix_product
 from keras_maml.execution.normalization import moments, standardize
 from keras_maml.execution.random import hashed_uniform
+from keras_maml.execution.recurrent_layers import recur
+from keras_maml.execution.resizing import resize_layer, upsample
 from keras_maml.private_keras import flatten_layers
 
 BatchStatistics = Literal["batch", "stored"]
 
 # How a trace will run: vectorised over tasks, task by task but compiled by XLA, or neither.
 Route = Literal["vectorized", "compiled", "plain"]
-
-# Longer sequences keep their loop: unrolling them would make the program too large to compile.
-MAX_UNROLLED_STEPS = 128
 
 # Held while forms are lent: one thread at a time borrows. Traces are short; compiling is outside.
 _lending = threading.RLock()
@@ -304,23 +303,6 @@ def _embed(layer, inputs):
     return tf.cast(tf.tensordot(one_hot, table, 1), layer.compute_dtype)
 
 
-def _recur(layer, sequences, initial_state=None, mask=None, training=False):
-    steps = sequences.shape[1]
-    unroll = steps is not None and steps <= MAX_UNROLLED_STEPS
-    changes = {"unroll": layer.unroll or unroll, "use_cudnn": False}
-    if layer.go_backwards and mask is not None:
-        # Keras's unrolled form zeroes the outputs of masked steps in forward order.
-        sequences, mask = tf.reverse(sequences, [1]), tf.reverse(mask, [1])
-        changes["go_backwards"] = False
-    return type(layer).call(
-        _changed(layer, **changes),
-        sequences,
-        initial_state=initial_state,
-        mask=mask,
-        training=training,
-    )
-
-
 def _drop(layer, inputs, training=False):
     if not training or layer.rate == 0:
         return inputs
@@ -344,10 +326,12 @@ _FORMS: dict[type, Callable] = {
     keras.layers.Embedding: _embed,
     keras.layers.Dropout: _drop,
     **dict.fromkeys(_SPATIAL_DROPOUTS, _drop),
-    keras.layers.LSTM: _recur,
-    keras.layers.GRU: _recur,
-    keras.layers.SimpleRNN: _recur,
-    keras.layers.RNN: _recur,
+    keras.layers.LSTM: recur,
+    keras.layers.GRU: recur,
+    keras.layers.SimpleRNN: recur,
+    keras.layers.RNN: recur,
+    keras.layers.UpSampling2D: upsample,
+    keras.layers.Resizing: resize_layer,
     keras.layers.MaxPooling1D: _pool,
     keras.layers.MaxPooling2D: _pool,
     keras.layers.MaxPooling3D: _pool,

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_maml.execution import compilation
+from keras_maml.execution import compilation, derivatives
 from keras_maml.execution.forms import Route
 from keras_maml.execution.task_map import (
     VectorizationError,
@@ -149,7 +149,14 @@ class Tasks:
 
         Raises:
             VectorizationError: The mode is ``"vectorized"``, and an operation cannot be.
+            MissingDerivative: A derivative is asked for that TensorFlow does not have.
         """
+        with derivatives.naming_layers(self.layer_names):
+            return self._call(step, arguments, jit_compile, examples)
+
+    def _call(
+        self, step: Callable[..., Any], arguments: Any, jit_compile: bool, examples: int | None
+    ) -> Any:
         if tf.executing_eagerly():
             return step(Run("plain", self.task_chunk), *arguments)
         if self.run_at_once(examples):
