@@ -172,7 +172,7 @@ def _demo(values: argparse.Namespace) -> tuple[Report, str]:
     learner.compile(keras.optimizers.Adam(0.001), loss, steps_per_execution=together)
     print(f"Meta-training on sine curves, {values.iterations:,} steps ...", file=sys.stderr)
     learner.fit(episodes.sinusoid(), steps_per_epoch=values.iterations, verbose=0)
-    new = {"shots": 10, "queries": 100, "seed": 20_000}
+    new: dict[str, Any] = {"shots": 10, "queries": 100, "seed": 20_000}
     result = evaluation.evaluate(
         learner, episodes.sinusoid(meta_batch_size=100, **new), tasks=500, steps=10
     )
