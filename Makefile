@@ -45,7 +45,7 @@ format: $(INSTALLED)
 	$(RUN) -m ruff format .
 
 docs: $(TOOLS_INSTALLED)
-	$(TOOLS)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/bin/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) $(VENV)-matrix

@@ -46,13 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["info", "no-such-learner"])
         1
     """
-    parser = _parser()
-    values = parser.parse_args(arguments)
+    values = parser().parse_args(arguments)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no result
             report, text = values.run(values)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)  # The message says it all.
+        print(f"keras-maml: {error}", file=sys.stderr)  # The message says it all.
         return 1
     except KeyboardInterrupt:
         return 130
@@ -279,14 +278,15 @@ def _shapes(shape: Any) -> Any:
 # --- parsing ----------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Returns what reads the command line; its results name the function to ``run``."""
+    top = argparse.ArgumentParser(
         prog="keras-maml",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -329,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "meta-trains on sine curves and draws how it adapts")
     demo.add_argument("--output", default="demo", help="folder; default: %(default)s")
     demo.add_argument("--iterations", type=_count, default=20_000, help="default: %(default)s")
-    return parser
+    return top
 
 
 def _count(text: str) -> int:
