@@ -30,6 +30,7 @@ test: lint
 
 test-all: lint
 	$(RUN) -m pytest $(TWO) -m "slow or not slow"
+	PYTHONPATH="$(CURDIR)" $(RUN) -m pytest --nbmake --nbmake-timeout=1800 docs/notebooks
 
 # Every environment is kept beside the first; ONLY="3.13-newest" makes one of them alone.
 test-matrix:
