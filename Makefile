@@ -3,19 +3,24 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
+# The type checker and the documentation cannot live with TF-Agents: requirements-tools.txt says why.
+TOOLS = $(VENV)/tools
+TOOLS_INSTALLED = $(TOOLS)/installed
 # Compiling takes most of the time, on one core: two processes, each with whole files of tests.
 TWO = -n 2 --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all test-matrix lint format docs clean
 
 help:
-	@echo "make demo      meta-train on sine curves, in three minutes"
-	@echo "make test      ruff and the tests"
-	@echo "make test-all  the slow tests as well"
-	@echo "make format    let ruff format the code"
-	@echo "make clean     remove the virtual environment"
+	@echo "make demo         meta-train on sine curves, in three minutes"
+	@echo "make test         ruff, mypy and the tests"
+	@echo "make test-all     the slow tests as well, and the notebooks"
+	@echo "make test-matrix  the core's tests on other versions of Python, TensorFlow and Keras"
+	@echo "make docs         build the documentation in site/"
+	@echo "make format       let ruff format the code"
+	@echo "make clean        remove the virtual environment"
 
 demo: $(INSTALLED)
 	$(RUN) -m experiments.demo
@@ -25,17 +30,26 @@ test: lint
 
 test-all: lint
 	$(RUN) -m pytest $(TWO) -m "slow or not slow"
+	PYTHONPATH="$(CURDIR)" $(RUN) -m pytest --nbmake --nbmake-timeout=1800 docs/notebooks
 
-lint: $(INSTALLED)
+# Every environment is kept beside the first; ONLY="3.13-newest" makes one of them alone.
+test-matrix:
+	.ci/matrix $(VENV)-matrix $(ONLY)
+
+lint: $(INSTALLED) $(TOOLS_INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(TOOLS)/bin/python -m mypy --python-executable $(RUN)
 
 format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+docs: $(TOOLS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/bin/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-matrix
 
 $(INSTALLED): requirements.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
@@ -43,4 +57,9 @@ $(INSTALLED): requirements.txt requirements.lock
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(TOOLS_INSTALLED): requirements-tools.txt $(INSTALLED)
+	$(RUN) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tools.txt
 	@touch $@

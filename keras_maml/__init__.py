@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from keras_maml import episodes, networks
 from keras_maml.learners.maml import MAML
 from keras_maml.serving.pretrained import load
+from keras_maml.version import __version__
 
 if TYPE_CHECKING:
     from keras_maml.algorithm import meta_gradients, update_rules
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAML",
+    "__version__",
     "callbacks",
     "episodes",
     "evaluation",

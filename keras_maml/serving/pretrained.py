@@ -108,18 +108,21 @@ def models_folder(folder: str | os.PathLike | None = None) -> pathlib.Path:
     """Finds the folder of pretrained learners.
 
     Args:
-        folder: The folder itself; None: ``$KERAS_MAML_MODELS``, or else ``saved_models/`` of the
-            checkout that this package is imported from.
+        folder: The folder itself; None: ``$KERAS_MAML_MODELS``, or else the learners that are
+            installed with this package, or else ``saved_models/`` of the checkout that it is
+            imported from.
 
     Raises:
-        FileNotFoundError: There is no such folder: an installed package comes without learners.
+        FileNotFoundError: There is no such folder.
     """
-    checkout = pathlib.Path(__file__).parents[2] / "saved_models"
-    path = pathlib.Path(folder or os.environ.get("KERAS_MAML_MODELS") or checkout)
+    package = pathlib.Path(__file__).parents[1]
+    installed, checkout = package / "saved_models", package.parent / "saved_models"
+    ours = installed if installed.is_dir() else checkout
+    path = pathlib.Path(folder or os.environ.get("KERAS_MAML_MODELS") or ours)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{path} is not a folder. Pretrained learners come with a checkout of keras_maml, in "
-            "saved_models/: pass that folder, or set the environment variable KERAS_MAML_MODELS."
+            f"{path} is not a folder. Pretrained learners come with keras_maml, in saved_models/. "
+            "For others, pass their folder, or set the environment variable KERAS_MAML_MODELS."
         )
     return path
 

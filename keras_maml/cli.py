@@ -1,0 +1,338 @@
+"""The command line: what can be done with a learner without writing Python.
+
+    keras-maml info                                        # the pretrained learners
+    keras-maml info omniglot-5way-1shot
+    keras-maml evaluate omniglot-5way-1shot glyphs --tasks 200
+    keras-maml adapt omniglot-5way-1shot letters/ --predict a.png b.png
+    keras-maml export omniglot-5way-1shot served/omniglot/1
+    keras-maml demo
+
+LEARNER is the name of a pretrained learner, or a .keras file, or a folder that holds learner.keras
+and card.json. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_maml import episodes, networks
+from keras_maml.episodes.image_files import decode, resize
+from keras_maml.learners.maml import MAML
+from keras_maml.serving import pretrained
+from keras_maml.version import __version__
+
+Report = dict[str, Any]
+INK = "images are inverted first: for dark ink on white paper, where the learner expects ink 1"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: What follows the name of the program; by default what was typed.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 130 interrupted. Wrong usage exits with 2.
+
+    Example:
+        >>> main(["info", "no-such-learner"])
+        1
+    """
+    values = parser().parse_args(arguments)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no result
+            report, text = values.run(values)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        print(f"keras-maml: {error}", file=sys.stderr)  # The message says it all.
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(report, indent=1, default=str) if values.json else text)
+    return 0
+
+
+# --- commands: each returns what --json prints, and the same to read --------------------------
+
+
+def _info(values: argparse.Namespace) -> tuple[Report, str]:
+    if values.learner is None:
+        names = pretrained.available()
+        return {"learners": names}, "\n".join(names)
+    learner, card = _load(values.learner)
+    model = learner.model
+    report = {
+        "learner": values.learner,
+        "title": card.get("title"),
+        "inputs": _shapes(model.input_shape),
+        "outputs": _shapes(model.output_shape),
+        "weights": sum(math.prod(weight.shape) for weight in model.trainable_variables),
+        "inner_learning_rate": learner.inner_learning_rate,
+        "inner_steps": learner.inner_steps,
+        "evaluation_steps": learner.evaluation_steps,
+        "batch_normalization": learner.batch_normalization,
+        "images": card.get("images"),
+        "data": card.get("data"),
+        "licence": card.get("licence"),
+        "command": card.get("command"),
+        "commit": card.get("commit"),
+        "accuracy": card.get("accuracy", []),
+    }
+    lines = [
+        f"{name.replace('_', ' '):20} {value}"
+        for name, value in report.items()
+        if name != "accuracy" and value is not None
+    ]
+    for row in report["accuracy"]:
+        if row["step"] in (0, learner.evaluation_steps):
+            what = f"{row['batch_normalization']}, {row['queries']} queries, step {row['step']}"
+            value = f"{100 * row['mean']:.2f} ± {100 * row['ci95']:.2f} %, {row['tasks']} tasks"
+            lines.append(f"{'accuracy':20} {value} ({what})")
+    return report, "\n".join(lines)
+
+
+def _evaluate(values: argparse.Namespace) -> tuple[Report, str]:
+    from keras_maml.reporting import evaluation
+
+    learner, card = _load(values.learner)
+    result = evaluation.evaluate(
+        learner, _episodes(values, learner, card), tasks=values.tasks, steps=values.steps
+    )
+    report = {"learner": values.learner, "data": values.data, "results": result.rows()}
+    return report, result.to_text()
+
+
+def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
+    learner, _ = _load(values.learner)
+    if not values.transductive:  # A prediction must not depend on the other pictures.
+        learner = _inductive(learner)
+    height, width, channels = _image_shape(learner)
+    most = _ways(learner)
+    classes = _folder(values.folder, learner, values.invert)
+    if len(classes.names) > most:
+        raise ValueError(
+            f"{values.folder} holds {len(classes.names)} classes, but {values.learner} tells "
+            f"{most} apart: take a learner for more, or leave classes out."
+        )
+    pictures = [
+        resize(decode(path.read_bytes(), channels=channels, where=str(path)), (height, width))
+        for path in map(pathlib.Path, values.predict)
+    ]
+    labels = np.repeat(np.arange(len(classes.names)), classes.counts)
+    adapted = learner.adapt(_scaled(classes.images, False), labels, steps=values.steps)
+    if values.output:
+        adapted.save(values.output)
+    predictions = []
+    if pictures:
+        scores = adapted.predict(_scaled(np.stack(pictures), values.invert), verbose=0)
+        chances = np.asarray(keras.ops.softmax(scores[:, : len(classes.names)]))
+        predictions = [
+            {
+                "picture": path,
+                "class": classes.names[row.argmax()],
+                "probability": float(row.max()),
+                "probabilities": dict(zip(classes.names, row.tolist(), strict=True)),
+            }
+            for path, row in zip(values.predict, chances, strict=True)
+        ]
+    report = {
+        "learner": values.learner,
+        "classes": dict(zip(classes.names, classes.counts, strict=True)),
+        "predictions": predictions,
+        "output": values.output,
+    }
+    lines = [f"{p['picture']}: {p['class']} ({p['probability']:.0%})" for p in predictions]
+    lines += [f"The adapted model is in {values.output}."] if values.output else []
+    nothing = f"Adapted to {', '.join(classes.names)}; --predict and --output say what for."
+    return report, "\n".join(lines) or nothing
+
+
+def _export(values: argparse.Namespace) -> tuple[Report, str]:
+    learner, _ = _load(values.learner)
+    options = {"steps": values.steps, "overwrite": values.overwrite, "verbose": False}
+    learner.export(values.folder, **options)
+    return {"learner": values.learner, "folder": values.folder}, f"Exported to {values.folder}"
+
+
+def _demo(values: argparse.Namespace) -> tuple[Report, str]:
+    from keras_maml.reporting import evaluation, plots
+
+    folder = pathlib.Path(values.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    learner = MAML(networks.sinusoid_regressor(seed=0), 0.01, inner_steps=1, evaluation_steps=10)
+    loss, together = keras.losses.MeanSquaredError(), min(500, values.iterations)
+    learner.compile(keras.optimizers.Adam(0.001), loss, steps_per_execution=together)
+    print(f"Meta-training on sine curves, {values.iterations:,} steps ...", file=sys.stderr)
+    learner.fit(episodes.sinusoid(), steps_per_epoch=values.iterations, verbose=0)
+    new: dict[str, Any] = {"shots": 10, "queries": 100, "seed": 20_000}
+    result = evaluation.evaluate(
+        learner, episodes.sinusoid(meta_batch_size=100, **new), tasks=500, steps=10
+    )
+    (x_support, _), _ = next(iter(episodes.sinusoid(meta_batch_size=1, **new)))
+    curve = episodes.sinusoid_parameters(seed=new["seed"], indices=np.arange(1))
+    amplitude, phase = (float(parameter[0]) for parameter in curve)
+    figure = plots.sinusoid_adaptation(learner, amplitude, phase, x_support[0].numpy())
+    plots.save(figure, folder / "adaptation.png")
+    learner.save(folder / "learner.keras")
+    files = [str(folder / name) for name in ("adaptation.png", "learner.keras")]
+    report = {"files": files, "results": result.rows()}
+    title = "Mean squared error on new curves, from 10 points:"
+    return report, "\n".join([title, result.to_text(), *files])
+
+
+# --- learners and data ------------------------------------------------------------------------
+
+
+def _load(learner: str) -> tuple[MAML, Report]:
+    """Returns a learner by name, file or folder, and its card."""
+    path = pathlib.Path(learner).expanduser()
+    if path.is_file():
+        found = pretrained.read(path)
+        if not isinstance(found, MAML):
+            raise ValueError(f"{path} holds a {type(found).__name__}, not a learner.")
+        return found, {}
+    if (path / pretrained.LEARNER).is_file():
+        folder = path.resolve()
+        if (folder / pretrained.CARD).is_file():
+            return pretrained.load(folder.name, folder.parent), pretrained.card(
+                folder.name, folder.parent
+            )
+        return _load(str(path / pretrained.LEARNER))
+    if not pretrained.is_name(learner):
+        raise FileNotFoundError(f"There is no learner {learner}: neither a file nor a folder.")
+    return pretrained.load(learner), pretrained.card(learner)
+
+
+def _inductive(learner: MAML) -> MAML:
+    config = {**learner.get_config(), "batch_normalization": "inductive"}
+    other = type(learner).from_config(config)
+    other.model.set_weights(learner.model.get_weights())
+    other.compile_from_config(learner.get_compile_config())
+    return other
+
+
+def _episodes(values: argparse.Namespace, learner: MAML, card: Report) -> Any:
+    name, _, folder = values.data.partition(":")
+    settings = card.get("settings", {})
+    shots = values.shots or settings.get("shots", 1)
+    queries = values.queries or 15
+    common = {"shots": shots, "meta_batch_size": min(8, values.tasks), "seed": values.seed}
+    if name == "sinusoid":
+        return episodes.sinusoid(queries=queries, **common)
+    rotations = name == "omniglot"  # as the paper tests
+    if name == "glyphs":
+        classes = episodes.load_glyphs(values.split)
+    elif name == "omniglot":
+        classes = episodes.load_omniglot(folder or None, split=values.split)
+    elif name == "mini-imagenet":
+        classes = episodes.load_mini_imagenet(folder or None, split=values.split)
+    else:
+        classes = _folder(values.data, learner, values.invert)
+    if values.queries is None:  # as many as the smallest class leaves
+        queries = max(1, min(queries, min(classes.counts) - shots))
+    return classes.episodes(
+        ways=_ways(learner), queries=queries, where=values.data, rotations=rotations, **common
+    )
+
+
+def _folder(path: str, learner: MAML, invert: bool) -> episodes.ImageClasses:
+    height, width, channels = _image_shape(learner)
+    classes = episodes.load_image_folder(
+        path, image_size=(height, width), channels=channels, fractions=(1, 0, 0)
+    )
+    if not invert:
+        return classes
+    return episodes.ImageClasses(255 - classes.images, classes.names, classes.counts)
+
+
+def _scaled(images: np.ndarray, invert: bool) -> np.ndarray:
+    scaled = images / np.float32(255)
+    return 1 - scaled if invert else scaled
+
+
+def _image_shape(learner: MAML) -> tuple[int, int, int]:
+    shape = learner.model.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise ValueError(f"The learner takes {_shapes(shape)}, not images of one size.")
+    return shape[1:]
+
+
+def _ways(learner: MAML) -> int:
+    shape = learner.model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(f"The learner gives {_shapes(shape)}, not one score for each class.")
+    return shape[1]
+
+
+def _shapes(shape: Any) -> Any:
+    return keras.tree.map_shape_structure(lambda s: list(s[1:]), shape)
+
+
+# --- parsing ----------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns what reads the command line; its results name the function to ``run``."""
+    top = argparse.ArgumentParser(
+        prog="keras-maml",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        sub.add_argument("--json", action="store_true", help="print JSON instead of text")
+        sub.set_defaults(run=run)
+        return sub
+
+    info = command("info", _info, "shows a learner's card, shapes and accuracy, or which there are")
+    info.add_argument("learner", nargs="?", metavar="LEARNER")
+
+    evaluate = command("evaluate", _evaluate, "adapts to many tasks and measures every step")
+    evaluate.add_argument("learner", metavar="LEARNER")
+    data = "glyphs, sinusoid, omniglot[:FOLDER], mini-imagenet[:FOLDER], or a folder of classes"
+    evaluate.add_argument("data", metavar="DATA", help=data)
+    evaluate.add_argument("--tasks", type=_count, default=600, help="default: %(default)s")
+    evaluate.add_argument("--shots", type=_count, help="support examples of each class")
+    evaluate.add_argument("--queries", type=_count, help="query examples of each class")
+    evaluate.add_argument("--seed", type=int, default=0, help="which episodes")
+    splits = ("train", "validation", "test")
+    evaluate.add_argument("--split", choices=splits, default="test", help="not of a folder")
+
+    adapt = command("adapt", _adapt, "adapts to the classes of a folder and classifies pictures")
+    adapt.add_argument("learner", metavar="LEARNER")
+    adapt.add_argument("folder", metavar="FOLDER", help="a folder of images for each class")
+    adapt.add_argument("--predict", nargs="+", default=[], metavar="PICTURE")
+    adapt.add_argument("--output", metavar="FILE.keras", help="where to save the adapted model")
+    text = "normalise the pictures by their own statistics, all together, as in the paper"
+    adapt.add_argument("--transductive", action="store_true", help=text)
+
+    export = command("export", _export, "writes a SavedModel that adapts where it is served")
+    export.add_argument("learner", metavar="LEARNER")
+    export.add_argument("folder", metavar="FOLDER", help="such as served/omniglot/1")
+    export.add_argument("--overwrite", action="store_true", help="replace one that is there")
+
+    for sub in (evaluate, adapt, export):
+        sub.add_argument("--steps", type=int, help="inner steps; default: the learner's own")
+    for sub in (evaluate, adapt):
+        sub.add_argument("--invert", action="store_true", help=INK)
+
+    demo = command("demo", _demo, "meta-trains on sine curves and draws how it adapts")
+    demo.add_argument("--output", default="demo", help="folder; default: %(default)s")
+    demo.add_argument("--iterations", type=_count, default=20_000, help="default: %(default)s")
+    return top
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return int(text)
