@@ -1,13 +1,19 @@
 """The model that `MAML.adapt` returns."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_maml.execution import forms
+from keras_maml.execution.functional import Tensors, as_tensors, forward, state_variables
 from keras_maml.private_keras import flatten_layers
+
+# From tensors of all variables of a model and its inputs to its predictions.
+Program = Callable[[Tensors, Any], Any]
 
 
 class WrappedModel(keras.Model):
@@ -58,8 +64,83 @@ class TransductiveModel(WrappedModel):
     """Wraps a model so that batch normalisation always takes the batch at hand.
 
     Keras would use the moving statistics for prediction, which the paper's way of normalising
-    does not have. Saves, loads and exports like any Keras model.
+    does not have. A prediction depends on what it is made with: `predict` takes all examples as
+    one batch, and one example alone is normalised by itself, which says nothing about it.
+    Saves, loads and exports like any Keras model.
     """
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Calls the wrapped model, normalising with the statistics of ``x``."""
+        if keras.tree.flatten(x)[0].shape[0] == 1 and "_warned" not in self.__dict__:
+            self.__dict__["_warned"] = True
+            warnings.warn(
+                "One example alone is normalised by its own statistics, so its prediction means "
+                "little. Predict a whole query set at once, or adapt with "
+                'batch_normalization="inductive", which takes the statistics of the support set.',
+                stacklevel=2,
+            )
+        return super().call(x, training)
+
+    def predict(self, x: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Predicts as `keras.Model.predict` does, all examples of arrays as one batch."""
+        if not isinstance(x, tf.data.Dataset) and hasattr(keras.tree.flatten(x)[0], "shape"):
+            batch_size = len(keras.tree.flatten(x)[0])
+        return super().predict(x, batch_size=batch_size, **kwargs)
+
+
+def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
+    """Returns a program that adapted copies of a model share, for inputs of any number.
+
+    Args:
+        model: The model that they are copies of.
+        batch_normalization: ``"inductive"`` or ``"transductive"``, see `keras_maml.MAML`.
+    """
+    state = {id(variable) for variable in state_variables(model)}
+    variables = list(model.variables)
+
+    def predict(values: Tensors, x: Any) -> Any:
+        pairs = [*zip(variables, values, strict=True)]
+        result = forward(
+            model,
+            [(variable, value) for variable, value in pairs if id(variable) not in state],
+            [(variable, value) for variable, value in pairs if id(variable) in state],
+            x,
+            training=False,
+            batch_statistics="stored" if batch_normalization == "inductive" else "batch",
+        )
+        return result.predictions
+
+    return tf.function(predict, autograph=False, reduce_retracing=True)
+
+
+def share_prediction(adapted: keras.Model, copy: keras.Model, program: Program) -> None:
+    """Lets an adapted model predict arrays with a program that others have compiled before it.
+
+    Keras would trace every new model anew.
+
+    Args:
+        adapted: The model; its `predict` changes.
+        copy: It, or the copy that it wraps, with the variables that the program takes.
+        program: See `prediction_program`.
+    """
+    own = adapted.predict
+
+    def predict(x: Any, batch_size: int | None = None, verbose: Any = "auto", **kwargs: Any) -> Any:
+        arrays = not isinstance(x, tf.data.Dataset) and all(
+            isinstance(array, (np.ndarray, tf.Tensor)) for array in keras.tree.flatten(x)
+        )
+        if kwargs or verbose not in (0, "auto") or not arrays:
+            return own(x, batch_size=batch_size, verbose=verbose, **kwargs)
+        values, x = as_tensors(list(copy.variables)), as_tensors(x)
+        count = len(keras.tree.flatten(x)[0])
+        size = count if isinstance(adapted, TransductiveModel) else batch_size or 256
+        parts = [
+            program(values, keras.tree.map_structure(lambda t, i=i: t[i : i + size], x))
+            for i in range(0, count, size)
+        ]
+        return keras.tree.map_structure(lambda *outputs: np.concatenate(outputs), *parts)
+
+    vars(adapted)["predict"] = predict
 
 
 def copy_with_values(

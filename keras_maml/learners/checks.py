@@ -112,9 +112,8 @@ def check_inputs(model: keras.Model, episode: Any, caller: str) -> None:
         if keras.tree.is_nested(x) or expected.count(None) == len(expected):
             continue
         found = tuple(x.shape[2:])
-        if len(found) == len(expected) and all(
-            e in (None, f) for e, f in zip(expected, found, strict=True)
-        ):
+        # Convolutions may take images of other sizes than the model was made for.
+        if len(found) == len(expected) and expected[-1] in (None, found[-1]):
             continue
         if caller == "adapt" and len(found) == len(expected) + 1:
             raise ValueError(

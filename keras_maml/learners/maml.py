@@ -28,7 +28,12 @@ from keras_maml.execution.linear import sum_tasks, unpack_gradient
 from keras_maml.execution.task_map import count_tasks, joined, map_sequentially
 from keras_maml.execution.tasks import Run
 from keras_maml.learners import inputs
-from keras_maml.learners.adapted import TransductiveModel, copy_with_values
+from keras_maml.learners.adapted import (
+    TransductiveModel,
+    copy_with_values,
+    prediction_program,
+    share_prediction,
+)
 from keras_maml.learners.episodic_model import EpisodicModel
 from keras_maml.learners.metrics import stateless_loss, stateless_result
 from keras_maml.learners.settings import Setting
@@ -369,47 +374,73 @@ class MAML(EpisodicModel):
         function = tf.function(functools.partial(self.run_step, compute), autograph=False)
         return function.get_concrete_function(*as_tensors((support, query))).graph
 
-    def adapt(self, x_support: Any, y_support: Any, steps: int | None = None) -> keras.Model:
+    def adapt(
+        self,
+        x_support: Any,
+        y_support: Any,
+        steps: int | None = None,
+        *,
+        batch_normalization: str = "inductive",
+    ) -> keras.Model:
         """Adapts to one task; the learner itself does not change.
+
+        Support sets of all sizes share a program, and so do the predictions of adapted models.
 
         Args:
             x_support: The support inputs ``[examples, ...]``, or a nest of such.
             y_support: Their targets.
             steps: The number of inner steps; by default `evaluation_steps`.
+            batch_normalization: How the model that is returned normalises. ``"inductive"``: by the
+                statistics of the support set, so that the prediction for one example does not
+                depend on others; whatever the learner was trained with. ``"transductive"``: by
+                those of the batch at hand, as a transductive learner is evaluated.
 
         Returns:
-            A new model, compiled with the learner's loss and metrics. If the learner normalises
-            transductively and the model has batch normalisation, it is wrapped so that it goes
-            on doing so; otherwise it is a plain copy of the wrapped model, with the statistics
-            of the support set in its batch normalisation.
+            A new model, compiled with the learner's loss and metrics: a copy of the wrapped model
+            with the statistics of the support set in its batch normalisation; or that copy, wrapped
+            so that it normalises transductively.
 
         Raises:
             ValueError: The learner is not compiled, or the support set is malformed.
         """
         steps = self.evaluation_steps if steps is None else steps
         validation.check_count("steps", steps)
-        inner = InnerLoop(self.update_rule, steps)
-        support = inputs.arrays((x_support, y_support))
+        validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
+        support = tuple(map(inputs.arrays, (x_support, y_support)))
         batch = keras.tree.map_structure(lambda tensor: tensor[None], support)
         self._check_arrays(batch, batch, "adapt")
-
-        def one(task: Task, theta: Parameters, state: Tensors) -> tuple[Tensors, Tensors]:
-            carry = task.with_statistics(theta, inner.adapt(task, theta, state))
-            return carry.fast, carry.state
-
-        fast, state = self.call_compiled(
-            ("adapt", steps), lambda run, batch: self._map_tasks(run, one, (batch,)), batch
-        )
+        if self.run_eagerly:
+            fast, state = self._adapt_to_one(support, tf.constant(steps))
+        else:
+            spec = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in tf.nest.flatten(support)]
+            key = "adapt", str(tf.nest.pack_sequence_as(support, spec))
+            if key not in self._compiled_functions:
+                self._compiled_functions[key] = tf.function(
+                    self._adapt_to_one, autograph=False
+                ).get_concrete_function(
+                    tf.nest.pack_sequence_as(support, spec), tf.TensorSpec([], tf.int32)
+                )
+            fast, state = self._compiled_functions[key](support, tf.constant(steps))
         values = [*zip(self.partition().initial, fast, strict=True)]
-        transductive = self.batch_normalization == "transductive"
-        if not transductive:
+        if batch_normalization == "inductive":
             values += zip(state_variables(self.model), state, strict=True)
-        values = [(variable, value[0]) for variable, value in values]
-        adapted = copy_with_values(self.model, support[0], values)
-        if transductive and batch_normalizations(adapted):
-            adapted = TransductiveModel(adapted)
+        copy = copy_with_values(self.model, support[0], values)
+        transductive = batch_normalization == "transductive" and batch_normalizations(copy)
+        adapted = TransductiveModel(copy) if transductive else copy
         adapted.compile(**self.compile_arguments())
+        key = "predict", batch_normalization
+        if key not in self._compiled_functions:
+            self._compiled_functions[key] = prediction_program(self.model, batch_normalization)
+        share_prediction(adapted, copy, self._compiled_functions[key])
         return adapted
+
+    def _adapt_to_one(self, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
+        """Returns the fast weights of one task and its state, for any number of examples."""
+        theta, task = self.parameters(), self.objective().task(support)
+        state = as_tensors(state_variables(self.model))
+        carry = InnerLoop(self.update_rule, steps).adapt(task, theta, state)
+        carry = task.with_statistics(theta, carry)
+        return carry.fast, carry.state
 
     def trajectories(
         self, support: Any, query: Any, *, steps: int, batch_normalization: str | None = None

@@ -78,7 +78,15 @@ def episode(learner: MAML, episodes: tuple, task: int = 0, most: int | None = No
         lambda tensor: np.asarray(tensor)[task], episodes
     )
     before, after = (
-        np.argmax(learner.adapt(x_support, y_support, steps=steps)(x_query), -1)
+        np.argmax(
+            learner.adapt(
+                x_support,
+                y_support,
+                steps=steps,
+                batch_normalization=learner.batch_normalization,
+            )(x_query),
+            -1,
+        )
         for steps in (0, None)
     )
     right = after == y_query

@@ -153,7 +153,7 @@ def test_renormalisation_does_not_move_its_statistics_in_the_inner_loop():
     learner = compiled(normalized(renorm=True), inner_steps=3)
     support, (x, y) = zoo.episodes(zoo.CASES["dense"])
     predictions = learner.predict((support, (x, y)), verbose=0)
-    adapted = learner.adapt(support[0][0], support[1][0])
+    adapted = learner.adapt(support[0][0], support[1][0], batch_normalization="transductive")
     np.testing.assert_allclose(adapted(x[0]), predictions[0], rtol=1e-4, atol=1e-6)
 
 

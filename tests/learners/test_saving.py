@@ -55,7 +55,7 @@ def test_a_transductive_adapted_model_is_saved_with_its_way_of_normalising(tmp_p
     learner = MAML(case.build(), 0.1)
     learner.compile("sgd", case.loss, jit_compile=False)
     (x, y), (x_query, _) = zoo.episodes(case)
-    adapted = learner.adapt(x[0], y[0])
+    adapted = learner.adapt(x[0], y[0], batch_normalization="transductive")
     adapted.save(tmp_path / "adapted.keras")
     loaded = keras.models.load_model(tmp_path / "adapted.keras")
     expected = adapted.predict(x_query[0], verbose=0)

@@ -1,5 +1,7 @@
 """Batch normalisation: whose statistics are used, and that nobody shares them by accident."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def test_the_same_choice_holds_everywhere(mode):
         assert np.array_equal(before, variable)
     losses = []
     for i in range(3):
-        adapted = learner.adapt(support[0][i], support[1][i])
+        adapted = learner.adapt(support[0][i], support[1][i], batch_normalization=mode)
         np.testing.assert_allclose(adapted.predict(query[0][i], verbose=0), predictions[i], 1e-4)
         losses.append(adapted.evaluate(query[0][i], query[1][i], verbose=0))
     assert evaluated == pytest.approx(np.mean(losses), rel=1e-4)
@@ -95,3 +97,43 @@ def test_a_frozen_layer_uses_what_it_has_stored():
     support, query = episodes(case)
     expected = learner.model.predict(query[0][0], verbose=0)
     np.testing.assert_allclose(learner.predict((support, query), verbose=0)[0], expected, 1e-5)
+
+
+def test_one_picture_alone_is_predicted_as_among_others():
+    learner = make_learner("transductive", evaluation_steps=2)
+    (support, query) = episodes(CASE)
+    adapted = learner.adapt(support[0][0], support[1][0])
+    together = adapted.predict(query[0][0], verbose=0)
+    alone = [adapted.predict(query[0][0][i : i + 1], verbose=0)[0] for i in range(len(together))]
+    np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(adapted(query[0][0]), together, rtol=1e-5, atol=1e-6)
+    inductive = make_learner("inductive", evaluation_steps=2)
+    inductive.set_weights(learner.get_weights())
+    expected = inductive.predict((support, query), verbose=0)[0]
+    np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transductive_prediction_does_not_depend_on_how_it_is_cut_and_warns_once_of_one():
+    learner = make_learner("transductive", evaluation_steps=2)
+    (support, query) = episodes(CASE)
+    adapted = learner.adapt(support[0][0], support[1][0], batch_normalization="transductive")
+    whole = adapted.predict(query[0][0], verbose=0)
+    for verbose in (0, 1):  # with a program that is shared, and with Keras's own
+        cut = adapted.predict(query[0][0], batch_size=2, verbose=verbose)
+        np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-6)
+    with pytest.warns(UserWarning, match="One example alone is normalised by its own"):
+        adapted(query[0][0][:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapted(query[0][0][:1])
+
+
+def test_support_sets_of_many_sizes_share_a_program():
+    learner = make_learner("inductive", evaluation_steps=2)
+    (support, query) = episodes(CASE)
+    learner.adapt(support[0][0], support[1][0])
+    programs = len(learner._compiled_functions)
+    for count in (1, 2, 3):
+        for steps in (0, 1, 3):
+            learner.adapt(support[0][0][:count], support[1][0][:count], steps=steps)
+    assert len(learner._compiled_functions) == programs
