@@ -22,7 +22,7 @@ def kill_when(
 
     The process must end with the exit code given; returns what it has written to stderr.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(

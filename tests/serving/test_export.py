@@ -148,7 +148,9 @@ def answers(tmp_path_factory):
         ask("one task", one, predictions[1])
         others = zoo.episodes(case, tasks=2, support=4, query=7, seed=1)
         ask("other numbers", request(*others), learner.predict(others, verbose=0))
-        adapted = learner.adapt(*task(1, support), steps=1, batch_normalization="transductive")
+        adapted = learner.adapt(
+            *task(1, support), steps=1, batch_normalization=learner.batch_normalization
+        )
         ask(
             "steps",
             one | {"steps": np.int32(1)},
@@ -316,7 +318,7 @@ def test_steps_of_the_export_and_of_each_task(dense, tmp_path, capsys):
 
     def expected(index, steps):
         adapted = learner.adapt(
-            *task(index, support), steps=steps, batch_normalization="transductive"
+            *task(index, support), steps=steps, batch_normalization=learner.batch_normalization
         )
         return adapted(task(index, query[0]))
 
