@@ -7,7 +7,7 @@ import keras
 
 from keras_maml.algorithm.inner_loop import Parameters
 from keras_maml.algorithm.update_rules import UpdateRule
-from keras_maml.execution.functional import state_variables
+from keras_maml.execution.functional import as_tensors, state_variables
 from keras_maml.private_keras import flatten_layers
 
 NAMES = ("all", "head", "body")
@@ -103,3 +103,8 @@ def partition(model: keras.Model, adapted_layers: str | Sequence, rule: UpdateRu
         rule.trainable_variables,
         [v for v in model.non_trainable_variables if id(v) not in state],
     )
+
+
+def values_of(variables: Parameters) -> Parameters:
+    """Returns the values of variables, in the places that they have."""
+    return Parameters(*(as_tensors(list(kind)) for kind in variables))

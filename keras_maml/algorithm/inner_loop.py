@@ -42,6 +42,19 @@ class Parameters(NamedTuple):
         first, second = len(self.initial), len(self.initial) + len(self.shared)
         return Parameters(trained[:first], trained[first:second], trained[second:], self.frozen)
 
+    def paired(self, values: "Parameters", fast: Tensors) -> list[tuple[Any, tf.Tensor]]:
+        """Pairs the model's variables, which this holds, with values; the rule's are left out.
+
+        Args:
+            values: The values of all of them.
+            fast: Those of the weights that the inner loop adapts.
+        """
+        return [
+            *zip(self.initial, fast, strict=True),
+            *zip(self.shared, values.shared, strict=True),
+            *zip(self.frozen, values.frozen, strict=True),
+        ]
+
 
 class Carry(NamedTuple):
     """What an inner step hands to the next.

@@ -67,14 +67,9 @@ class Objective:
         write_statistics: bool = False,
     ) -> Forward:
         """Runs the model with fast weights; see `functional.forward`."""
-        weights = [
-            *zip(self.variables.initial, carry.fast, strict=True),
-            *zip(self.variables.shared, parameters.shared, strict=True),
-            *zip(self.variables.frozen, parameters.frozen, strict=True),
-        ]
         return forward(
             self.model,
-            weights,
+            self.variables.paired(parameters, carry.fast),
             [*zip(self.state_variables, carry.state, strict=True)],
             x,
             training=self.training,

@@ -499,7 +499,7 @@ class MAML(EpisodicModel):
 
     def parameters(self) -> Parameters:
         """Returns the values of `partition`."""
-        return Parameters(*(as_tensors(list(variables)) for variables in self.partition()))
+        return layer_choice.values_of(self.partition())
 
     def objective(
         self,

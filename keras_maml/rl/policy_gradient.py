@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_maml.algorithm.adapted_layers import partition
+from keras_maml.algorithm.adapted_layers import partition, values_of
 from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters
 from keras_maml.algorithm.update_rules import UpdateRule
 from keras_maml.execution.forms import Route
@@ -51,17 +51,13 @@ class PolicyObjective:
 
     def parameters(self, trained: Tensors | None = None) -> Parameters:
         """Returns the values of `variables`; those of `Parameters.trained` may be others."""
-        values = Parameters(*(as_tensors(list(variables)) for variables in self.variables()))
+        values = values_of(self.variables())
         return values if trained is None else values.with_trained(trained)
 
     def outputs(self, parameters: Parameters, fast: Tensors, observations: Any) -> Any:
         """Returns the distribution parameters of every observation."""
-        variables, state = self.variables(), state_variables(self.model)
-        weights = [
-            *zip(variables.initial, fast, strict=True),
-            *zip(variables.shared, parameters.shared, strict=True),
-            *zip(variables.frozen, parameters.frozen, strict=True),
-        ]
+        weights = self.variables().paired(parameters, fast)
+        state = state_variables(self.model)
         states = [*zip(state, as_tensors(state), strict=True)]
         return model_outputs(self.model, weights, states, observations, self.route)
 
