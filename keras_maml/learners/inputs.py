@@ -120,14 +120,23 @@ def _is_array(nest: list) -> bool:
 
 def is_stream(dataset: tf.data.Dataset) -> bool:
     """Returns whether reading the first element may change what is read later."""
-    variant = tf.data.experimental.to_variant(dataset)
-    serialized = tf.raw_ops.DatasetToGraphV2(
-        input_dataset=variant, external_state_policy=1, strip_device_assignment=True
+    return any(
+        node.op in _STREAMS
+        for graph in _graphs(dataset)
+        for nodes in (graph.node, *(function.node_def for function in graph.library.function))
+        for node in nodes
     )
-    graph = tf.compat.v1.GraphDef.FromString(serialized.numpy())
-    functions = graph.library.function
-    nodes = itertools.chain(graph.node, *(function.node_def for function in functions))
-    return any(node.op in _STREAMS for node in nodes)
+
+
+def _graphs(dataset: tf.data.Dataset) -> Iterator[Any]:
+    """Yields the graphs of the functions that a dataset and those before it are made with.
+
+    There is no public way to them but to write the whole dataset, arrays included, as a graph.
+    """
+    for function in dataset._functions():
+        yield function.function.graph.as_graph_def()
+    for before in dataset._inputs():
+        yield from _graphs(before)
 
 
 def of_spec(spec: Any) -> Any:
