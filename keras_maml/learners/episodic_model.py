@@ -479,8 +479,9 @@ class EpisodicModel(WrappedModel):
             episode = next(iter(dataset.take(1)), None)
             if episode is None:
                 raise ValueError(f"{caller} got a dataset without a single episode.")
-        elif isinstance(x, (tuple, list)):
-            episode = next(iter(dataset))
+        elif isinstance(x, (tuple, list)):  # all of them, however they will be cut up
+            whole = how | {"batch_size": None}
+            episode = next(iter(inputs.meta_batches(x, y, caller=caller, **whole)))
         else:  # reading it would lose what was read
             episode = inputs.of_spec(dataset.element_spec)
             if episode is None:
@@ -530,19 +531,20 @@ class EpisodicModel(WrappedModel):
                 lambda t: tf.TensorSpec((None, *t.shape[2:]), t.dtype), tuple(examples(spec[0])[:2])
             )
             known = self._known[str(spec)] = classes, vocabulary, support_spec
+        else:
+            checks.check_values(episode, *known[:2])
         classes, vocabulary, self.support_spec = known
-        checks.check_values(episode, classes, vocabulary)
         return classes, vocabulary
 
     def _build_for(self, task: Any, episode: Any) -> tuple[int | None, int | None]:
         """Builds model, loss, metrics and optimizer on one task; returns what bounds integers."""
         x_query, y_query, weight = examples(task[1])
-        vocabulary = checks.vocabulary_of(self.model)
-        checks.check_values(episode, None, vocabulary)
+        checks.check_values(episode, None, checks.vocabulary_of(self.model))
         predictions, patch_bytes = forms.first_call(self, x_query)
         classes = checks.sparse_classes(self.loss, predictions)
+        vocabulary = checks.vocabulary_of(self.model)  # known once the model is built
         checks.check_targets(episode, classes, predictions)
-        checks.check_values(episode, classes)
+        checks.check_values(episode, classes, vocabulary)
         if patch_bytes > self._patch_bytes:
             self._patch_bytes = self.tasks.patch_bytes = patch_bytes
         if y_query is not None:
@@ -553,7 +555,7 @@ class EpisodicModel(WrappedModel):
         self.build_parts()
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        return classes, checks.vocabulary_of(self.model)
+        return classes, vocabulary
 
     def build_parts(self) -> None:
         """Builds what a learner trains besides the model, once that is built."""

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_maml import MAML
+from keras_maml.learners.inputs import is_stream
 
 RANDOM = np.random.default_rng(0)
 
@@ -235,6 +236,28 @@ def test_bad_labels_in_a_later_meta_batch_are_found(use):
     message = r"Labels of the query set must be in 0..2, .* got 0..7 in meta-batch 2\. Label the"
     with pytest.raises(ValueError, match=message):
         getattr(make_learner(), use)(data, verbose=0)
+
+
+def test_bad_labels_of_a_later_task_of_arrays_are_found_before_any_work():
+    y = S[1].copy()
+    y[3, 0] = 7  # in the last meta-batch of one task
+    learner = make_learner()
+    with pytest.raises(ValueError, match=r"support set must be in 0..2, .* \(first in task 3\)"):
+        learner.fit(((S[0], y), Q), batch_size=1, shuffle=False, verbose=0)
+    assert int(learner.optimizer.iterations) == 0
+
+
+def test_a_stream_within_a_stream_is_known_as_one():
+    batch = meta_batches(1)[0]
+    spec = tuple(map(spec_of, batch))
+    whole = tf.data.Dataset.from_tensors(batch)
+
+    def stream(_):
+        return tf.data.Dataset.from_generator(lambda: iter([batch]), output_signature=spec)
+
+    assert not is_stream(whole.map(lambda *halves: halves).prefetch(1))
+    assert is_stream(tf.data.Dataset.range(2).flat_map(stream).prefetch(1))
+    assert is_stream(tf.data.Dataset.zip(whole, stream(0)))
 
 
 def test_integers_beyond_the_vocabulary_are_found():
