@@ -123,6 +123,7 @@ def test_training_is_the_same_to_the_bit_and_with_several_steps_in_one_call(core
         assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_meta_batches_of_unknown_size_are_taken_as_they_come(cores):
     cores(2)

@@ -29,7 +29,7 @@ def assert_equal(results, expected, rtol):
     ("name", "options"),
     [
         *(("dense", options) for options in OPTIONS),
-        ("normalization", OPTIONS[2]),
+        pytest.param("normalization", OPTIONS[2], marks=pytest.mark.slow),
         ("transposed_convolution", OPTIONS[2]),  # one task after another
     ],
     ids=str,

@@ -13,7 +13,10 @@ from keras_maml import MAML
 FAST = {"jit_compile": False}
 
 
-@pytest.mark.parametrize("name", zoo.cases())
+LATE = (*zoo.SLOW, "paper", "lstm", "normalization", "attention")  # trained in other tests, too
+
+
+@pytest.mark.parametrize("name", zoo.cases(late=LATE))
 def test_every_kind_of_model_learns(name):
     case = zoo.CASES[name]
     learner = MAML(case.build(), 0.05)

@@ -29,7 +29,7 @@ def flat(tensors):
 
 
 @pytest.mark.parametrize("kind", ["exact", "first_order"])
-@pytest.mark.parametrize("name", zoo.cases(late=("other_convolutions",)))
+@pytest.mark.parametrize("name", zoo.cases())
 def test_results_are_those_recorded(name, kind, recorded):
     case = zoo.CASES[name]
     learner = MAML(

@@ -136,7 +136,9 @@ def test_every_way_of_running_ends_alike(options):
 
 
 def test_xla_is_on_unless_asked_otherwise():
-    assert make_learner(jit_compile="auto").jit_compile
+    learner = MAML(CASE.build(), 0.1)
+    learner.compile("sgd", CASE.loss)
+    assert learner.jit_compile
     assert not make_learner(jit_compile=False).jit_compile
     assert not make_learner(run_eagerly=True).jit_compile
 
