@@ -21,8 +21,12 @@ class _LearnedRule(UpdateRule):
 
     def rates(self, shape: tuple[int, ...], number: int) -> keras.Variable:
         """Makes a tensor of rates, all the same at first."""
-        rate = keras.initializers.Constant(self._learning_rate)
-        return self.add_weight(shape=shape, initializer=rate, name=f"rates_{number}")
+
+        def constant(shape: tuple[int, ...], dtype: str) -> tf.Tensor:
+            # Keras's initializer of this name rounds to single precision.
+            return tf.fill(shape, tf.constant(self._learning_rate, dtype))
+
+        return self.add_weight(shape=shape, initializer=constant, name=f"rates_{number}")
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""

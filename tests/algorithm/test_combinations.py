@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import zoo
-from test_meta_gradients import assert_equals_finite_differences, flat
+from finite_differences import assert_equals_finite_differences, flat
 
 from keras_maml import MAML, meta_gradients, query_losses, update_rules
 
@@ -263,7 +263,7 @@ def linear_learner(meta_gradient, **settings):
 def test_the_implicit_gradient_is_exact_for_a_converged_quadratic():
     strength = 2.0
     implicit = meta_gradients.Implicit(strength, conjugate_gradient_steps=4, damping=0.0)
-    learner = linear_learner(implicit, inner_learning_rate=0.12, inner_steps=40)
+    learner = linear_learner(implicit, inner_learning_rate=0.2, inner_steps=40)
     batch = zoo.episodes(zoo.CASES["dense"], support=12)
     initial = flat(learner.model.get_weights())
     wanted = []
@@ -285,8 +285,8 @@ def test_the_implicit_gradient_is_exact_for_a_converged_quadratic():
 
 @pytest.mark.parametrize("adapted_layers", ["all", "head"])
 def test_the_implicit_gradient_of_converged_tasks_equals_finite_differences(adapted_layers):
-    implicit = meta_gradients.Implicit(3.0, conjugate_gradient_steps=21, damping=0.0)
-    settings = {"inner_learning_rate": 0.25, "meta_gradient": implicit} | PLAIN
+    implicit = meta_gradients.Implicit(5.0, conjugate_gradient_steps=21, damping=0.0)
+    settings = {"inner_learning_rate": 0.12, "meta_gradient": implicit} | PLAIN
     learner = make_learner(lambda: settings | {"adapted_layers": adapted_layers})
     learner.inner_steps = 40
     _, gradients = learner.meta_gradients(*episodes())
