@@ -1,5 +1,7 @@
 """Names of Keras that have no public place, in one place."""
 
+from collections.abc import Callable, Sequence
+
 import keras
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.tracking import no_automatic_dependency_tracking
@@ -11,6 +13,7 @@ __all__ = [
     "is_called_on",
     "no_automatic_dependency_tracking",
     "replace_sublayer",
+    "replace_variables",
     "wrapped_function",
 ]
 
@@ -29,6 +32,21 @@ def is_called_on(layer: keras.layers.Layer, tensor: keras.KerasTensor) -> bool:
 def wrapped_function(metric: keras.metrics.MeanMetricWrapper) -> tuple:
     """Returns the function of a metric and its keyword arguments, which have no config."""
     return metric._fn, metric._fn_kwargs
+
+
+def replace_variables(
+    layer: keras.layers.Layer, old: Sequence[keras.Variable], make: Callable[[], None]
+) -> None:
+    """Lets a built layer make other variables in the place of some."""
+    tracker = layer._tracker
+    locked = tracker.locked
+    tracker.unlock()
+    try:
+        for variable in old:
+            layer._untrack_variable(variable)
+        make()
+    finally:
+        tracker.locked = locked
 
 
 def replace_sublayer(

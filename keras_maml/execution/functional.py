@@ -4,6 +4,7 @@
 tensors: assigning variables would cut the gradient.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from keras_maml.execution.forms import (
     batch_normalizations,
     differentiable_forms,
 )
+from keras_maml.execution.memo import Memo
 
 Tensors = list[tf.Tensor]
 
@@ -47,6 +49,7 @@ def forward(
     route: Route = "plain",
     batch_statistics: BatchStatistics = "batch",
     write_statistics: bool = False,
+    memo: Memo | None = None,
 ) -> Forward:
     """Calls a model with explicit weights and state; none of its variables changes.
 
@@ -59,6 +62,7 @@ def forward(
         route: See `forms.differentiable_forms`.
         batch_statistics: See `forms.differentiable_forms`.
         write_statistics: See `forms.differentiable_forms`.
+        memo: What layers computed in earlier calls with the same weights; None to remember nothing.
 
     Returns:
         The predictions, additional losses and next state, in the order of ``state``.
@@ -72,7 +76,9 @@ def forward(
     forms = differentiable_forms(
         model, route=route, batch_statistics=batch_statistics, write_statistics=write_statistics
     )
-    with forms, scope:
+    mode = training, batch_statistics, write_statistics
+    remembered = memo.lent(model, scope, mode) if memo else contextlib.nullcontext()
+    with forms, remembered, scope:
         predictions = model(x, training=training)
         # Not `model.losses`: it finds added losses by the id of a tensor, which a later trace
         # can reuse, and would then count a loss twice.

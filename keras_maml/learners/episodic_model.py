@@ -281,7 +281,12 @@ class EpisodicModel(WrappedModel):
             _check_ends(validation_data, validation_steps, "validation_data", "validation_steps")
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
-            callbacks = [*(callback for callback in given if callback), StopOnNonFinite()]
+            given = [callback for callback in given if callback]
+            callbacks = [*self.own_callbacks(), *given, StopOnNonFinite()]
+        else:
+            for callback in self.own_callbacks():
+                callback.set_model(self)
+                callbacks.callbacks.insert(0, callback)
         with checks.input_errors():
             return super().fit(
                 training,
@@ -559,6 +564,10 @@ class EpisodicModel(WrappedModel):
 
     def build_parts(self) -> None:
         """Builds what a learner trains besides the model, once that is built."""
+
+    def own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Returns what `fit` calls before the callbacks that it is given."""
+        return []
 
     @property
     def tasks(self) -> Tasks:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_maml import validation
 from keras_maml.algorithm import adapted_layers as layer_choice
-from keras_maml.algorithm import meta_gradients
+from keras_maml.algorithm import meta_gradients, query_losses
 from keras_maml.algorithm.inner_loop import InnerLoop, Parameters, Task
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Objective, Outcome
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
@@ -37,7 +37,7 @@ from keras_maml.learners.adapted import (
 from keras_maml.learners.episodic_model import EpisodicModel
 from keras_maml.learners.metrics import stateless_loss, stateless_result
 from keras_maml.learners.settings import Setting
-from keras_maml.private_keras import replace_sublayer
+from keras_maml.private_keras import flatten_layers, replace_sublayer
 
 
 @keras.saving.register_keras_serializable(package="keras_maml")
@@ -84,9 +84,12 @@ class MAML(EpisodicModel):
             set that no gradient needs.
         update_rule: How an inner step turns gradients into fast weights: one of
             `keras_maml.update_rules`, or a rule of one's own.
-        meta_gradient: ``"exact"``, ``"first_order"``, or one of `keras_maml.meta_gradients`.
+        meta_gradient: ``"exact"``, ``"first_order"``, ``"reptile"``, ``"implicit"``, or one of
+            `keras_maml.meta_gradients`.
         adapted_layers: What the inner loop adapts: ``"all"``, ``"head"`` (ANIL), ``"body"``
             (BOIL), or layers or their names. Other trainable layers are meta-trained only.
+        query_loss: ``"last"``, the loss after the last inner step, or one of
+            `keras_maml.query_losses`: then ``loss`` in `fit` is what that makes of all steps.
         **kwargs: Passed on to `keras.Model`, such as ``name``.
 
     Raises:
@@ -131,6 +134,7 @@ class MAML(EpisodicModel):
         update_rule: UpdateRule | None = None,
         meta_gradient: Any = None,
         adapted_layers: str | Sequence = "all",
+        query_loss: Any = "last",
         **kwargs: Any,
     ) -> None:
         super().__init__(model, task_map=task_map, task_chunk=task_chunk, **kwargs)
@@ -146,6 +150,7 @@ class MAML(EpisodicModel):
             rate = 0.01 if inner_learning_rate is None else inner_learning_rate
             update_rule = GradientDescent(rate)
         self.update_rule = update_rule
+        self.query_loss = query_loss
         self._gradient_norm = keras.metrics.Mean("gradient_norm")
 
     # --- settings -----------------------------------------------------------------------------
@@ -153,7 +158,10 @@ class MAML(EpisodicModel):
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; another update rule takes the place of the one before."""
         if name == "update_rule":  # Keras would refuse a new layer once the learner is built
-            self._replace_update_rule(value)
+            self._replace_part(name, _checked_rule(value))
+        elif name == "query_loss":
+            self._replace_part(name, query_losses.get(value))
+            self._last_only = self.query_loss.last_only
         else:
             super().__setattr__(name, value)
 
@@ -161,6 +169,11 @@ class MAML(EpisodicModel):
     def update_rule(self) -> UpdateRule:
         """How an inner step turns gradients into fast weights."""
         return self.__dict__["_update_rule"]
+
+    @property
+    def query_loss(self) -> query_losses.QueryLoss:
+        """Which inner steps a meta-step measures the query set after."""
+        return self.__dict__["_query_loss"]
 
     @property
     def inner_learning_rate(self) -> Any:
@@ -202,8 +215,12 @@ class MAML(EpisodicModel):
     def get_config(self) -> dict[str, Any]:
         """Returns the learner's settings, the wrapped model included."""
         plain = type(self.update_rule) is GradientDescent
-        rate = self.update_rule.get_config()["learning_rate"] if plain else None
+        settings = self.update_rule.get_config()
+        plain = plain and settings["clip_norm"] is settings["clip_value"] is None
+        rate = settings["learning_rate"] if plain else None
         rule = None if plain else keras.saving.serialize_keras_object(self.update_rule)
+        last = type(self.query_loss) is query_losses.LastStep
+        query_loss = "last" if last else keras.saving.serialize_keras_object(self.query_loss)
         return {
             **super().get_config(),
             "inner_learning_rate": rate,
@@ -214,29 +231,35 @@ class MAML(EpisodicModel):
             "update_rule": rule,
             "meta_gradient": keras.saving.serialize_keras_object(self.meta_gradient),
             "adapted_layers": layer_choice.names_of(self.adapted_layers),
+            "query_loss": query_loss,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None):
         """Builds the learner from `get_config`."""
-        rule = keras.saving.deserialize_keras_object(config.get("update_rule"), custom_objects)
-        return super().from_config({**config, "update_rule": rule}, custom_objects)
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("update_rule", "query_loss")
+            if isinstance(config.get(name), dict)
+        }
+        return super().from_config({**config, **parts}, custom_objects)
 
-    def _replace_update_rule(self, rule: UpdateRule) -> None:
-        if not isinstance(rule, UpdateRule):
-            raise ValueError(
-                "update_rule must be one of keras_maml.update_rules, or an object of a subclass of "
-                f"keras_maml.update_rules.UpdateRule, got {rule!r}."
-            )
-        replace_sublayer(self, self.__dict__.get("_update_rule"), rule)
-        self.__dict__["_update_rule"] = rule
-        if self.model.built:  # what the rule learns is there before weights are loaded
+    def _replace_part(self, name: str, part: keras.layers.Layer) -> None:
+        replace_sublayer(self, self.__dict__.get(f"_{name}"), part)
+        self.__dict__[f"_{name}"] = part
+        if self.model.built:  # what parts learn is there before weights are loaded
             self.build_parts()
         self.forget_programs()
 
     def build_parts(self) -> None:
         """Builds the update rule."""
         self.partition()
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """What the outer optimizer trains: not what begins anew in every task."""
+        left_out = {id(variable) for variable in layer_choice.task_variables(self.model)}
+        return [v for v in super().trainable_variables if id(v) not in left_out]
 
     # --- the steps of training, evaluation and prediction ---------------------------------------
 
@@ -287,10 +310,19 @@ class MAML(EpisodicModel):
         theta, tasks = self.parameters(), count_tasks(episodes)
         objective = self.objective(training=True, route=run.route)
         rule, steps = self.update_rule, self.inner_steps
+        last_only = self._last_only or not steps
+        step_weights = None if last_only else self.query_loss.step_weights(steps)
 
         def of_slice(elements: Any) -> Any:
             before, after, gradients, states = self.meta_gradient(
-                run, objective.task, rule, steps, theta, *elements, measure_before=measure_before
+                run,
+                objective.task,
+                rule,
+                steps,
+                theta,
+                *elements,
+                measure_before=measure_before,
+                step_weights=step_weights,
             )
             shares = [
                 unpack_gradient(sum_tasks(gradient), weight.shape)[None]
@@ -342,8 +374,8 @@ class MAML(EpisodicModel):
             query: The query sets, likewise.
 
         Returns:
-            The mean query loss after adaptation, and its gradient with respect to each of
-            `trainable_variables`, as `meta_gradient` says.
+            The mean query loss after adaptation, of the steps that `query_loss` says, and its
+            gradient with respect to each of `trainable_variables`, as `meta_gradient` says.
 
         Raises:
             ValueError: The learner is not compiled, or the episode is malformed.
@@ -485,6 +517,12 @@ class MAML(EpisodicModel):
         key = "trajectories", batch_normalization, steps
         return self.call_compiled(key, compute, *episode)
 
+    def citation(self) -> None:
+        """Prints the BibTeX entries of what this learner uses."""
+        from keras_maml.learners.citation import entries  # read when asked for
+
+        print("\n\n".join(entries(self)))
+
     def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
         """Writes a SavedModel for serving; see `keras_maml.serving.export.export`."""
         from keras_maml.serving.export import export  # a room above this one
@@ -492,6 +530,47 @@ class MAML(EpisodicModel):
         export(self, filepath, **kwargs)
 
     # --- inside -----------------------------------------------------------------------------
+
+    def own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Returns what `fit` calls before the user's callbacks, which may save the learner."""
+        return [keras.callbacks.LambdaCallback(on_epoch_end=self._end_epoch)]
+
+    def _end_epoch(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.query_loss.end_epoch()
+        self._forget_annealed()
+
+    def _forget_annealed(self) -> None:
+        """Makes steps trace anew once the losses before the last step do not count any more."""
+        last_only = self.query_loss.last_only
+        if last_only != self._last_only:
+            self._last_only = last_only
+            self.forget_programs()
+
+    def _prepare(self, x: Any, y: Any, caller: str, **how: Any) -> tf.data.Dataset:
+        if not self.meta_gradient.needs_query and caller in ("fit", "train_on_batch", "build_on"):
+            x = inputs.with_query(x)
+        return super()._prepare(x, y, caller, **how)
+
+    def _check(self, episode: Any, caller: str) -> tuple[int | None, int | None]:
+        self._forget_annealed()
+        self._set_ways(episode, caller)
+        return super()._check(episode, caller)
+
+    def _set_ways(self, episode: Any, caller: str) -> None:
+        """Gives heads that take any number of classes as many as the support sets have."""
+        heads = [layer for layer in flatten_layers(self.model) if hasattr(layer, "set_ways")]
+        ways = inputs.ways_of(episode[0]) if heads else None
+        if ways is None or all(head.ways == ways for head in heads):
+            return
+        if caller == "validation_data":
+            raise ValueError(
+                f"The episodes to validate with have {ways} classes, those to train with "
+                f"{heads[0].ways}. Call evaluate for tasks with another number of classes."
+            )
+        for head in heads:
+            head.set_ways(ways)
+        self._known = {}
+        self.forget_programs()
 
     def partition(self) -> Parameters:
         """Returns all variables by what becomes of them, each task's own state left out."""
@@ -517,6 +596,7 @@ class MAML(EpisodicModel):
             batch_normalization or self.batch_normalization,
             training,
             route,
+            self.meta_gradient.regularization,
         )
 
     def _map_tasks(
@@ -555,6 +635,15 @@ class MAML(EpisodicModel):
         by_variable = {id(variable): gradient for variable, gradient in pairs}
         gradients = [by_variable[id(variable)] for variable in self.trainable_variables]
         return *joined([*zip(before, after, strict=True)]), gradients, states[0]
+
+
+def _checked_rule(rule: Any) -> UpdateRule:
+    if not isinstance(rule, UpdateRule):
+        raise ValueError(
+            "update_rule must be one of keras_maml.update_rules, or an object of a subclass of "
+            f"keras_maml.update_rules.UpdateRule, got {rule!r}."
+        )
+    return rule
 
 
 def _meta_gradient(
