@@ -37,26 +37,43 @@ def run_optimizer(optimizer, steps=3):
     return variables
 
 
+# Keras keeps rates and decays in single precision: powers of two are the same in both. It adds
+# epsilon before it corrects the bias, Adam's algorithm 1 after: a tiny one is the same in both.
 @pytest.mark.parametrize(
     ("rule", "optimizer"),
     [
-        (lambda: update_rules.Adam(0.1), lambda: keras.optimizers.Adam(0.1)),
-        (lambda: update_rules.Adam(0.1, beta_1=0.0), lambda: keras.optimizers.Adam(0.1, 0.0)),
-        (lambda: update_rules.Momentum(0.1, 0.7), lambda: keras.optimizers.SGD(0.1, 0.7)),
         (
-            lambda: update_rules.GradientDescent(0.1, clip_norm=0.5),
-            lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.5),
+            lambda: update_rules.Adam(0.125, 0.5, 0.75, epsilon=1e-30),
+            lambda: keras.optimizers.Adam(0.125, 0.5, 0.75, epsilon=1e-30),
+        ),
+        (lambda: update_rules.Momentum(0.125, 0.75), lambda: keras.optimizers.SGD(0.125, 0.75)),
+        (
+            lambda: update_rules.GradientDescent(0.125, clip_norm=0.5),
+            lambda: keras.optimizers.SGD(0.125, global_clipnorm=0.5),
         ),
         (
-            lambda: update_rules.Momentum(0.1, 0.7, clip_value=0.2),
-            lambda: keras.optimizers.SGD(0.1, 0.7, clipvalue=0.2),
+            lambda: update_rules.Momentum(0.125, 0.75, clip_value=0.25),
+            lambda: keras.optimizers.SGD(0.125, 0.75, clipvalue=0.25),
         ),
     ],
 )
 def test_a_rule_takes_the_steps_of_the_optimizer_of_its_name(rule, optimizer):
     for ours, theirs in zip(run(rule()), run_optimizer(optimizer()), strict=True):
-        # Keras keeps rates and decays in single precision.
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_adam_adds_epsilon_to_the_corrected_root():
+    """Algorithm 1 of the paper, with an epsilon that counts."""
+    weights, means, squares = [w.numpy() for w in random_tensors()], [0.0] * 4, [0.0] * 4
+    for step in range(3):
+        for i, noise in enumerate(random_tensors(step + 1)):
+            gradient = weights[i] + noise.numpy()
+            means[i] = 0.9 * means[i] + 0.1 * gradient
+            squares[i] = 0.999 * squares[i] + 0.001 * gradient**2
+            root = np.sqrt(squares[i] / (1 - 0.999 ** (step + 1)))
+            weights[i] = weights[i] - 0.1 * means[i] / (1 - 0.9 ** (step + 1)) / (root + 0.3)
+    for ours, theirs in zip(run(update_rules.Adam(0.1, epsilon=0.3)), weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_meta_curvature_is_a_product_along_every_axis():
