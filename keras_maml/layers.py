@@ -1,8 +1,12 @@
-"""Layers for the inner loop: weights that every task has of its own, beginning at zero.
+"""Layers for the inner loop: weights of every task's own, and weights of every step's own.
 
 A layer may name variables as its ``task_variables``. The inner loop adapts these where the layer
 is adapted, every task begins with the values they have, and the outer optimizer leaves them alone.
 Other variables of such a layer are meta-trained, and not adapted.
+
+A layer may have an integer variable called ``inner_step``, not trainable. In the inner loop it
+holds the number of the inner step, counted from 0; when the query set is measured, that of the
+last step taken.
 """
 
 from typing import Any
@@ -10,7 +14,8 @@ from typing import Any
 import keras
 
 from keras_maml import validation
-from keras_maml.private_keras import replace_variables
+from keras_maml.execution.forms import batch_normalizations
+from keras_maml.private_keras import is_functional, replace_variables
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -34,7 +39,7 @@ class ContextParameters(keras.layers.Layer):
         ValueError: ``units`` is not an integer of at least 1.
 
     Source: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, Fast Context Adaptation via Meta-Learning,
-    ICML 2019, section 3.
+    ICML 2019.
 
     Example:
         >>> layer = ContextParameters(2)
@@ -102,8 +107,7 @@ class SharedHead(keras.layers.Layer):
     Raises:
         ValueError: ``ways`` is not an integer of at least 1.
 
-    Source: Ye, Chao, How to Train Your MAML to Excel in Few-Shot Classification, ICLR 2022,
-    section 5.
+    Source: Ye, Chao, How to Train Your MAML to Excel in Few-Shot Classification, ICLR 2022.
 
     Example:
         >>> head = SharedHead(ways=3)
@@ -175,3 +179,140 @@ class SharedHead(keras.layers.Layer):
             "activation": keras.activations.serialize(self.activation),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+class PerStepBatchNormalization(keras.layers.Layer):
+    """Batch normalisation with a scale and an offset for every inner step (MAML++'s BNWB).
+
+        y = gamma_i (x - mean) / sqrt(variance + epsilon) + beta_i    in inner step i.
+
+    Mean and variance are those of the batch at hand, so every step has its own, too; where a
+    learner normalises inductively, the query set takes those of the support set under the weights
+    of the same step. gamma and beta are meta-trained and not adapted, as in the authors' code.
+    Steps beyond the last take the last one's; the initialisation takes the first one's, and a
+    query set those of the last step before it.
+
+    Args:
+        steps: How many inner steps have a scale and an offset of their own.
+        axis: The axis of the features, as in `keras.layers.BatchNormalization`.
+        epsilon: Is added to the variance.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: ``steps`` is not an integer of at least 1.
+
+    Source: Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019; which weights are
+    adapted, and which step's a query set takes, is from the authors' code.
+
+    Example:
+        >>> layer = PerStepBatchNormalization(steps=2)
+        >>> layer(keras.ops.ones((4, 3))).shape
+        TensorShape([4, 3])
+        >>> [tuple(variable.shape) for variable in layer.trainable_variables]
+        [(2, 3), (2, 3)]
+    """
+
+    def __init__(
+        self, steps: int = 5, axis: int = -1, epsilon: float = 0.001, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        validation.check_count("steps", steps, minimum=1)
+        self.steps, self.axis, self.epsilon = int(steps), axis, epsilon
+        self.supports_masking = True
+        self.normalization = keras.layers.BatchNormalization(
+            axis, epsilon=epsilon, center=False, scale=False, dtype=self.dtype_policy
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Makes scales, offsets and the number of the step."""
+        self.normalization.build(input_shape)
+        shape = (self.steps, input_shape[self.axis])
+        self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta")
+        self.inner_step = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False, name="inner_step"
+        )
+
+    @property
+    def task_variables(self) -> list[keras.Variable]:
+        """None: scales and offsets are meta-trained, and not adapted."""
+        return []
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Normalises, and applies the scale and the offset of the step."""
+        outputs = self.normalization(inputs, training=training, mask=mask)
+        step = keras.ops.minimum(self.inner_step, self.steps - 1)
+        # A product, and not an index: its derivatives are dense.
+        chosen = keras.ops.one_hot(step, self.steps, dtype=self.gamma.dtype)[None]
+        shape = [1] * len(outputs.shape)
+        shape[self.axis] = -1
+        gamma, beta = (
+            keras.ops.cast(
+                keras.ops.reshape(keras.ops.matmul(chosen, of_steps), shape), outputs.dtype
+            )
+            for of_steps in (self.gamma, self.beta)
+        )
+        return outputs * gamma + beta
+
+    def compute_output_shape(self, input_shape: Any) -> tuple:
+        """Returns the shape of the inputs."""
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        settings = {"steps": self.steps, "axis": self.axis, "epsilon": self.epsilon}
+        return {**super().get_config(), **settings}
+
+
+def per_step_batch_normalization(model: keras.Model, steps: int) -> keras.Model:
+    """Puts `PerStepBatchNormalization` in the place of batch normalisation.
+
+    Args:
+        model: A sequential or functional model. Frozen layers stay what they are.
+        steps: How many inner steps have a scale and an offset of their own.
+
+    Returns:
+        Another model of the same layers, which both train, but for batch normalisation: there every
+        step begins with the scale and the offset of the model's layer. The model itself where it
+        has no batch normalisation.
+
+    Raises:
+        ValueError: The model, or a layer that normalises inside, is a subclass, whose layers cannot
+            be exchanged.
+
+    Example:
+        >>> stack = [keras.Input((4,)), keras.layers.BatchNormalization(name="norm")]
+        >>> per_step = per_step_batch_normalization(keras.Sequential(stack), steps=3)
+        >>> tuple(per_step.get_layer("norm").gamma.shape)
+        (3, 4)
+    """
+    replaced = {}
+
+    def exchanged(layer: Any) -> Any:
+        plain = type(layer) is keras.layers.BatchNormalization and not layer.renorm
+        if not (plain and layer.trainable):
+            return layer
+        replaced[layer] = PerStepBatchNormalization(
+            steps, layer.axis, layer.epsilon, name=layer.name, dtype=layer.dtype_policy
+        )
+        return replaced[layer]
+
+    before = batch_normalizations(model)
+    if not before:
+        return model
+    if is_functional(model):
+        result = keras.models.clone_model(model, clone_function=exchanged, recursive=True)
+    if len(replaced) < len(before):
+        left = [layer.name for layer in before if layer not in replaced]
+        raise ValueError(
+            f"The batch normalisation {left} cannot be exchanged for one with weights per step: "
+            "only that of Keras can be, in sequential and functional models. Put "
+            "keras_maml.layers.PerStepBatchNormalization into the model yourself, and pass "
+            "per_step_batch_normalization=False."
+        )
+    for layer, per_step in replaced.items():
+        for ours, theirs in ((layer.gamma, per_step.gamma), (layer.beta, per_step.beta)):
+            if layer.built and ours is not None:
+                theirs.assign(keras.ops.broadcast_to(ours, theirs.shape))
+    return result

@@ -1,8 +1,10 @@
 """Names of Keras that have no public place, in one place."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
+from keras.src.models.functional import Functional
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
@@ -11,6 +13,8 @@ __all__ = [
     "CompileMetrics",
     "flatten_layers",
     "is_called_on",
+    "is_functional",
+    "made_by",
     "no_automatic_dependency_tracking",
     "replace_sublayer",
     "replace_variables",
@@ -27,6 +31,17 @@ def is_called_on(layer: keras.layers.Layer, tensor: keras.KerasTensor) -> bool:
     """Returns whether a layer takes a symbolic tensor of a functional model as its input."""
     nodes = layer._inbound_nodes
     return any(argument is tensor for node in nodes for argument in node.input_tensors)
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Returns whether a model is sequential or functional: made of layers that it knows."""
+    return isinstance(model, (keras.Sequential, Functional))
+
+
+def made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
+    """Returns the operation that a symbolic tensor of a functional model is of, and its inputs."""
+    operation, node, _ = tensor._keras_history
+    return operation, operation._inbound_nodes[node].input_tensors
 
 
 def wrapped_function(metric: keras.metrics.MeanMetricWrapper) -> tuple:

@@ -8,7 +8,7 @@ import keras
 from keras_maml.algorithm.inner_loop import Parameters
 from keras_maml.algorithm.update_rule import UpdateRule
 from keras_maml.execution.functional import as_tensors, state_variables
-from keras_maml.private_keras import flatten_layers
+from keras_maml.private_keras import flatten_layers, made_by
 
 NAMES = ("all", "head", "body")
 
@@ -39,8 +39,9 @@ def select(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.Var
     Args:
         model: A built model.
         adapted_layers: ``"all"``; ``"head"``, the last layer with weights (Raghu et al. 2020,
-            ANIL), in the order in which the model was put together; ``"body"``, all but that (Oh
-            et al. 2021, BOIL); or layers or their names.
+            ANIL), in the order in which the model was put together, or the last before each of
+            several outputs; ``"body"``, all but that (Oh et al. 2021, BOIL); or layers or their
+            names.
 
     Raises:
         ValueError: The model has no such layer, or none of them has trainable weights.
@@ -90,7 +91,9 @@ def _layers(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.la
     if isinstance(adapted_layers, str):
         leaves = [layer for layer in layers if not list(layer._layers)]
         with_weights = [layer for layer in leaves if layer.trainable_variables]
-        return with_weights[-1:] if adapted_layers == "head" else with_weights[:-1]
+        heads = {id(layer) for layer in _heads(model, with_weights)}
+        chosen = adapted_layers == "head"
+        return [layer for layer in with_weights if (id(layer) in heads) == chosen]
     by_name = {layer.name: layer for layer in layers}
     wanted = names_of(adapted_layers)
     unknown = [name for name in wanted if name not in by_name]
@@ -100,6 +103,22 @@ def _layers(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.la
             f"{sorted(by_name)}."
         )
     return [by_name[name] for name in wanted]
+
+
+def _heads(model: keras.Model, with_weights: list[keras.layers.Layer]) -> list[keras.layers.Layer]:
+    """Returns the last layer with weights; for several outputs that before each of them."""
+    tensors = keras.tree.flatten(getattr(model, "outputs", None) or [])
+    if len(tensors) < 2:
+        return with_weights[-1:]
+    heads = []
+    while tensors:
+        operation, inputs = made_by(tensors.pop())
+        layer = isinstance(operation, keras.layers.Layer)
+        inside = {id(one) for one in flatten_layers(operation)} if layer else set()
+        own = [layer for layer in with_weights if id(layer) in inside]
+        heads += own[-1:]
+        tensors += [] if own else inputs
+    return heads
 
 
 def partition(model: keras.Model, adapted_layers: str | Sequence, rule: UpdateRule) -> Parameters:

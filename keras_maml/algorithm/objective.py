@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import Carry, Parameters
 from keras_maml.execution.forms import BatchStatistics, Route
-from keras_maml.execution.functional import Forward, Tensors, examples, forward, masks_of
+from keras_maml.execution.functional import (
+    Forward,
+    Tensors,
+    at_step,
+    examples,
+    forward,
+    masks_of,
+)
 from keras_maml.execution.memo import Memo
 
 BATCH_NORMALIZATIONS = ("transductive", "inductive")
@@ -106,6 +113,8 @@ class EpisodeTask:
     ) -> tuple[tf.Tensor, Tensors]:
         """Returns the loss on the support set and the state after it."""
         x, y, sample_weight = examples(self.support)
+        state = at_step(self.objective.state_variables, carry.state, step)
+        carry = carry._replace(state=state)  # which what is measured after the step keeps
         result = self.objective.forward(parameters, carry, x, memo=self.memo)
         loss, _ = self.objective.loss(y, result.predictions, sample_weight)
         loss, weight = _total(loss, result.losses), self.objective.regularization

@@ -117,8 +117,25 @@ def is_seed(variable: keras.Variable) -> bool:
     return variable.name == "seed_generator_state"
 
 
+def is_step(variable: keras.Variable) -> bool:
+    """Whether a variable tells a layer the inner step, see `keras_maml.layers`."""
+    return variable.name == "inner_step"
+
+
+def at_step(variables: Sequence[keras.Variable], state: Tensors, step: int | tf.Tensor) -> Tensors:
+    """Tells layers the inner step: returns the state with the number in its place.
+
+    Args:
+        variables: See `state_variables`.
+        state: Their values.
+        step: The number of the step, counted from 0.
+    """
+    pairs = zip(variables, state, strict=True)
+    return [tf.cast(step, value.dtype) if is_step(v) else value for v, value in pairs]
+
+
 def state_variables(model: keras.Model) -> list[keras.Variable]:
-    """Returns what a task has of its own: random seeds, and statistics of batch normalisation.
+    """Returns what a task has of its own: random seeds, batch statistics, the inner step.
 
     Other variables that are not trained, those of frozen layers among them, are constants.
     """
@@ -128,7 +145,7 @@ def state_variables(model: keras.Model) -> list[keras.Variable]:
         for variable in layer.non_trainable_variables
     }
     variables = model.non_trainable_variables
-    return [v for v in variables if is_seed(v) or id(v) in statistics]
+    return [v for v in variables if is_seed(v) or is_step(v) or id(v) in statistics]
 
 
 def task_states(variables: Sequence[keras.Variable], numbers: tf.Tensor) -> Tensors:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from keras_maml.algorithm import meta_gradients, query_losses, update_rules
-from keras_maml.layers import ContextParameters, SharedHead
+from keras_maml.layers import ContextParameters, PerStepBatchNormalization, SharedHead
 from keras_maml.private_keras import flatten_layers
 
 # Authors, title, venue, year, by key; a venue "arXiv:..." makes a miscellaneous entry.
@@ -86,6 +86,7 @@ _OF_CLASS = {
     meta_gradients.FirstOrder: "finn2017maml",
     meta_gradients.Reptile: "nichol2018reptile",
     meta_gradients.Implicit: "rajeswaran2019imaml",
+    PerStepBatchNormalization: "antoniou2019mamlpp",
     ContextParameters: "zintgraf2019cavia",
     SharedHead: "ye2022unicorn",
 }

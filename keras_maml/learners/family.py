@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_maml import layers
 from keras_maml.algorithm import meta_gradients, query_losses, update_rules
-from keras_maml.layers import ContextParameters
 from keras_maml.learners.maml import MAML
 from keras_maml.private_keras import flatten_layers
 
@@ -40,7 +40,7 @@ def ANIL(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802
         model: Any `keras.Model`.
         **kwargs: Of `keras_maml.MAML`. The authors' settings: one step with rate 0.1.
 
-    Source: Raghu, Raghu, Bengio, Vinyals, Rapid Learning or Feature Reuse?, ICLR 2020, section 4.
+    Source: Raghu, Raghu, Bengio, Vinyals, Rapid Learning or Feature Reuse?, ICLR 2020.
 
     Example:
         >>> stack = [keras.Input((1,)), keras.layers.Dense(2), keras.layers.Dense(1)]
@@ -57,8 +57,7 @@ def BOIL(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802
         model: Any `keras.Model`.
         **kwargs: Of `keras_maml.MAML`. The authors' settings: one step with rate 0.5.
 
-    Source: Oh, Yoo, Kim, Yun, BOIL: Towards Representation Change for Few-Shot Learning, ICLR 2021,
-    section 3.
+    Source: Oh, Yoo, Kim, Yun, BOIL: Towards Representation Change for Few-Shot Learning, ICLR 2021.
 
     Example:
         >>> stack = [keras.Input((1,)), keras.layers.Dense(2), keras.layers.Dense(1)]
@@ -110,32 +109,43 @@ def MAMLPlusPlus(  # noqa: N802
     inner_learning_rate: float = 0.1,
     inner_steps: int = 5,
     annealing_epochs: int = 15,
+    per_step_batch_normalization: bool = True,
     **kwargs: Any,
 ) -> MAML:
-    """MAML++: learned rates per tensor and step, and the losses after all steps at first.
+    """MAML++: rates, scales and offsets of every step, and the losses after all steps at first.
 
-    Of the paper's parts these are the ones that the authors' code has switched on, but for
-    statistics, gamma and beta of batch normalisation per step. Cosine annealing of the outer rate
-    is a `keras.optimizers.schedules.CosineDecay` in the optimizer.
+    Of the paper's parts these are the ones that the authors' code has switched on. The others are
+    Keras's: annealing of the derivative's order is `keras_maml.callbacks.DerivativeOrderAnnealing`,
+    cosine annealing of the outer rate a `keras.optimizers.schedules.CosineDecay` in the optimizer.
 
     Args:
-        model: Any `keras.Model`.
+        model: Any `keras.Model`. Where it has batch normalisation, the learner has another model
+            of the same layers, see `keras_maml.layers.per_step_batch_normalization`.
         inner_learning_rate: All rates at first.
         inner_steps: Inner steps in training, which have rates of their own.
         annealing_epochs: In how many epochs of ``fit`` the weight moves to the last step.
+        per_step_batch_normalization: Whether batch normalisation has a scale and an offset for
+            every inner step. False leaves the model as it is.
         **kwargs: Of `keras_maml.MAML`.
 
-    Source: Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019, section 4; see
-    `keras_maml.update_rules.PerLayerPerStep` and `keras_maml.query_losses.MultiStep`.
+    Raises:
+        ValueError: The model has batch normalisation and is neither sequential nor functional.
+
+    Source: Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019; see
+    `keras_maml.update_rules.PerLayerPerStep`, `keras_maml.query_losses.MultiStep` and
+    `keras_maml.layers.PerStepBatchNormalization`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
         >>> [tuple(rates.shape) for rates in MAMLPlusPlus(model).update_rule.trainable_variables]
         [(5,), (5,)]
     """
+    steps = max(inner_steps, 1)
+    if per_step_batch_normalization:
+        model = layers.per_step_batch_normalization(model, steps)
     return MAML(
         model,
-        update_rule=update_rules.PerLayerPerStep(inner_learning_rate, steps=max(inner_steps, 1)),
+        update_rule=update_rules.PerLayerPerStep(inner_learning_rate, steps=steps),
         query_loss=query_losses.MultiStep(annealing_epochs),
         inner_steps=inner_steps,
         **kwargs,
@@ -222,7 +232,7 @@ def CAVIA(model: keras.Model, inner_learning_rate: Any = 1.0, **kwargs: Any) -> 
         ValueError: The model has no context parameters.
 
     Source: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, Fast Context Adaptation via Meta-Learning,
-    ICML 2019, section 3.
+    ICML 2019.
 
     Example:
         >>> from keras_maml.layers import ContextParameters
@@ -231,9 +241,11 @@ def CAVIA(model: keras.Model, inner_learning_rate: Any = 1.0, **kwargs: Any) -> 
         >>> len(learner.partition().initial), len(learner.trainable_variables)
         (1, 2)
     """
-    layers = [layer for layer in flatten_layers(model) if isinstance(layer, ContextParameters)]
-    if not layers:
+    names = [
+        layer.name for layer in flatten_layers(model) if isinstance(layer, layers.ContextParameters)
+    ]
+    if not names:
         raise ValueError("CAVIA adapts keras_maml.layers.ContextParameters: the model has none.")
     if kwargs.get("update_rule") is None:
         kwargs["inner_learning_rate"] = inner_learning_rate
-    return MAML(model, adapted_layers=[layer.name for layer in layers], **kwargs)
+    return MAML(model, adapted_layers=names, **kwargs)
