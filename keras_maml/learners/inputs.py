@@ -84,6 +84,30 @@ def _episode(x: Any) -> Any:
     )
 
 
+def support_set(
+    x: Any, y: Any, sample_weight: Any = None, class_weight: dict[int, float] | None = None
+) -> Any:
+    """Returns one support set as a meta-batch of one task, with the weights of its examples.
+
+    Args:
+        x: Inputs, ``[examples, ...]`` or a nest of such.
+        y: Targets, likewise.
+        sample_weight: Weights of the examples, ``[examples]``.
+        class_weight: As in `meta_batches`.
+
+    Returns:
+        ``(x, y)``, or ``(x, y, weights)``, of tensors ``[1, examples, ...]``.
+
+    Raises:
+        ValueError: Arrays are malformed, or classes have weights and targets no classes.
+    """
+    given = (x, y) if sample_weight is None else (x, y, sample_weight)
+    support = keras.tree.map_structure(lambda array: array[None], tuple(map(arrays, given)))
+    if class_weight is None:
+        return support
+    return _with_class_weights(support, _table(class_weight))
+
+
 def with_query(x: Any) -> Any:
     """Makes support sets alone, ``((x, y),)``, episodes that are measured by the support set.
 

@@ -9,12 +9,9 @@ import keras
 import tensorflow as tf
 
 from keras_maml import validation
-from keras_maml.algorithm import adapted_layers as layer_choice
-from keras_maml.algorithm import meta_gradients, query_losses
 from keras_maml.algorithm.inner_loop import InnerLoop, Parameters, Task
-from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Objective, Outcome
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Outcome
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
-from keras_maml.execution.forms import Route, batch_normalizations
 from keras_maml.execution.functional import (
     Tensors,
     as_tensors,
@@ -27,21 +24,14 @@ from keras_maml.execution.functional import (
 from keras_maml.execution.linear import sum_tasks, unpack_gradient
 from keras_maml.execution.task_map import count_tasks, joined, map_sequentially
 from keras_maml.execution.tasks import Run
-from keras_maml.learners import inputs
-from keras_maml.learners.adapted import (
-    TransductiveModel,
-    copy_with_values,
-    prediction_program,
-    share_prediction,
-)
-from keras_maml.learners.episodic_model import EpisodicModel
-from keras_maml.learners.metrics import stateless_loss, stateless_result
+from keras_maml.learners import adaptation, inputs
+from keras_maml.learners.metrics import stateless_result
+from keras_maml.learners.parts import LearnerOfParts, meta_gradient_of
 from keras_maml.learners.settings import Setting
-from keras_maml.private_keras import flatten_layers, replace_sublayer
 
 
 @keras.saving.register_keras_serializable(package="keras_maml")
-class MAML(EpisodicModel):
+class MAML(LearnerOfParts):
     """Learns an initialisation from which a few gradient steps solve a new task.
 
     An element of an episodes dataset is ``((x_support, y_support), (x_query, y_query))``, every
@@ -113,10 +103,7 @@ class MAML(EpisodicModel):
 
     inner_steps = Setting(validation.check_count)
     evaluation_steps = Setting(validation.check_count)
-    batch_normalization = Setting(validation.one_of(BATCH_NORMALIZATIONS))
     measure_before = Setting(validation.check_flag)
-    adapted_layers = Setting(layer_choice.check)
-    _meta_gradient = Setting(lambda name, value: None)  # see the property
 
     def __init__(
         self,
@@ -143,7 +130,7 @@ class MAML(EpisodicModel):
         self.batch_normalization = batch_normalization
         self.measure_before = measure_before
         self.adapted_layers = adapted_layers
-        self.meta_gradient = _meta_gradient(meta_gradient, first_order, rematerialize)
+        self.meta_gradient = meta_gradient_of(meta_gradient, first_order, rematerialize)
         if update_rule is not None and inner_learning_rate is not None:
             raise ValueError("Give either inner_learning_rate or update_rule, not both.")
         if update_rule is None:
@@ -153,113 +140,10 @@ class MAML(EpisodicModel):
         self.query_loss = query_loss
         self._gradient_norm = keras.metrics.Mean("gradient_norm")
 
-    # --- settings -----------------------------------------------------------------------------
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute; another update rule takes the place of the one before."""
-        if name == "update_rule":  # Keras would refuse a new layer once the learner is built
-            self._replace_part(name, _checked_rule(value))
-        elif name == "query_loss":
-            self._replace_part(name, query_losses.get(value))
-            self._last_only = self.query_loss.last_only
-        else:
-            super().__setattr__(name, value)
-
-    @property
-    def update_rule(self) -> UpdateRule:
-        """How an inner step turns gradients into fast weights."""
-        return self.__dict__["_update_rule"]
-
-    @property
-    def query_loss(self) -> query_losses.QueryLoss:
-        """Which inner steps a meta-step measures the query set after."""
-        return self.__dict__["_query_loss"]
-
-    @property
-    def inner_learning_rate(self) -> Any:
-        """The rate of plain gradient descent; None for other update rules."""
-        rule = self.update_rule
-        return rule.learning_rate if type(rule) is GradientDescent else None
-
-    @inner_learning_rate.setter
-    def inner_learning_rate(self, rate: Any) -> None:
-        self.update_rule = GradientDescent(rate)
-
-    @property
-    def meta_gradient(self) -> meta_gradients.MetaGradient:
-        """How the outcome after adaptation is differentiated."""
-        return self._meta_gradient
-
-    @meta_gradient.setter
-    def meta_gradient(self, meta_gradient: Any) -> None:
-        self._meta_gradient = meta_gradients.get(meta_gradient)
-
-    @property
-    def first_order(self) -> bool:
-        """Whether the inner gradient is stopped."""
-        return self.meta_gradient.first_order
-
-    @first_order.setter
-    def first_order(self, first_order: bool) -> None:
-        self.meta_gradient = _meta_gradient(None, first_order, self.rematerialize)
-
-    @property
-    def rematerialize(self) -> bool:
-        """Whether the inner steps are computed again for the meta-gradient."""
-        return getattr(self.meta_gradient, "rematerialize", False)
-
-    @rematerialize.setter
-    def rematerialize(self, rematerialize: bool) -> None:
-        self.meta_gradient = _meta_gradient(None, self.first_order, rematerialize)
-
     def get_config(self) -> dict[str, Any]:
         """Returns the learner's settings, the wrapped model included."""
-        plain = type(self.update_rule) is GradientDescent
-        settings = self.update_rule.get_config()
-        plain = plain and settings["clip_norm"] is settings["clip_value"] is None
-        rate = settings["learning_rate"] if plain else None
-        rule = None if plain else keras.saving.serialize_keras_object(self.update_rule)
-        last = type(self.query_loss) is query_losses.LastStep
-        query_loss = "last" if last else keras.saving.serialize_keras_object(self.query_loss)
-        return {
-            **super().get_config(),
-            "inner_learning_rate": rate,
-            "inner_steps": self.inner_steps,
-            "evaluation_steps": self.evaluation_steps,
-            "batch_normalization": self.batch_normalization,
-            "measure_before": self.measure_before,
-            "update_rule": rule,
-            "meta_gradient": keras.saving.serialize_keras_object(self.meta_gradient),
-            "adapted_layers": layer_choice.names_of(self.adapted_layers),
-            "query_loss": query_loss,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None):
-        """Builds the learner from `get_config`."""
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
-            for name in ("update_rule", "query_loss")
-            if isinstance(config.get(name), dict)
-        }
-        return super().from_config({**config, **parts}, custom_objects)
-
-    def _replace_part(self, name: str, part: keras.layers.Layer) -> None:
-        replace_sublayer(self, self.__dict__.get(f"_{name}"), part)
-        self.__dict__[f"_{name}"] = part
-        if self.model.built:  # what parts learn is there before weights are loaded
-            self.build_parts()
-        self.forget_programs()
-
-    def build_parts(self) -> None:
-        """Builds the update rule."""
-        self.partition()
-
-    @property
-    def trainable_variables(self) -> list[keras.Variable]:
-        """What the outer optimizer trains: not what begins anew in every task."""
-        left_out = {id(variable) for variable in layer_choice.task_variables(self.model)}
-        return [v for v in super().trainable_variables if id(v) not in left_out]
+        names = ("inner_steps", "evaluation_steps", "measure_before")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     # --- the steps of training, evaluation and prediction ---------------------------------------
 
@@ -413,6 +297,8 @@ class MAML(EpisodicModel):
         steps: int | None = None,
         *,
         batch_normalization: str = "inductive",
+        sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
     ) -> keras.Model:
         """Adapts to one task; the learner itself does not change.
 
@@ -426,6 +312,8 @@ class MAML(EpisodicModel):
                 statistics of the support set, so that the prediction for one example does not
                 depend on others; whatever the learner was trained with. ``"transductive"``: by
                 those of the batch at hand, as a transductive learner is evaluated.
+            sample_weight: Weights of the examples, ``[examples]``.
+            class_weight: Weights of the examples of each class, by number.
 
         Returns:
             A new model, compiled with the learner's loss and metrics: a copy of the wrapped model
@@ -438,41 +326,10 @@ class MAML(EpisodicModel):
         steps = self.evaluation_steps if steps is None else steps
         validation.check_count("steps", steps)
         validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
-        support = tuple(map(inputs.arrays, (x_support, y_support)))
-        batch = keras.tree.map_structure(lambda tensor: tensor[None], support)
-        self._check_arrays(batch, batch, "adapt")
-        if self.run_eagerly:
-            fast, state = self._adapt_to_one(support, tf.constant(steps))
-        else:
-            spec = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in tf.nest.flatten(support)]
-            key = "adapt", str(tf.nest.pack_sequence_as(support, spec))
-            if key not in self._compiled_functions:
-                self._compiled_functions[key] = tf.function(
-                    self._adapt_to_one, autograph=False
-                ).get_concrete_function(
-                    tf.nest.pack_sequence_as(support, spec), tf.TensorSpec([], tf.int32)
-                )
-            fast, state = self._compiled_functions[key](support, tf.constant(steps))
-        values = [*zip(self.partition().initial, fast, strict=True)]
-        if batch_normalization == "inductive":
-            values += zip(state_variables(self.model), state, strict=True)
-        copy = copy_with_values(self.model, support[0], values)
-        transductive = batch_normalization == "transductive" and batch_normalizations(copy)
-        adapted = TransductiveModel(copy) if transductive else copy
-        adapted.compile(**self.compile_arguments())
-        key = "predict", batch_normalization
-        if key not in self._compiled_functions:
-            self._compiled_functions[key] = prediction_program(self.model, batch_normalization)
-        share_prediction(adapted, copy, self._compiled_functions[key])
-        return adapted
-
-    def _adapt_to_one(self, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
-        """Returns the fast weights of one task and its state, for any number of examples."""
-        theta, task = self.parameters(), self.objective().task(support)
-        state = as_tensors(state_variables(self.model))
-        carry = InnerLoop(self.update_rule, steps).adapt(task, theta, state)
-        carry = task.with_statistics(theta, carry)
-        return carry.fast, carry.state
+        support = inputs.support_set(x_support, y_support, sample_weight, class_weight)
+        self._check_arrays(support, support, "adapt")
+        support = keras.tree.map_structure(lambda array: array[0], support)
+        return adaptation.adapted_model(self, support, steps, batch_normalization)
 
     def trajectories(
         self, support: Any, query: Any, *, steps: int, batch_normalization: str | None = None
@@ -531,74 +388,6 @@ class MAML(EpisodicModel):
 
     # --- inside -----------------------------------------------------------------------------
 
-    def own_callbacks(self) -> list[keras.callbacks.Callback]:
-        """Returns what `fit` calls before the user's callbacks, which may save the learner."""
-        return [keras.callbacks.LambdaCallback(on_epoch_end=self._end_epoch)]
-
-    def _end_epoch(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.query_loss.end_epoch()
-        self._forget_annealed()
-
-    def _forget_annealed(self) -> None:
-        """Makes steps trace anew once the losses before the last step do not count any more."""
-        last_only = self.query_loss.last_only
-        if last_only != self._last_only:
-            self._last_only = last_only
-            self.forget_programs()
-
-    def _prepare(self, x: Any, y: Any, caller: str, **how: Any) -> tf.data.Dataset:
-        if not self.meta_gradient.needs_query and caller in ("fit", "train_on_batch", "build_on"):
-            x = inputs.with_query(x)
-        return super()._prepare(x, y, caller, **how)
-
-    def _check(self, episode: Any, caller: str) -> tuple[int | None, int | None]:
-        self._forget_annealed()
-        self._set_ways(episode, caller)
-        return super()._check(episode, caller)
-
-    def _set_ways(self, episode: Any, caller: str) -> None:
-        """Gives heads that take any number of classes as many as the support sets have."""
-        heads = [layer for layer in flatten_layers(self.model) if hasattr(layer, "set_ways")]
-        ways = inputs.ways_of(episode[0]) if heads else None
-        if ways is None or all(head.ways == ways for head in heads):
-            return
-        if caller == "validation_data":
-            raise ValueError(
-                f"The episodes to validate with have {ways} classes, those to train with "
-                f"{heads[0].ways}. Call evaluate for tasks with another number of classes."
-            )
-        for head in heads:
-            head.set_ways(ways)
-        self._known = {}
-        self.forget_programs()
-
-    def partition(self) -> Parameters:
-        """Returns all variables by what becomes of them, each task's own state left out."""
-        return layer_choice.partition(self.model, self.adapted_layers, self.update_rule)
-
-    def parameters(self) -> Parameters:
-        """Returns the values of `partition`."""
-        return layer_choice.values_of(self.partition())
-
-    def objective(
-        self,
-        *,
-        training: bool = False,
-        route: Route = "plain",
-        batch_normalization: str | None = None,
-    ) -> Objective:
-        """Returns the losses of tasks, as functions of the parameters."""
-        return Objective(
-            self.model,
-            self.partition(),
-            state_variables(self.model),
-            functools.partial(stateless_loss, self._compile_loss),
-            batch_normalization or self.batch_normalization,
-            training,
-            route,
-            self.meta_gradient.regularization,
-        )
-
     def _map_tasks(
         self,
         run: Run,
@@ -635,29 +424,3 @@ class MAML(EpisodicModel):
         by_variable = {id(variable): gradient for variable, gradient in pairs}
         gradients = [by_variable[id(variable)] for variable in self.trainable_variables]
         return *joined([*zip(before, after, strict=True)]), gradients, states[0]
-
-
-def _checked_rule(rule: Any) -> UpdateRule:
-    if not isinstance(rule, UpdateRule):
-        raise ValueError(
-            "update_rule must be one of keras_maml.update_rules, or an object of a subclass of "
-            f"keras_maml.update_rules.UpdateRule, got {rule!r}."
-        )
-    return rule
-
-
-def _meta_gradient(
-    meta_gradient: Any, first_order: bool, rematerialize: bool
-) -> meta_gradients.MetaGradient:
-    """Returns the meta-gradient that the settings stand for."""
-    validation.check_flag("first_order", first_order)
-    validation.check_flag("rematerialize", rematerialize)
-    if meta_gradient is None:
-        kind = meta_gradients.FirstOrder if first_order else meta_gradients.Exact
-        return kind(rematerialize=rematerialize)
-    if first_order or rematerialize:
-        raise ValueError(
-            "Give either meta_gradient or first_order and rematerialize, not both: such as "
-            "meta_gradient=keras_maml.meta_gradients.FirstOrder(rematerialize=True)."
-        )
-    return meta_gradients.get(meta_gradient)
