@@ -32,13 +32,15 @@ class Implicit(MetaGradient):
     Args:
         regularization: lambda, above 0. The smaller, the more inner steps are needed.
         conjugate_gradient_steps: How many steps to solve for g in.
-        damping: Is added to the identity, at least 0; the authors' code adds 1.
+        damping: Is added to the identity, at least 0. The authors' code adds 1, and 10 to lambda in
+            this equation.
 
     Raises:
         ValueError: A setting is out of range.
 
     Source: Rajeswaran, Finn, Kakade, Levine, Meta-Learning with Implicit Gradients, NeurIPS 2019,
-    equations 3 and 6, algorithm 2.
+    equation 4 for the inner problem. (The authors' code takes plain steps and one of the proximal
+    term alone at the end.)
 
     Example:
         >>> Implicit(regularization=2.0).get_config()["conjugate_gradient_steps"]

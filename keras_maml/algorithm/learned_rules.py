@@ -47,7 +47,8 @@ class PerLayerPerStep(_LearnedRule):
     Raises:
         ValueError: The rate is negative or not finite, or there are no steps.
 
-    Source: Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019, section 4.
+    Source: Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019. (The
+    authors' code has a row of rates more than steps, which is never used.)
 
     Example:
         >>> rule = PerLayerPerStep(0.5, steps=2)
@@ -91,15 +92,13 @@ class MetaSGD(_LearnedRule):
     A rate may become negative: the direction is learned, too.
 
     Args:
-        learning_rate: All rates at first. (The authors draw each from 0.005 to 0.1: assign the
-            rule's variables for that.)
+        learning_rate: All rates at first.
         **kwargs: Of `keras.layers.Layer`.
 
     Raises:
         ValueError: The rate is negative or not finite.
 
-    Source: Li, Zhou, Chen, Li, Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, 2017,
-    equation 2.
+    Source: Li, Zhou, Chen, Li, Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, 2017.
 
     Example:
         >>> rule = MetaSGD(0.5)
@@ -143,7 +142,7 @@ class MetaCurvature(_LearnedRule):
     Raises:
         ValueError: The rate is negative or not finite.
 
-    Source: Park, Oliva, Meta-Curvature, NeurIPS 2019, section 3.
+    Source: Park, Oliva, Meta-Curvature, NeurIPS 2019.
 
     Example:
         >>> rule = MetaCurvature(0.5)

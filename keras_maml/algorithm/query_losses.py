@@ -76,7 +76,7 @@ class MultiStep(QueryLoss):
     Raises:
         ValueError: ``epochs`` is not an integer of at least 0.
 
-    Source: Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019, section 4; the annealing
+    Source: Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019; the annealing
     is that of the authors' code.
 
     Example:

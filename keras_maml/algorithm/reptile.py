@@ -16,7 +16,8 @@ class Reptile(MetaGradient):
     are then measured by these. All trained weights are to be adapted, and an update rule cannot
     learn.
 
-    Source: Nichol, Achiam, Schulman, On First-Order Meta-Learning Algorithms, 2018, algorithm 2.
+    Source: Nichol, Achiam, Schulman, On First-Order Meta-Learning Algorithms, 2018, in
+    its version with batches of tasks.
     The authors' code takes inner steps on minibatches of a support set of more examples than in
     tests, by Adam with ``beta_1=0``; here an inner step takes the whole support set, and every
     task begins with new moments.
