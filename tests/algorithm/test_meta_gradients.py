@@ -40,7 +40,7 @@ def routed(name, **route):
 # --- against other mathematics ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", zoo.CASES)
+@pytest.mark.parametrize("name", zoo.cases())
 def test_second_order_gradient_equals_finite_differences(name):
     learner, _, gradients = routed(name, **SEQUENTIAL)
     assert_equals_finite_differences(learner, gradients, zoo.episodes(zoo.CASES[name]))
@@ -150,12 +150,12 @@ def assert_same(computed, expected):
     )
 
 
-@pytest.mark.parametrize("name", [name for name, case in zoo.CASES.items() if case.vectorizes])
+@pytest.mark.parametrize("name", zoo.cases(of=lambda case: case.vectorizes))
 def test_vectorized_equals_sequential(name):
     assert_same(routed(name, **VECTORIZED), routed(name, **SEQUENTIAL))
 
 
-@pytest.mark.parametrize("name", ["dense", "convolution", "lstm", "dropout"])
+@pytest.mark.parametrize("name", ["dense", "convolution", zoo.slow("lstm"), "dropout"])
 def test_compiled_equals_uncompiled_equals_eager(name):
     expected = routed(name, **VECTORIZED)
     assert_same(routed(name, task_map="vectorized", jit_compile=True), expected)
