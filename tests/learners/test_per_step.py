@@ -159,6 +159,7 @@ def test_only_models_that_can_be_copied_get_other_layers():
     assert learner.query_loss.step_weights(5).shape == (5,)
 
 
+@pytest.mark.usefixtures("float64")
 def test_first_order_comes_first_and_then_the_exact_gradient():
     annealing = [callbacks.DerivativeOrderAnnealing(1)]
     learner, by_hand = make_learner(), make_learner()
@@ -168,7 +169,7 @@ def test_first_order_comes_first_and_then_the_exact_gradient():
         by_hand.first_order = first_order
         by_hand.fit(episodes(), verbose=0)
     for ours, theirs in zip(learner.get_weights(), by_hand.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
     with pytest.raises(ValueError, match="epochs must be an integer of at least 0"):
         callbacks.DerivativeOrderAnnealing(-1)
 
