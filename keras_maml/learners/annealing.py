@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_maml import validation
+from keras_maml.algorithm.meta_gradients import Exact
 
 
 class DerivativeOrderAnnealing(keras.callbacks.Callback):
@@ -17,7 +18,8 @@ class DerivativeOrderAnnealing(keras.callbacks.Callback):
         epochs: In how many epochs inner gradients are constants.
 
     Raises:
-        ValueError: ``epochs`` is not an integer of at least 0.
+        ValueError: ``epochs`` is not an integer of at least 0; or, when training begins, the
+            learner's meta-gradient is neither exact nor first order.
 
     Source: Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019.
 
@@ -39,6 +41,15 @@ class DerivativeOrderAnnealing(keras.callbacks.Callback):
         super().__init__()
         validation.check_count("epochs", epochs)
         self.epochs = int(epochs)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses learners whose meta-gradient it would replace by another algorithm's."""
+        meta_gradient = self.model.meta_gradient
+        if not isinstance(meta_gradient, Exact):
+            raise ValueError(
+                'DerivativeOrderAnnealing anneals meta_gradient="exact", got '
+                f"{type(meta_gradient).__name__}: leave the callback out."
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Chooses the meta-gradient of the epoch."""

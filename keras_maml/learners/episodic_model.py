@@ -1,6 +1,7 @@
 """Keras models that are trained, evaluated and used on episodes."""
 
 import contextlib
+import copy
 import functools
 import os
 import pathlib
@@ -279,14 +280,15 @@ class EpisodicModel(WrappedModel):
                 validation_data, None, "validation_data", batch_size=size
             )
             _check_ends(validation_data, validation_steps, "validation_data", "validation_steps")
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
+        own = self.own_callbacks()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = copy.copy(callbacks)  # the caller's may be used again
+            callbacks.callbacks = [*own, *callbacks.callbacks]
+            callbacks.set_model(self)
+        else:
             given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
             given = [callback for callback in given if callback]
-            callbacks = [*self.own_callbacks(), *given, StopOnNonFinite()]
-        else:
-            for callback in self.own_callbacks():
-                callback.set_model(self)
-                callbacks.callbacks.insert(0, callback)
+            callbacks = [*own, *given, StopOnNonFinite()]
         with checks.input_errors():
             return super().fit(
                 training,

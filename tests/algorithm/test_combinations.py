@@ -345,3 +345,7 @@ def test_the_epoch_is_saved_and_training_resumes_bit_for_bit(tmp_path):
         assert one.query_loss.last_only
     for ours, theirs in zip(loaded.variables, learner.variables, strict=True):
         assert np.array_equal(ours, theirs)
+    callbacks = keras.callbacks.CallbackList(add_history=True, model=learner)
+    for _ in range(2):  # a list that is used again counts every epoch once, too
+        learner.fit(episodes(), verbose=0, callbacks=callbacks)
+    assert float(learner.query_loss.epoch) == 13

@@ -172,6 +172,9 @@ def test_first_order_comes_first_and_then_the_exact_gradient():
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
     with pytest.raises(ValueError, match="epochs must be an integer of at least 0"):
         callbacks.DerivativeOrderAnnealing(-1)
+    annealing[0].set_model(keras_maml.Reptile(learner.model))
+    with pytest.raises(ValueError, match='anneals meta_gradient="exact", got Reptile'):
+        annealing[0].on_train_begin()
 
 
 def test_several_outputs_have_a_head_each():
