@@ -5,12 +5,14 @@ from typing import Any
 
 import keras
 from keras.src.models.functional import Functional
+from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
 __all__ = [
     "CompileLoss",
     "CompileMetrics",
+    "KerasSaveable",
     "flatten_layers",
     "is_called_on",
     "is_functional",

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.execution import forms
+from keras_maml.learners.low_rank import LowRankFactors
 
 
 class WrappedModel(keras.Model):
@@ -25,6 +26,7 @@ class WrappedModel(keras.Model):
         if not isinstance(model, keras.Model):
             raise TypeError(f"model must be a keras.Model, got {type(model).__name__}.")
         self.model = model
+        self.trained_factors = LowRankFactors(model)  # named to be loaded after the model
         self.built = model.built
 
     def call(self, x: Any, training: bool | None = None) -> Any:

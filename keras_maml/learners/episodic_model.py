@@ -483,6 +483,7 @@ class EpisodicModel(WrappedModel):
     def _prepare(self, x: Any, y: Any, caller: str, **how: Any) -> tf.data.Dataset:
         """Checks episodes and builds whatever is not built; returns them as a dataset."""
         self._assert_compile_called(caller)
+        checks.check_one_replica(self.distribute_strategy, caller)
         dataset = inputs.meta_batches(x, y, caller=caller, **how)
         checks.check_episode_spec(dataset.element_spec)  # which may leave sizes open
         if isinstance(x, tf.data.Dataset) and not inputs.is_stream(x):
@@ -508,6 +509,7 @@ class EpisodicModel(WrappedModel):
     def _check_arrays(self, support: Any, query: Any, caller: str) -> Any:
         """Checks arrays of episodes, builds whatever is not built; returns them as tensors."""
         self._assert_compile_called(caller)
+        checks.check_one_replica(self.distribute_strategy, caller)
         episode = inputs.arrays((support, query))
         self._check(episode, caller)
         return episode
