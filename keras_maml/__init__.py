@@ -3,27 +3,49 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keras_maml import episodes, networks
+from keras_maml import episodes, layers, networks
+from keras_maml.learners.family import (
+    ANIL,
+    BOIL,
+    CAVIA,
+    FirstOrderMAML,
+    ImplicitMAML,
+    MAMLPlusPlus,
+    MetaCurvature,
+    MetaSGD,
+    Reptile,
+)
 from keras_maml.learners.maml import MAML
 from keras_maml.serving.pretrained import load
 from keras_maml.version import __version__
 
 if TYPE_CHECKING:
-    from keras_maml.algorithm import meta_gradients, update_rules
+    from keras_maml.algorithm import meta_gradients, query_losses, update_rules
     from keras_maml.reporting import callbacks, evaluation, plots
     from keras_maml.serving import pretrained
 
 __all__ = [
+    "ANIL",
+    "BOIL",
+    "CAVIA",
+    "FirstOrderMAML",
+    "ImplicitMAML",
     "MAML",
+    "MAMLPlusPlus",
+    "MetaCurvature",
+    "MetaSGD",
+    "Reptile",
     "__version__",
     "callbacks",
     "episodes",
     "evaluation",
+    "layers",
     "load",
     "meta_gradients",
     "networks",
     "plots",
     "pretrained",
+    "query_losses",
     "update_rules",
 ]
 
@@ -35,6 +57,7 @@ _MODULES = {
     "meta_gradients": "algorithm",
     "plots": "reporting",
     "pretrained": "serving",
+    "query_losses": "algorithm",
     "update_rules": "algorithm",
 }
 

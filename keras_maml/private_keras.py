@@ -1,6 +1,10 @@
 """Names of Keras that have no public place, in one place."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
+from keras.src.models.functional import Functional
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.tracking import no_automatic_dependency_tracking
@@ -11,8 +15,11 @@ __all__ = [
     "KerasSaveable",
     "flatten_layers",
     "is_called_on",
+    "is_functional",
+    "made_by",
     "no_automatic_dependency_tracking",
     "replace_sublayer",
+    "replace_variables",
     "wrapped_function",
 ]
 
@@ -28,9 +35,35 @@ def is_called_on(layer: keras.layers.Layer, tensor: keras.KerasTensor) -> bool:
     return any(argument is tensor for node in nodes for argument in node.input_tensors)
 
 
+def is_functional(model: keras.Model) -> bool:
+    """Returns whether a model is sequential or functional: made of layers that it knows."""
+    return isinstance(model, (keras.Sequential, Functional))
+
+
+def made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
+    """Returns the operation that a symbolic tensor of a functional model is of, and its inputs."""
+    operation, node, _ = tensor._keras_history
+    return operation, operation._inbound_nodes[node].input_tensors
+
+
 def wrapped_function(metric: keras.metrics.MeanMetricWrapper) -> tuple:
     """Returns the function of a metric and its keyword arguments, which have no config."""
     return metric._fn, metric._fn_kwargs
+
+
+def replace_variables(
+    layer: keras.layers.Layer, old: Sequence[keras.Variable], make: Callable[[], None]
+) -> None:
+    """Lets a built layer make other variables in the place of some."""
+    tracker = layer._tracker
+    locked = tracker.locked
+    tracker.unlock()
+    try:
+        for variable in old:
+            layer._untrack_variable(variable)
+        make()
+    finally:
+        tracker.locked = locked
 
 
 def replace_sublayer(

@@ -142,7 +142,7 @@ class Checkpoint:
         if epoch_iterations is not None:
             epochs = epoch_returns(self.history, epoch_iterations)
             if epochs[-1] >= epochs.max():
-                self._write(self._best, self._agent.model.variables)
+                self._write(self._best, self._agent.learned_variables)
         self._write(self._last, self._agent.saved_variables)
 
     def restore(self) -> None:
@@ -154,7 +154,7 @@ class Checkpoint:
     def restore_best(self) -> None:
         """Loads the weights of the best epoch, if there is one."""
         if self._best.exists():
-            self._read(self._best, self._agent.model.variables)
+            self._read(self._best, self._agent.learned_variables)
 
     def _write(self, path: pathlib.Path, variables: Sequence[Any]) -> None:
         values = [np.asarray(variable) for variable in variables]

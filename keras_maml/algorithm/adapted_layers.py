@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from keras_maml.algorithm.inner_loop import Parameters
-from keras_maml.algorithm.update_rules import UpdateRule
+from keras_maml.algorithm.update_rule import UpdateRule
 from keras_maml.execution.functional import as_tensors, state_variables
-from keras_maml.private_keras import flatten_layers
+from keras_maml.private_keras import flatten_layers, made_by
 
 NAMES = ("all", "head", "body")
 
@@ -39,8 +39,9 @@ def select(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.Var
     Args:
         model: A built model.
         adapted_layers: ``"all"``; ``"head"``, the last layer with weights (Raghu et al. 2020,
-            ANIL), in the order in which the model was put together; ``"body"``, all but that (Oh
-            et al. 2021, BOIL); or layers or their names.
+            ANIL), in the order in which the model was put together, or the last before each of
+            several outputs; ``"body"``, all but that (Oh et al. 2021, BOIL); or layers or their
+            names.
 
     Raises:
         ValueError: The model has no such layer, or none of them has trainable weights.
@@ -51,32 +52,73 @@ def select(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.Var
         >>> [tuple(variable.shape) for variable in select(model, "head")]
         [(2, 3), (3,)]
     """
-    trainable = model.trainable_variables
-    if isinstance(adapted_layers, str) and adapted_layers == "all":
-        return trainable
-    layers = [layer for layer in flatten_layers(model) if layer is not model]
-    if isinstance(adapted_layers, str):
-        leaves = [layer for layer in layers if not list(layer._layers)]
-        with_weights = [layer for layer in leaves if layer.trainable_variables]
-        chosen = with_weights[-1:] if adapted_layers == "head" else with_weights[:-1]
-    else:
-        by_name = {layer.name: layer for layer in layers}
-        wanted = names_of(adapted_layers)
-        unknown = [name for name in wanted if name not in by_name]
-        if unknown:
-            raise ValueError(
-                f"adapted_layers names {unknown}, which the model does not have. Its layers are "
-                f"{sorted(by_name)}."
-            )
-        chosen = [by_name[name] for name in wanted]
-    ids = {id(variable) for layer in chosen for variable in layer.trainable_variables}
-    selected = [variable for variable in trainable if id(variable) in ids]
-    if not selected:
+    chosen = _layers(model, adapted_layers)
+    own = {id(variable) for variable in task_variables(model)}
+    meta_only = {
+        id(variable)
+        for layer in _task_layers(model)
+        for variable in layer.variables
+        if id(variable) not in own
+    }
+    ids = {id(variable) for layer in chosen for variable in layer.trainable_variables} - meta_only
+    selected = [variable for variable in model.trainable_variables if id(variable) in ids]
+    if not selected and adapted_layers != "all":
         raise ValueError(
             f"adapted_layers={names_of(adapted_layers)!r} chooses no trainable weights: there is "
             "nothing to adapt. Choose other layers, or make some trainable."
         )
     return selected
+
+
+def task_variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables that every task begins anew with, and that are not meta-trained.
+
+    They are those that layers name as their ``task_variables``, see `keras_maml.layers`; other
+    variables of such layers are meta-trained and not adapted.
+    """
+    return [variable for layer in _task_layers(model) for variable in layer.task_variables]
+
+
+def _task_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for layer in flatten_layers(model) if hasattr(layer, "task_variables")]
+
+
+def _layers(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.layers.Layer]:
+    """Returns the layers that are chosen."""
+    if isinstance(adapted_layers, str) and adapted_layers == "all":
+        return [model]
+    layers = [layer for layer in flatten_layers(model) if layer is not model]
+    if isinstance(adapted_layers, str):
+        leaves = [layer for layer in layers if not list(layer._layers)]
+        with_weights = [layer for layer in leaves if layer.trainable_variables]
+        heads = {id(layer) for layer in _heads(model, with_weights)}
+        chosen = adapted_layers == "head"
+        return [layer for layer in with_weights if (id(layer) in heads) == chosen]
+    by_name = {layer.name: layer for layer in layers}
+    wanted = names_of(adapted_layers)
+    unknown = [name for name in wanted if name not in by_name]
+    if unknown:
+        raise ValueError(
+            f"adapted_layers names {unknown}, which the model does not have. Its layers are "
+            f"{sorted(by_name)}."
+        )
+    return [by_name[name] for name in wanted]
+
+
+def _heads(model: keras.Model, with_weights: list[keras.layers.Layer]) -> list[keras.layers.Layer]:
+    """Returns the last layer with weights; for several outputs that before each of them."""
+    tensors = keras.tree.flatten(getattr(model, "outputs", None) or [])
+    if len(tensors) < 2:
+        return with_weights[-1:]
+    heads = []
+    while tensors:
+        operation, inputs = made_by(tensors.pop())
+        layer = isinstance(operation, keras.layers.Layer)
+        inside = {id(one) for one in flatten_layers(operation)} if layer else set()
+        own = [layer for layer in with_weights if id(layer) in inside]
+        heads += own[-1:]
+        tensors += [] if own else inputs
+    return heads
 
 
 def partition(model: keras.Model, adapted_layers: str | Sequence, rule: UpdateRule) -> Parameters:

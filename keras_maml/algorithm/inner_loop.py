@@ -166,6 +166,32 @@ class InnerLoop:
         )
         return carry
 
+    def adapt_and_measure(
+        self, task: Task, parameters: Parameters, state: Any, step_weights: tf.Tensor | None
+    ) -> tuple[Carry, Any]:
+        """Takes all steps and measures the task, after the last of them or after all.
+
+        Args:
+            task: The task.
+            parameters: The parameters to begin with.
+            state: The task's first state.
+            step_weights: The weight of the loss after each step, ``[steps]``; None where only the
+                last step counts.
+
+        Returns:
+            What the last step hands on, and the outcome after it, with the weighted sum of the
+            losses as its loss.
+        """
+        if step_weights is None or not self.steps:
+            carry = self.adapt(task, parameters, state)
+            return carry, task.outcome(parameters, carry)
+        carry, losses = self.begin(parameters, state), []
+        for step in range(self.steps):
+            carry = self.step(task, parameters, carry, step)
+            outcome = task.outcome(parameters, carry)
+            losses.append(outcome.loss * tf.cast(step_weights[step], outcome.loss.dtype))
+        return carry, outcome._replace(loss=tf.add_n(losses))
+
     def trajectory(self, task: Task, parameters: Parameters, state: Any, *, unrolled: bool) -> Any:
         """Measures a task before adaptation and after every step.
 

@@ -9,7 +9,15 @@ import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import Carry, Parameters
 from keras_maml.execution.forms import BatchStatistics, Route
-from keras_maml.execution.functional import Forward, Tensors, examples, forward, masks_of
+from keras_maml.execution.functional import (
+    Forward,
+    Tensors,
+    at_step,
+    examples,
+    forward,
+    masks_of,
+)
+from keras_maml.execution.memo import Memo
 
 BATCH_NORMALIZATIONS = ("transductive", "inductive")
 
@@ -43,6 +51,7 @@ class Objective:
             statistics; ``"inductive"``: by those of the support set under the same weights.
         training: Whether dropout and its like are active.
         route: How the trace will run, see `forms.differentiable_forms`.
+        regularization: lambda of a proximal term lambda / 2 ||fast - initial||^2 of the inner loss.
     """
 
     model: keras.Model
@@ -52,10 +61,12 @@ class Objective:
     batch_normalization: str = "transductive"
     training: bool = False
     route: Route = "plain"
+    regularization: float = 0.0
 
     def task(self, support: Any, query: Any = None) -> "EpisodeTask":
         """Returns an episode as a task."""
-        return EpisodeTask(self, support, query)
+        body = [*self.variables.shared, *self.variables.frozen]
+        return EpisodeTask(self, support, query, Memo(self.variables.initial) if body else None)
 
     def forward(
         self,
@@ -65,6 +76,7 @@ class Objective:
         *,
         batch_statistics: BatchStatistics = "batch",
         write_statistics: bool = False,
+        memo: Memo | None = None,
     ) -> Forward:
         """Runs the model with fast weights; see `functional.forward`."""
         return forward(
@@ -76,6 +88,7 @@ class Objective:
             route=self.route,
             batch_statistics=batch_statistics,
             write_statistics=write_statistics,
+            memo=memo,
         )
 
 
@@ -87,20 +100,29 @@ class EpisodeTask:
         objective: The model and its loss.
         support: ``(x, y)``, arrays ``[examples, ...]``, with sample weights as an optional third.
         query: Likewise; None where only adaptation is asked for.
+        memo: What layers that are not adapted have computed, where there are any.
     """
 
     objective: Objective
     support: Any
     query: Any = None
+    memo: Memo | None = None
 
     def inner_loss(
         self, parameters: Parameters, carry: Carry, step: int | tf.Tensor
     ) -> tuple[tf.Tensor, Tensors]:
         """Returns the loss on the support set and the state after it."""
         x, y, sample_weight = examples(self.support)
-        result = self.objective.forward(parameters, carry, x)
+        state = at_step(self.objective.state_variables, carry.state, step)
+        carry = carry._replace(state=state)  # which what is measured after the step keeps
+        result = self.objective.forward(parameters, carry, x, memo=self.memo)
         loss, _ = self.objective.loss(y, result.predictions, sample_weight)
-        return _total(loss, result.losses), result.state
+        loss, weight = _total(loss, result.losses), self.objective.regularization
+        if weight:
+            pairs = zip(carry.fast, parameters.initial, strict=True)
+            squares = [tf.reduce_sum((fast - initial) ** 2) for fast, initial in pairs]
+            loss += weight / 2 * tf.cast(tf.add_n(squares), loss.dtype)
+        return loss, result.state
 
     def outcome(self, parameters: Parameters, carry: Carry) -> Outcome:
         """Returns the loss and the predictions on the query set."""
@@ -113,14 +135,16 @@ class EpisodeTask:
     def predict(self, parameters: Parameters, carry: Carry, x: Any) -> Forward:
         """Runs the model on query inputs, normalised as `Objective.batch_normalization` says."""
         if self.objective.batch_normalization == "transductive":
-            return self.objective.forward(parameters, carry, x)
+            return self.objective.forward(parameters, carry, x, memo=self.memo)
         carry = self.with_statistics(parameters, carry)
-        return self.objective.forward(parameters, carry, x, batch_statistics="stored")
+        how = {"batch_statistics": "stored", "memo": self.memo}
+        return self.objective.forward(parameters, carry, x, **how)
 
     def with_statistics(self, parameters: Parameters, carry: Carry) -> Carry:
         """Puts the batch statistics of the support set into the state."""
         x, _, _ = examples(self.support)
-        result = self.objective.forward(parameters, carry, x, write_statistics=True)
+        how = {"write_statistics": True, "memo": self.memo}
+        result = self.objective.forward(parameters, carry, x, **how)
         return carry._replace(state=result.state)
 
 

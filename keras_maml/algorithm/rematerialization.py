@@ -33,12 +33,14 @@ def rematerialized(
     parameters: Parameters,
     states: Any,
     episodes: Any,
+    step_weights: tf.Tensor | None = None,
 ) -> tuple[Any, Tensors, Any]:
     """Differentiates every task's outcome after adaptation, one step at a time.
 
     Arguments and results are those of `keras_maml.meta_gradients.MetaGradient`, with the inner
     loop in the place of rule and steps.
     """
+    every_step = step_weights is not None and inner.steps > 0
     tasks = count_tasks(episodes)
     begun = inner.begin(parameters)
     of_task = tf.nest.map_structure(lambda t: tf.repeat(t[None], tasks, 0), begun)
@@ -61,34 +63,44 @@ def rematerialized(
 
     def measure(element: Any) -> tuple[Any, Tensors, Tensors]:
         carry, episode = element
+        weight = step_weights[-1] if every_step else None
         pull, outcome = _differentiable(
-            lambda parameters, carry: make_task(*episode).outcome(parameters, carry),
+            lambda parameters, carry: _outcome(make_task(*episode), parameters, carry, weight),
             parameters,
             carry,
         )
         return outcome, *pull([outcome.loss], None)
 
     outcome, gradients, constants = run.map(measure, (last, episodes))
+    # What counts of the loss before each step: that before the first one never does.
+    weights_before = tf.concat([[0], step_weights[:-1]], 0) if every_step else None
 
-    def back(step: tf.Tensor, gradients: Tensors, constants: Tensors) -> tuple:
+    def back(step: tf.Tensor, loss: tf.Tensor, gradients: Tensors, constants: Tensors) -> tuple:
         values = [array.read(step) for array in kept]
         carries = tf.nest.pack_sequence_as(first, values)
 
-        def one(element: Any) -> tuple[Tensors, Tensors]:
+        def one(element: Any) -> tuple[Tensors, Tensors, Tensors]:
             carry, episode, gradients = element
-            pull, after = _differentiable(
-                lambda parameters, carry: inner.step(make_task(*episode), parameters, carry, step),
-                parameters,
-                carry,
-            )
-            return pull(_moving(after), gradients)
 
-        gradients, more = run.map(one, (carries, episodes, gradients))
-        return step - 1, gradients, [a + b for a, b in zip(constants, more, strict=True)]
+            def function(parameters: Parameters, carry: Carry) -> tuple[Carry, Tensors]:
+                task = make_task(*episode)
+                losses = []
+                if every_step:
+                    weight = weights_before[step]
+                    losses = [_outcome(task, parameters, carry, weight).loss]
+                return inner.step(task, parameters, carry, step), losses
 
-    _, gradients, constants = tf.while_loop(
-        lambda step, *_: step >= 0, back, (tf.constant(inner.steps - 1), gradients, constants)
-    )
+            pull, (after, losses) = _differentiable(function, parameters, carry)
+            ones = [tf.ones_like(loss) for loss in losses]
+            return losses, *pull([*_moving(after), *losses], [*gradients, *ones])
+
+        losses, gradients, more = run.map(one, (carries, episodes, gradients))
+        loss = tf.add_n([loss, *losses])
+        return step - 1, loss, gradients, [a + b for a, b in zip(constants, more, strict=True)]
+
+    begun = tf.constant(inner.steps - 1), outcome.loss, gradients, constants
+    _, loss, gradients, constants = tf.while_loop(lambda step, *_: step >= 0, back, begun)
+    outcome = outcome._replace(loss=loss)
     return outcome, _from_the_start(run, inner, parameters, gradients, constants), last.state
 
 
@@ -109,6 +121,14 @@ def _from_the_start(
     pulled = run.map(one, gradients)
     initial, others = pulled[: len(fast)], pulled[len(fast) :]
     return [*initial, *(a + b for a, b in zip(constants, others, strict=True))]
+
+
+def _outcome(task: Task, parameters: Parameters, carry: Carry, weight: tf.Tensor | None) -> Any:
+    """Returns the outcome of fast weights, with a weight on its loss."""
+    outcome = task.outcome(parameters, carry)
+    if weight is None:
+        return outcome
+    return outcome._replace(loss=outcome.loss * tf.cast(weight, outcome.loss.dtype))
 
 
 def _differentiable(

@@ -22,7 +22,6 @@ The mathematics is in `convolution` and `normalization`.
 
 import contextlib
 import math
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.execution import convolution
+from keras_maml.execution.lending import Lent, lend, lending
 from keras_maml.execution.linear import add_bias, before_bias, matrix_product
 from keras_maml.execution.normalization import moments, standardize
 from keras_maml.execution.random import hashed_uniform
@@ -41,9 +41,6 @@ BatchStatistics = Literal["batch", "stored"]
 
 # How a trace will run: vectorised over tasks, task by task but compiled by XLA, or neither.
 Route = Literal["vectorized", "compiled", "plain"]
-
-# Held while forms are lent: one thread at a time borrows. Traces are short; compiling is outside.
-_lending = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -67,14 +64,14 @@ def differentiable_forms(
             Open a `keras.StatelessScope` around the call: they are written into the state that
             the scope hands on.
     """
-    with _lending, contextlib.ExitStack() as stack:
-        stack.enter_context(_lend(tf.nn, "moments", moments))
+    with lending, contextlib.ExitStack() as stack:
+        stack.enter_context(lend(tf.nn, "moments", moments))
         for layer in flatten_layers(model):
             form = _form_of(layer, _FORMS_OF_ROUTES[route]) or _form_of(layer, _FORMS)
             if isinstance(layer, keras.layers.BatchNormalization):
                 form = _bind(_normalize, layer, batch_statistics, write_statistics)
             if form is not None:
-                stack.enter_context(_lend(layer, "call", form))
+                stack.enter_context(lend(layer, "call", form))
         yield
 
 
@@ -89,7 +86,7 @@ def call_on_batch(model: keras.Model, x: Any, training: bool | None = None) -> A
         training: Whether dropout and its like are active.
     """
     borrowed = (vars(layer).get("call") for layer in batch_normalizations(model))
-    if any(isinstance(call, _Lent) and call.is_mine for call in borrowed):
+    if any(isinstance(call, Lent) and call.is_mine for call in borrowed):
         return model(x, training=training)
     with differentiable_forms(model, route="plain", write_statistics=False):
         return model(x, training=training)
@@ -116,10 +113,10 @@ def first_call(model: keras.Model, x: Any) -> tuple[Any, int]:
         0 without convolutions.
     """
     sizes = [0]
-    with _lending, contextlib.ExitStack() as stack, keras.StatelessScope():
+    with lending, contextlib.ExitStack() as stack, keras.StatelessScope():
         for layer in flatten_layers(model):
             if isinstance(layer, _CONVOLUTIONS):
-                stack.enter_context(_lend(layer, "call", _bind(_measure, layer, sizes)))
+                stack.enter_context(lend(layer, "call", _bind(_measure, layer, sizes)))
         predictions = call_on_batch(model, x)
     return predictions, max(sizes)
 
@@ -129,39 +126,6 @@ def _measure(layer, sizes, inputs):
     positions = math.prod(outputs.shape[1:]) // layer.filters
     sizes.append(positions * math.prod(layer.kernel.shape[:-1]) * outputs.dtype.size)
     return outputs
-
-
-class _Lent:
-    """Stands in for a callable attribute: another form for one thread, itself for the others."""
-
-    def __init__(self, own: Callable, form: Callable) -> None:
-        self._own, self._form, self._thread = own, form, threading.get_ident()
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether it is lent to the thread that asks."""
-        return self._thread == threading.get_ident()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._form if self.is_mine else self._own)(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _lend(owner: Any, name: str, form: Callable) -> Iterator[None]:
-    """Shadows a callable attribute of a layer or module, past Keras's own tracking of them."""
-    attributes = vars(owner)
-    had, before = name in attributes, attributes.get(name)
-    own = getattr(owner, name)
-    while isinstance(own, _Lent):  # what other threads get is never a lent form
-        own = own._own
-    attributes[name] = _Lent(own, form)
-    try:
-        yield
-    finally:
-        if had:
-            attributes[name] = before
-        else:
-            del attributes[name]
 
 
 def _form_of(layer: keras.layers.Layer, forms: dict[type, Callable]) -> Callable | None:

@@ -4,6 +4,7 @@
 tensors: assigning variables would cut the gradient.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from keras_maml.execution.forms import (
     batch_normalizations,
     differentiable_forms,
 )
+from keras_maml.execution.memo import Memo
 
 Tensors = list[tf.Tensor]
 
@@ -47,6 +49,7 @@ def forward(
     route: Route = "plain",
     batch_statistics: BatchStatistics = "batch",
     write_statistics: bool = False,
+    memo: Memo | None = None,
 ) -> Forward:
     """Calls a model with explicit weights and state; none of its variables changes.
 
@@ -59,6 +62,7 @@ def forward(
         route: See `forms.differentiable_forms`.
         batch_statistics: See `forms.differentiable_forms`.
         write_statistics: See `forms.differentiable_forms`.
+        memo: What layers computed in earlier calls with the same weights; None to remember nothing.
 
     Returns:
         The predictions, additional losses and next state, in the order of ``state``.
@@ -72,7 +76,9 @@ def forward(
     forms = differentiable_forms(
         model, route=route, batch_statistics=batch_statistics, write_statistics=write_statistics
     )
-    with forms, scope:
+    mode = training, batch_statistics, write_statistics
+    remembered = memo.lent(model, scope, mode) if memo else contextlib.nullcontext()
+    with forms, remembered, scope:
         predictions = model(x, training=training)
         # Not `model.losses`: it finds added losses by the id of a tensor, which a later trace
         # can reuse, and would then count a loss twice.
@@ -111,8 +117,25 @@ def is_seed(variable: keras.Variable) -> bool:
     return variable.name == "seed_generator_state"
 
 
+def is_step(variable: keras.Variable) -> bool:
+    """Whether a variable tells a layer the inner step, see `keras_maml.layers`."""
+    return variable.name == "inner_step"
+
+
+def at_step(variables: Sequence[keras.Variable], state: Tensors, step: int | tf.Tensor) -> Tensors:
+    """Tells layers the inner step: returns the state with the number in its place.
+
+    Args:
+        variables: See `state_variables`.
+        state: Their values.
+        step: The number of the step, counted from 0.
+    """
+    pairs = zip(variables, state, strict=True)
+    return [tf.cast(step, value.dtype) if is_step(v) else value for v, value in pairs]
+
+
 def state_variables(model: keras.Model) -> list[keras.Variable]:
-    """Returns what a task has of its own: random seeds, and statistics of batch normalisation.
+    """Returns what a task has of its own: random seeds, batch statistics, the inner step.
 
     Other variables that are not trained, those of frozen layers among them, are constants.
     """
@@ -122,7 +145,7 @@ def state_variables(model: keras.Model) -> list[keras.Variable]:
         for variable in layer.non_trainable_variables
     }
     variables = model.non_trainable_variables
-    return [v for v in variables if is_seed(v) or id(v) in statistics]
+    return [v for v in variables if is_seed(v) or is_step(v) or id(v) in statistics]
 
 
 def task_states(variables: Sequence[keras.Variable], numbers: tf.Tensor) -> Tensors:

@@ -1,20 +1,13 @@
 """The model that `MAML.adapt` returns."""
 
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_maml.execution import forms
-from keras_maml.execution.functional import Tensors, as_tensors, forward, state_variables
 from keras_maml.learners.low_rank import LowRankFactors
-from keras_maml.private_keras import flatten_layers
-
-# From tensors of all variables of a model and its inputs to its predictions.
-Program = Callable[[Tensors, Any], Any]
 
 
 class WrappedModel(keras.Model):
@@ -88,102 +81,3 @@ class TransductiveModel(WrappedModel):
         if not isinstance(x, tf.data.Dataset) and hasattr(keras.tree.flatten(x)[0], "shape"):
             batch_size = len(keras.tree.flatten(x)[0])
         return super().predict(x, batch_size=batch_size, **kwargs)
-
-
-def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
-    """Returns a program that adapted copies of a model share, for inputs of any number.
-
-    Args:
-        model: The model that they are copies of.
-        batch_normalization: ``"inductive"`` or ``"transductive"``, see `keras_maml.MAML`.
-    """
-    state = {id(variable) for variable in state_variables(model)}
-    variables = list(model.variables)
-
-    def predict(values: Tensors, x: Any) -> Any:
-        pairs = [*zip(variables, values, strict=True)]
-        result = forward(
-            model,
-            [(variable, value) for variable, value in pairs if id(variable) not in state],
-            [(variable, value) for variable, value in pairs if id(variable) in state],
-            x,
-            training=False,
-            batch_statistics="stored" if batch_normalization == "inductive" else "batch",
-        )
-        return result.predictions
-
-    return tf.function(predict, autograph=False, reduce_retracing=True)
-
-
-def share_prediction(adapted: keras.Model, copy: keras.Model, program: Program) -> None:
-    """Lets an adapted model predict arrays with a program that others have compiled before it.
-
-    Keras would trace every new model anew.
-
-    Args:
-        adapted: The model; its `predict` changes.
-        copy: It, or the copy that it wraps, with the variables that the program takes.
-        program: See `prediction_program`.
-    """
-    own = adapted.predict
-
-    def predict(x: Any, batch_size: int | None = None, verbose: Any = "auto", **kwargs: Any) -> Any:
-        arrays = not isinstance(x, tf.data.Dataset) and all(
-            isinstance(array, (np.ndarray, tf.Tensor)) for array in keras.tree.flatten(x)
-        )
-        if kwargs or verbose not in (0, "auto") or not arrays:
-            return own(x, batch_size=batch_size, verbose=verbose, **kwargs)
-        values, x = as_tensors(list(copy.variables)), as_tensors(x)
-        count = len(keras.tree.flatten(x)[0])
-        size = count if isinstance(adapted, TransductiveModel) else batch_size or 256
-        parts = [
-            program(values, keras.tree.map_structure(lambda t, i=i: t[i : i + size], x))
-            for i in range(0, count, size)
-        ]
-        return keras.tree.map_structure(lambda *outputs: np.concatenate(outputs), *parts)
-
-    vars(adapted)["predict"] = predict
-
-
-def copy_with_values(
-    model: keras.Model, x: Any, values: Sequence[tuple[keras.Variable, tf.Tensor]]
-) -> keras.Model:
-    """Copies a model and gives some variables of the copy other values.
-
-    Args:
-        model: A built model.
-        x: A few inputs, to build a subclassed model with.
-        values: Variables of the model, and what those of the copy are to hold.
-
-    Returns:
-        A model of the same class; the layers that were frozen are.
-
-    Raises:
-        ValueError: The model cannot be copied, because it is a subclass without `get_config`.
-    """
-    try:
-        copy = keras.models.clone_model(model)
-        if not copy.built:
-            copy(x)
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be copied: {error} Give it a get_config() that "
-            "returns the arguments of its constructor."
-        ) from error
-    others = {id(variable): value for variable, value in values}
-    for ours, theirs in zip(model.variables, copy.variables, strict=True):
-        theirs.assign(others.get(id(ours), ours))
-    for ours, theirs in zip(flatten_layers(model), flatten_layers(copy), strict=True):
-        if theirs.trainable != ours.trainable:
-            theirs.trainable = ours.trainable
-        if isinstance(theirs, (keras.layers.IntegerLookup, keras.layers.StringLookup)):
-            _copy_vocabulary(ours, theirs)
-        if isinstance(theirs, keras.layers.Normalization):
-            theirs.finalize_state()  # it computes with constants made from its weights
-    return copy
-
-
-def _copy_vocabulary(ours: keras.layers.Layer, theirs: keras.layers.Layer) -> None:
-    """Hands on a vocabulary that was learned from data: it is not among the weights."""
-    if theirs.vocabulary_size() != ours.vocabulary_size():
-        theirs.set_vocabulary(ours.get_vocabulary(include_special_tokens=False))

@@ -1,6 +1,7 @@
 """Keras models that are trained, evaluated and used on episodes."""
 
 import contextlib
+import copy
 import functools
 import os
 import pathlib
@@ -281,9 +282,15 @@ class EpisodicModel(WrappedModel):
                 validation_data, None, "validation_data", batch_size=size
             )
             _check_ends(validation_data, validation_steps, "validation_data", "validation_steps")
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
+        own = self.own_callbacks()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = copy.copy(callbacks)  # the caller's may be used again
+            callbacks.callbacks = [*own, *callbacks.callbacks]
+            callbacks.set_model(self)
+        else:
             given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
-            callbacks = [*(callback for callback in given if callback), StopOnNonFinite()]
+            given = [callback for callback in given if callback]
+            callbacks = [*own, *given, StopOnNonFinite()]
         with checks.input_errors():
             return super().fit(
                 training,
@@ -303,6 +310,7 @@ class EpisodicModel(WrappedModel):
         batch_size: int | None = None,
         *,
         sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
         steps: int | None = None,
         return_dict: bool = False,
         **kwargs: Any,
@@ -314,6 +322,7 @@ class EpisodicModel(WrappedModel):
             y: Must be None: the targets are in the episodes.
             batch_size: Tasks per meta-batch, of arrays.
             sample_weight: As in `fit`.
+            class_weight: As in `fit`.
             steps: As in `keras.Model.evaluate`.
             return_dict: Whether to return the results by name.
             **kwargs: ``verbose`` and ``callbacks``.
@@ -323,7 +332,8 @@ class EpisodicModel(WrappedModel):
         """
         if kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has prepared them
             return super().evaluate(x, steps=steps, return_dict=return_dict, **kwargs)
-        data = self._prepare(x, y, "evaluate", batch_size=batch_size, sample_weight=sample_weight)
+        weights = {"sample_weight": sample_weight, "class_weight": class_weight}
+        data = self._prepare(x, y, "evaluate", batch_size=batch_size, **weights)
         _check_ends(data, steps, "evaluate", "steps")
         with checks.input_errors():
             results = super().evaluate(data, steps=steps, return_dict=True, **kwargs)
@@ -569,6 +579,10 @@ class EpisodicModel(WrappedModel):
     def build_parts(self) -> None:
         """Builds what a learner trains besides the model, once that is built."""
 
+    def own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Returns what `fit` calls before the callbacks that it is given."""
+        return []
+
     @property
     def tasks(self) -> Tasks:
         """How the tasks of a meta-batch run."""
@@ -596,10 +610,18 @@ class EpisodicModel(WrappedModel):
         if self.run_eagerly:
             return self.run_step(step, *arguments)
         key = key, str(_spec_of(arguments))  # in less time than TensorFlow needs for it
-        if key not in self._compiled_functions:
+
+        def make() -> Callable:
             compiled = tf.function(functools.partial(self.run_step, step), autograph=False)
-            self._compiled_functions[key] = compiled.get_concrete_function(*arguments)
-        return self._compiled_functions[key](*arguments)
+            return compiled.get_concrete_function(*arguments)
+
+        return self.compiled_function(key, make)(*arguments)
+
+    def compiled_function(self, key: Any, make: Callable[[], Callable]) -> Callable:
+        """Returns what ``make()`` has made for a key since a setting changed."""
+        if key not in self._compiled_functions:
+            self._compiled_functions[key] = make()
+        return self._compiled_functions[key]
 
     def run_step(self, step: Callable, *arguments: Any) -> Any:
         """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`."""

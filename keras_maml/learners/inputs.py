@@ -84,6 +84,61 @@ def _episode(x: Any) -> Any:
     )
 
 
+def support_set(
+    x: Any, y: Any, sample_weight: Any = None, class_weight: dict[int, float] | None = None
+) -> Any:
+    """Returns one support set as a meta-batch of one task, with the weights of its examples.
+
+    Args:
+        x: Inputs, ``[examples, ...]`` or a nest of such.
+        y: Targets, likewise.
+        sample_weight: Weights of the examples, ``[examples]``.
+        class_weight: As in `meta_batches`.
+
+    Returns:
+        ``(x, y)``, or ``(x, y, weights)``, of tensors ``[1, examples, ...]``.
+
+    Raises:
+        ValueError: Arrays are malformed, or classes have weights and targets no classes.
+    """
+    given = (x, y) if sample_weight is None else (x, y, sample_weight)
+    support = keras.tree.map_structure(lambda array: array[None], tuple(map(arrays, given)))
+    if class_weight is None:
+        return support
+    return _with_class_weights(support, _table(class_weight))
+
+
+def with_query(x: Any) -> Any:
+    """Makes support sets alone, ``((x, y),)``, episodes that are measured by the support set.
+
+    Args:
+        x: As in `meta_batches`.
+
+    Returns:
+        The same, or episodes in the place of support sets.
+    """
+    if isinstance(x, (tuple, list)) and len(x) == 1:
+        return x[0], x[0]
+    if isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, tuple):
+        return x.map(lambda support: (support, support)) if len(x.element_spec) == 1 else x
+    return x
+
+
+def ways_of(support: Any) -> int | None:
+    """Returns how many classes the tasks of a meta-batch have; None where targets do not say.
+
+    Args:
+        support: The support sets ``(x, y)``, with integer or one-hot targets.
+    """
+    if not isinstance(support, (tuple, list)) or len(support) < 2 or not tf.is_tensor(support[1]):
+        return None
+    targets = support[1]
+    if targets.dtype.is_integer:
+        ways = int(tf.reduce_max(targets)) + 1
+        return ways if ways > 1 else None  # of one class, or made of a specification alone
+    return targets.shape[-1] if targets.shape.rank == 3 and targets.shape[-1] > 1 else None
+
+
 def arrays(nest: Any) -> Any:
     """Converts a nest of arrays as users have them to tensors: a list of numbers is one, too.
 

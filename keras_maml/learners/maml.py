@@ -9,12 +9,9 @@ import keras
 import tensorflow as tf
 
 from keras_maml import validation
-from keras_maml.algorithm import adapted_layers as layer_choice
-from keras_maml.algorithm import meta_gradients
 from keras_maml.algorithm.inner_loop import InnerLoop, Parameters, Task
-from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Objective, Outcome
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Outcome
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
-from keras_maml.execution.forms import Route, batch_normalizations
 from keras_maml.execution.functional import (
     Tensors,
     as_tensors,
@@ -27,22 +24,15 @@ from keras_maml.execution.functional import (
 from keras_maml.execution.linear import sum_tasks, unpack_gradient
 from keras_maml.execution.task_map import count_tasks, joined, map_sequentially
 from keras_maml.execution.tasks import Run
-from keras_maml.learners import inputs
-from keras_maml.learners.adapted import (
-    TransductiveModel,
-    copy_with_values,
-    prediction_program,
-    share_prediction,
-)
-from keras_maml.learners.episodic_model import EpisodicModel
-from keras_maml.learners.metrics import stateless_loss, stateless_result
+from keras_maml.learners import adaptation, inputs
+from keras_maml.learners.metrics import stateless_result
+from keras_maml.learners.parts import LearnerOfParts, meta_gradient_of
 from keras_maml.learners.settings import Setting
 from keras_maml.learners.without_xla import without_xla_where_it_fails
-from keras_maml.private_keras import replace_sublayer
 
 
 @keras.saving.register_keras_serializable(package="keras_maml")
-class MAML(EpisodicModel):
+class MAML(LearnerOfParts):
     """Learns an initialisation from which a few gradient steps solve a new task.
 
     An element of an episodes dataset is ``((x_support, y_support), (x_query, y_query))``, every
@@ -85,9 +75,12 @@ class MAML(EpisodicModel):
             set that no gradient needs.
         update_rule: How an inner step turns gradients into fast weights: one of
             `keras_maml.update_rules`, or a rule of one's own.
-        meta_gradient: ``"exact"``, ``"first_order"``, or one of `keras_maml.meta_gradients`.
+        meta_gradient: ``"exact"``, ``"first_order"``, ``"reptile"``, ``"implicit"``, or one of
+            `keras_maml.meta_gradients`.
         adapted_layers: What the inner loop adapts: ``"all"``, ``"head"`` (ANIL), ``"body"``
             (BOIL), or layers or their names. Other trainable layers are meta-trained only.
+        query_loss: ``"last"``, the loss after the last inner step, or one of
+            `keras_maml.query_losses`: then ``loss`` in `fit` is what that makes of all steps.
         **kwargs: Passed on to `keras.Model`, such as ``name``.
 
     Raises:
@@ -111,10 +104,7 @@ class MAML(EpisodicModel):
 
     inner_steps = Setting(validation.check_count)
     evaluation_steps = Setting(validation.check_count)
-    batch_normalization = Setting(validation.one_of(BATCH_NORMALIZATIONS))
     measure_before = Setting(validation.check_flag)
-    adapted_layers = Setting(layer_choice.check)
-    _meta_gradient = Setting(lambda name, value: None)  # see the property
 
     def __init__(
         self,
@@ -132,6 +122,7 @@ class MAML(EpisodicModel):
         update_rule: UpdateRule | None = None,
         meta_gradient: Any = None,
         adapted_layers: str | Sequence = "all",
+        query_loss: Any = "last",
         **kwargs: Any,
     ) -> None:
         super().__init__(model, task_map=task_map, task_chunk=task_chunk, **kwargs)
@@ -140,104 +131,20 @@ class MAML(EpisodicModel):
         self.batch_normalization = batch_normalization
         self.measure_before = measure_before
         self.adapted_layers = adapted_layers
-        self.meta_gradient = _meta_gradient(meta_gradient, first_order, rematerialize)
+        self.meta_gradient = meta_gradient_of(meta_gradient, first_order, rematerialize)
         if update_rule is not None and inner_learning_rate is not None:
             raise ValueError("Give either inner_learning_rate or update_rule, not both.")
         if update_rule is None:
             rate = 0.01 if inner_learning_rate is None else inner_learning_rate
             update_rule = GradientDescent(rate)
         self.update_rule = update_rule
+        self.query_loss = query_loss
         self._gradient_norm = keras.metrics.Mean("gradient_norm")
-
-    # --- settings -----------------------------------------------------------------------------
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute; another update rule takes the place of the one before."""
-        if name == "update_rule":  # Keras would refuse a new layer once the learner is built
-            self._replace_update_rule(value)
-        else:
-            super().__setattr__(name, value)
-
-    @property
-    def update_rule(self) -> UpdateRule:
-        """How an inner step turns gradients into fast weights."""
-        return self.__dict__["_update_rule"]
-
-    @property
-    def inner_learning_rate(self) -> Any:
-        """The rate of plain gradient descent; None for other update rules."""
-        rule = self.update_rule
-        return rule.learning_rate if type(rule) is GradientDescent else None
-
-    @inner_learning_rate.setter
-    def inner_learning_rate(self, rate: Any) -> None:
-        self.update_rule = GradientDescent(rate)
-
-    @property
-    def meta_gradient(self) -> meta_gradients.MetaGradient:
-        """How the outcome after adaptation is differentiated."""
-        return self._meta_gradient
-
-    @meta_gradient.setter
-    def meta_gradient(self, meta_gradient: Any) -> None:
-        self._meta_gradient = meta_gradients.get(meta_gradient)
-
-    @property
-    def first_order(self) -> bool:
-        """Whether the inner gradient is stopped."""
-        return self.meta_gradient.first_order
-
-    @first_order.setter
-    def first_order(self, first_order: bool) -> None:
-        self.meta_gradient = _meta_gradient(None, first_order, self.rematerialize)
-
-    @property
-    def rematerialize(self) -> bool:
-        """Whether the inner steps are computed again for the meta-gradient."""
-        return getattr(self.meta_gradient, "rematerialize", False)
-
-    @rematerialize.setter
-    def rematerialize(self, rematerialize: bool) -> None:
-        self.meta_gradient = _meta_gradient(None, self.first_order, rematerialize)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the learner's settings, the wrapped model included."""
-        plain = type(self.update_rule) is GradientDescent
-        rate = self.update_rule.get_config()["learning_rate"] if plain else None
-        rule = None if plain else keras.saving.serialize_keras_object(self.update_rule)
-        return {
-            **super().get_config(),
-            "inner_learning_rate": rate,
-            "inner_steps": self.inner_steps,
-            "evaluation_steps": self.evaluation_steps,
-            "batch_normalization": self.batch_normalization,
-            "measure_before": self.measure_before,
-            "update_rule": rule,
-            "meta_gradient": keras.saving.serialize_keras_object(self.meta_gradient),
-            "adapted_layers": layer_choice.names_of(self.adapted_layers),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None):
-        """Builds the learner from `get_config`."""
-        rule = keras.saving.deserialize_keras_object(config.get("update_rule"), custom_objects)
-        return super().from_config({**config, "update_rule": rule}, custom_objects)
-
-    def _replace_update_rule(self, rule: UpdateRule) -> None:
-        if not isinstance(rule, UpdateRule):
-            raise ValueError(
-                "update_rule must be one of keras_maml.update_rules, or an object of a subclass of "
-                f"keras_maml.update_rules.UpdateRule, got {rule!r}."
-            )
-        replace_sublayer(self, self.__dict__.get("_update_rule"), rule)
-        self.__dict__["_update_rule"] = rule
-        if self.model.built:  # what the rule learns is there before weights are loaded
-            self.build_parts()
-        self.forget_programs()
-
-    def build_parts(self) -> None:
-        """Builds the update rule."""
-        self.partition()
+        names = ("inner_steps", "evaluation_steps", "measure_before")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     # --- the steps of training, evaluation and prediction ---------------------------------------
 
@@ -288,10 +195,19 @@ class MAML(EpisodicModel):
         theta, tasks = self.parameters(), count_tasks(episodes)
         objective = self.objective(training=True, route=run.route)
         rule, steps = self.update_rule, self.inner_steps
+        last_only = self._last_only or not steps
+        step_weights = None if last_only else self.query_loss.step_weights(steps)
 
         def of_slice(elements: Any) -> Any:
             before, after, gradients, states = self.meta_gradient(
-                run, objective.task, rule, steps, theta, *elements, measure_before=measure_before
+                run,
+                objective.task,
+                rule,
+                steps,
+                theta,
+                *elements,
+                measure_before=measure_before,
+                step_weights=step_weights,
             )
             shares = [
                 unpack_gradient(sum_tasks(gradient), weight.shape)[None]
@@ -344,8 +260,8 @@ class MAML(EpisodicModel):
             query: The query sets, likewise.
 
         Returns:
-            The mean query loss after adaptation, and its gradient with respect to each of
-            `trainable_variables`, as `meta_gradient` says.
+            The mean query loss after adaptation, of the steps that `query_loss` says, and its
+            gradient with respect to each of `trainable_variables`, as `meta_gradient` says.
 
         Raises:
             ValueError: The learner is not compiled, or the episode is malformed.
@@ -383,6 +299,8 @@ class MAML(EpisodicModel):
         steps: int | None = None,
         *,
         batch_normalization: str = "inductive",
+        sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
     ) -> keras.Model:
         """Adapts to one task; the learner itself does not change.
 
@@ -396,6 +314,8 @@ class MAML(EpisodicModel):
                 statistics of the support set, so that the prediction for one example does not
                 depend on others; whatever the learner was trained with. ``"transductive"``: by
                 those of the batch at hand, as a transductive learner is evaluated.
+            sample_weight: Weights of the examples, ``[examples]``.
+            class_weight: Weights of the examples of each class, by number.
 
         Returns:
             A new model, compiled with the learner's loss and metrics: a copy of the wrapped model
@@ -408,41 +328,10 @@ class MAML(EpisodicModel):
         steps = self.evaluation_steps if steps is None else steps
         validation.check_count("steps", steps)
         validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
-        support = tuple(map(inputs.arrays, (x_support, y_support)))
-        batch = keras.tree.map_structure(lambda tensor: tensor[None], support)
-        self._check_arrays(batch, batch, "adapt")
-        if self.run_eagerly:
-            fast, state = self._adapt_to_one(support, tf.constant(steps))
-        else:
-            spec = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in tf.nest.flatten(support)]
-            key = "adapt", str(tf.nest.pack_sequence_as(support, spec))
-            if key not in self._compiled_functions:
-                self._compiled_functions[key] = tf.function(
-                    self._adapt_to_one, autograph=False
-                ).get_concrete_function(
-                    tf.nest.pack_sequence_as(support, spec), tf.TensorSpec([], tf.int32)
-                )
-            fast, state = self._compiled_functions[key](support, tf.constant(steps))
-        values = [*zip(self.partition().initial, fast, strict=True)]
-        if batch_normalization == "inductive":
-            values += zip(state_variables(self.model), state, strict=True)
-        copy = copy_with_values(self.model, support[0], values)
-        transductive = batch_normalization == "transductive" and batch_normalizations(copy)
-        adapted = TransductiveModel(copy) if transductive else copy
-        adapted.compile(**self.compile_arguments())
-        key = "predict", batch_normalization
-        if key not in self._compiled_functions:
-            self._compiled_functions[key] = prediction_program(self.model, batch_normalization)
-        share_prediction(adapted, copy, self._compiled_functions[key])
-        return adapted
-
-    def _adapt_to_one(self, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
-        """Returns the fast weights of one task and its state, for any number of examples."""
-        theta, task = self.parameters(), self.objective().task(support)
-        state = as_tensors(state_variables(self.model))
-        carry = InnerLoop(self.update_rule, steps).adapt(task, theta, state)
-        carry = task.with_statistics(theta, carry)
-        return carry.fast, carry.state
+        support = inputs.support_set(x_support, y_support, sample_weight, class_weight)
+        self._check_arrays(support, support, "adapt")
+        support = keras.tree.map_structure(lambda array: array[0], support)
+        return adaptation.adapted_model(self, support, steps, batch_normalization)
 
     @without_xla_where_it_fails
     def trajectories(
@@ -488,6 +377,12 @@ class MAML(EpisodicModel):
         key = "trajectories", batch_normalization, steps
         return self.call_compiled(key, compute, *episode)
 
+    def citation(self) -> None:
+        """Prints the BibTeX entries of what this learner uses."""
+        from keras_maml.learners.citation import entries  # read when asked for
+
+        print("\n\n".join(entries(self)))
+
     def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
         """Writes a SavedModel for serving; see `keras_maml.serving.export.export`."""
         from keras_maml.serving.export import export  # a room above this one
@@ -495,32 +390,6 @@ class MAML(EpisodicModel):
         export(self, filepath, **kwargs)
 
     # --- inside -----------------------------------------------------------------------------
-
-    def partition(self) -> Parameters:
-        """Returns all variables by what becomes of them, each task's own state left out."""
-        return layer_choice.partition(self.model, self.adapted_layers, self.update_rule)
-
-    def parameters(self) -> Parameters:
-        """Returns the values of `partition`."""
-        return layer_choice.values_of(self.partition())
-
-    def objective(
-        self,
-        *,
-        training: bool = False,
-        route: Route = "plain",
-        batch_normalization: str | None = None,
-    ) -> Objective:
-        """Returns the losses of tasks, as functions of the parameters."""
-        return Objective(
-            self.model,
-            self.partition(),
-            state_variables(self.model),
-            functools.partial(stateless_loss, self._compile_loss),
-            batch_normalization or self.batch_normalization,
-            training,
-            route,
-        )
 
     def _map_tasks(
         self,
@@ -558,20 +427,3 @@ class MAML(EpisodicModel):
         by_variable = {id(variable): gradient for variable, gradient in pairs}
         gradients = [by_variable[id(variable)] for variable in self.trainable_variables]
         return *joined([*zip(before, after, strict=True)]), gradients, states[0]
-
-
-def _meta_gradient(
-    meta_gradient: Any, first_order: bool, rematerialize: bool
-) -> meta_gradients.MetaGradient:
-    """Returns the meta-gradient that the settings stand for."""
-    validation.check_flag("first_order", first_order)
-    validation.check_flag("rematerialize", rematerialize)
-    if meta_gradient is None:
-        kind = meta_gradients.FirstOrder if first_order else meta_gradients.Exact
-        return kind(rematerialize=rematerialize)
-    if first_order or rematerialize:
-        raise ValueError(
-            "Give either meta_gradient or first_order and rematerialize, not both: such as "
-            "meta_gradient=keras_maml.meta_gradients.FirstOrder(rematerialize=True)."
-        )
-    return meta_gradients.get(meta_gradient)

@@ -257,13 +257,17 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         return policy
 
     @property
+    def learned_variables(self) -> list[Any]:
+        """What training makes better: the model's variables and the update rule's."""
+        return [*self.model.variables, *self._objective.update_rule.variables]
+
+    @property
     def saved_variables(self) -> list[Any]:
         """Everything a training run must save to go on: weights, optimizer, counters."""
         optimizer = [] if self._optimizer is None else self._optimizer.variables
         training = [*optimizer, *self._average_gradient]
-        rule = self._objective.update_rule.variables
         counters = [self.train_step_counter, self.skipped_steps]
-        return [*self.model.variables, *rule, *training, *counters]
+        return [*self.learned_variables, *training, *counters]
 
     def _initialize(self) -> None:
         self.reset_adaptation()

@@ -7,11 +7,17 @@ import rl_zoo
 import tensorflow as tf
 from rl_zoo import draw, equal, make_agent, make_sampler, values
 
-from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
+from keras_maml.algorithm.update_rules import (
+    GradientDescent,
+    MetaSGD,
+    PerLayerPerStep,
+    UpdateRule,
+)
 from keras_maml.rl import (
     Proximal,
     TrustRegion,
     categorical,
+    environments,
     evaluate,
     gaussian_policy,
     meta_iteration,
@@ -231,6 +237,33 @@ def test_it_goes_on_from_what_it_saved_bit_for_bit(environment):
     skipped = first.saved_variables
     assert equal(before[:-2], skipped[:-2])  # weights, Adam's moments and its step
     assert skipped[-1].numpy() == 1 and skipped[-2].numpy() == before[-2] + 1
+
+
+@pytest.mark.parametrize("rule", [MetaSGD, PerLayerPerStep])
+def test_learned_rates_of_a_head_are_trained_on_navigation_and_saved(rule):
+    settings = {"adapted_layers": "head", "outer": TrustRegion(max_kl=MAX_KL, damping=0.1)}
+    vector = environments.TaskVectorEnv("Navigation2D-v0", 8, horizon=4)
+    environment = environments.TaskPyEnvironment(vector)
+    agents, samplers = [], []
+    for _ in range(2):
+        model = gaussian_policy(2, 2, (3,), activation="tanh", seed=0)
+        agents.append(make_agent(environment, model, update_rule=rule(0.5), **settings))
+        samplers.append(make_sampler(agents[-1], environment))
+    first, second = agents
+    goals = np.array([[0.4, 0.1], [-0.3, 0.2]])
+    start = values(first.learned_variables)
+    info, _ = meta_iteration(first, samplers[0], goals, 0, 0)
+    assert info.extra.accepted and info.extra.loss_after < info.extra.loss_before
+    assert len(first.collect_policy.fast_weights) == 3  # of the mean, and the deviations
+    learned = first.learned_variables
+    assert len(learned) == 5 + 3
+    for before, variable in zip(start, learned, strict=True):
+        assert not equal(before, variable), variable.path  # the body and the rates, too
+    for variable, value in zip(second.saved_variables, values(first.saved_variables), strict=True):
+        variable.assign(value)
+    pairs = zip(agents, samplers, strict=True)
+    infos = [meta_iteration(agent, sampler, goals, 0, 1) for agent, sampler in pairs]
+    np.testing.assert_allclose(values(infos[1]), values(infos[0]), rtol=1e-4, atol=1e-6)
 
 
 def test_trust_region_optimisation_without_inner_steps():

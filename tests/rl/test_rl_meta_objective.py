@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from keras_maml.algorithm.update_rules import GradientDescent
+from keras_maml.algorithm.update_rules import GradientDescent, MetaSGD
 from keras_maml.rl.advantages import Transitions
 from keras_maml.rl.meta_objective import MetaObjective
 from keras_maml.rl.policy import categorical, gaussian_policy
@@ -125,7 +125,7 @@ def inner_gradient(theta, stage, factors):
     )
 
 
-def adapt(theta, stages, *, likelihood_ratio=False, first_order=False):
+def adapt(theta, stages, *, rates=RATE, likelihood_ratio=False, first_order=False):
     """The weights at every stage; where a gradient stops, `THETA` takes the place of theta."""
     path, anchors = [theta], [THETA]
     for stage in stages[:-1]:
@@ -136,8 +136,8 @@ def adapt(theta, stages, *, likelihood_ratio=False, first_order=False):
                 old = log_likelihood(anchors[-1], stage)
                 factors = factors * np.exp(log_likelihood(here, stage) - old)
             gradients.append(inner_gradient(here, stage, factors))
-        anchors.append(anchors[-1] - RATE * gradients[1])
-        path.append(path[-1] - RATE * gradients[1 if first_order else 0])
+        anchors.append(anchors[-1] - rates * gradients[1])
+        path.append(path[-1] - rates * gradients[1 if first_order else 0])
     return path
 
 
@@ -262,6 +262,17 @@ def test_the_clipped_loss_is_that_of_proximal_policy_optimisation():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def fisher_matrix(adapted, theta, stage):
+    """The full Fisher matrix of the weights that ``adapted(theta)`` gives."""
+    # With respect to means and logarithms of deviations the Fisher matrix is diagonal.
+    shares = (stage.weights / stage.weights.sum())[:, None]
+    metric = shares / np.exp(2 * adapted(theta)[-2:])
+    jacobian = derivative(lambda x: policy(adapted(x), stage.observations)[0], theta)
+    log_std_jacobian = derivative(adapted, theta)[-2:]
+    of_means = np.einsum("tai,ta,taj->ij", jacobian, metric, jacobian)
+    return of_means + 2 * log_std_jacobian.T @ log_std_jacobian
+
+
 @pytest.mark.parametrize("name", ["one step", "first order"])
 def test_products_with_the_hessian_equal_the_full_fisher_matrix(name):
     case = CASES[name]
@@ -273,18 +284,34 @@ def test_products_with_the_hessian_equal_the_full_fisher_matrix(name):
         def adapted(theta, own=own):
             return adapt(theta, own, first_order=case.get("first_order", False))[-1]
 
-        def means(theta, own=own, adapted=adapted):
-            return policy(adapted(theta), own[-1].observations)[0]
+        fishers.append(fisher_matrix(adapted, THETA, own[-1]))
+    np.testing.assert_allclose(found, np.mean(fishers, 0), rtol=1e-6, atol=1e-8)
 
-        # With respect to means and logarithms of deviations the Fisher matrix is diagonal.
-        shares = (own[-1].weights / own[-1].weights.sum())[:, None]
-        metric = shares / np.exp(2 * adapted(THETA)[-2:])
-        jacobian = derivative(means, THETA)
-        log_std_jacobian = derivative(adapted, THETA)[-2:]
-        fishers.append(
-            np.einsum("tai,ta,taj->ij", jacobian, metric, jacobian)
-            + 2 * log_std_jacobian.T @ log_std_jacobian
-        )
+
+def test_with_learned_rates_the_products_are_exact_for_weights_and_rates():
+    count = len(THETA)
+    rates = RATE * np.random.default_rng(8).uniform(0.5, 1.5, count)
+    both = np.concatenate([THETA, rates])
+    objective = PolicyObjective(gaussian_policy(2, 2, (3,), activation="tanh"), MetaSGD(RATE))
+    meta = MetaObjective(objective, tensors(make_stages(2)))
+    assert [tuple(v.shape) for v in objective.variables().trained] == SHAPES * 2
+
+    def of_both(vector):
+        return [*tensors(arrays(vector[:count])), *tensors(arrays(vector[count:]))]
+
+    @functools.partial(tf.function, autograph=False)
+    def product(weights, vector):
+        return dataclasses.replace(meta, old=meta.outputs(weights)).kl_hessian(weights, vector)
+
+    found = [flat(product(of_both(both), of_both(unit))) for unit in np.eye(2 * count)]
+    fishers = []
+    for task in range(TASKS):
+        own = of_task(make_stages(2), task)
+
+        def adapted(both, own=own):
+            return adapt(both[:count], own, rates=both[count:])[-1]
+
+        fishers.append(fisher_matrix(adapted, both, own[-1]))
     np.testing.assert_allclose(found, np.mean(fishers, 0), rtol=1e-6, atol=1e-8)
 
 

@@ -1,0 +1,43 @@
+"""Lending: a layer's call is another one for the thread that borrows it, for a while."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# Held while forms are lent: one thread at a time borrows. Traces are short; compiling is outside.
+lending = threading.RLock()
+
+
+class Lent:
+    """Stands in for a callable attribute: another form for one thread, itself for the others."""
+
+    def __init__(self, own: Callable, form: Callable) -> None:
+        self._own, self._form, self._thread = own, form, threading.get_ident()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it is lent to the thread that asks."""
+        return self._thread == threading.get_ident()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls what the thread that asks has."""
+        return (self._form if self.is_mine else self._own)(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def lend(owner: Any, name: str, form: Callable) -> Iterator[None]:
+    """Shadows a callable attribute of a layer or module, past Keras's own tracking of them."""
+    attributes = vars(owner)
+    had, before = name in attributes, attributes.get(name)
+    own = getattr(owner, name)
+    while isinstance(own, Lent):  # what other threads get is never a lent form
+        own = own._own
+    attributes[name] = Lent(own, form)
+    try:
+        yield
+    finally:
+        if had:
+            attributes[name] = before
+        else:
+            del attributes[name]

@@ -1,0 +1,178 @@
+"""From a learner and the support set of one task to a model of its own.
+
+A copy of the wrapped model takes the fast weights; all copies predict with one program.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_maml.algorithm.inner_loop import InnerLoop
+from keras_maml.execution.forms import batch_normalizations
+from keras_maml.execution.functional import (
+    Tensors,
+    as_tensors,
+    forward,
+    is_step,
+    state_variables,
+)
+from keras_maml.learners.adapted import TransductiveModel
+from keras_maml.private_keras import flatten_layers
+
+# From tensors of all variables of a model and its inputs to its predictions.
+Program = Callable[[Tensors, Any], Any]
+
+
+def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: str) -> keras.Model:
+    """Adapts to one task; see `keras_maml.MAML.adapt`.
+
+    Args:
+        learner: A compiled `keras_maml.MAML`, built for the support set.
+        support: The support set ``(x, y)``, tensors ``[examples, ...]``, with sample weights as an
+            optional third.
+        steps: The number of inner steps.
+        batch_normalization: How the model normalises, ``"inductive"`` or ``"transductive"``.
+
+    Returns:
+        The adapted copy of the learner's model, compiled as the learner is.
+    """
+    fast, state = _adapt(learner, support, tf.constant(steps))
+    values = [*zip(learner.partition().initial, fast, strict=True)]
+    inductive = batch_normalization == "inductive"
+    pairs = zip(state_variables(learner.model), state, strict=True)
+    values += [(variable, value) for variable, value in pairs if inductive or is_step(variable)]
+    copy = copy_with_values(learner.model, support[0], values)
+    adapted = copy if inductive or not batch_normalizations(copy) else TransductiveModel(copy)
+    adapted.compile(**learner.compile_arguments())
+    program = learner.compiled_function(
+        ("predict", batch_normalization),
+        lambda: prediction_program(learner.model, batch_normalization),
+    )
+    share_prediction(adapted, copy, program)
+    return adapted
+
+
+def _adapt(learner: Any, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
+    """Returns the fast weights of one task and its state."""
+
+    def adapt(support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
+        theta, task = learner.parameters(), learner.objective().task(support)
+        state = as_tensors(state_variables(learner.model))
+        carry = InnerLoop(learner.update_rule, steps).adapt(task, theta, state)
+        carry = task.with_statistics(theta, carry)
+        return carry.fast, carry.state
+
+    if learner.run_eagerly:
+        return adapt(support, steps)
+    spec = keras.tree.map_structure(  # for any number of examples
+        lambda array: tf.TensorSpec([None, *array.shape[1:]], array.dtype), support
+    )
+    program = learner.compiled_function(
+        ("adapt", str(spec)),
+        lambda: tf.function(adapt, autograph=False).get_concrete_function(
+            spec, tf.TensorSpec([], tf.int32)
+        ),
+    )
+    return program(support, steps)
+
+
+def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
+    """Returns a program that adapted copies of a model share, for inputs of any number.
+
+    Args:
+        model: The model that they are copies of.
+        batch_normalization: ``"inductive"`` or ``"transductive"``, see `keras_maml.MAML`.
+    """
+    state = {id(variable) for variable in state_variables(model)}
+    variables = list(model.variables)
+
+    def predict(values: Tensors, x: Any) -> Any:
+        pairs = [*zip(variables, values, strict=True)]
+        result = forward(
+            model,
+            [(variable, value) for variable, value in pairs if id(variable) not in state],
+            [(variable, value) for variable, value in pairs if id(variable) in state],
+            x,
+            training=False,
+            batch_statistics="stored" if batch_normalization == "inductive" else "batch",
+        )
+        return result.predictions
+
+    return tf.function(predict, autograph=False, reduce_retracing=True)
+
+
+def share_prediction(adapted: keras.Model, copy: keras.Model, program: Program) -> None:
+    """Lets an adapted model predict arrays with a program that others have compiled before it.
+
+    Keras would trace every new model anew.
+
+    Args:
+        adapted: The model; its `predict` changes.
+        copy: It, or the copy that it wraps, with the variables that the program takes.
+        program: See `prediction_program`.
+    """
+    own = adapted.predict
+
+    def predict(x: Any, batch_size: int | None = None, verbose: Any = "auto", **kwargs: Any) -> Any:
+        arrays = not isinstance(x, tf.data.Dataset) and all(
+            isinstance(array, (np.ndarray, tf.Tensor)) for array in keras.tree.flatten(x)
+        )
+        if kwargs or verbose not in (0, "auto") or not arrays:
+            return own(x, batch_size=batch_size, verbose=verbose, **kwargs)
+        values, x = as_tensors(list(copy.variables)), as_tensors(x)
+        count = len(keras.tree.flatten(x)[0])
+        size = count if isinstance(adapted, TransductiveModel) else batch_size or 256
+        parts = [
+            program(values, keras.tree.map_structure(lambda t, i=i: t[i : i + size], x))
+            for i in range(0, count, size)
+        ]
+        return keras.tree.map_structure(lambda *outputs: np.concatenate(outputs), *parts)
+
+    vars(adapted)["predict"] = predict
+
+
+def copy_with_values(
+    model: keras.Model, x: Any, values: Sequence[tuple[keras.Variable, tf.Tensor]]
+) -> keras.Model:
+    """Copies a model and gives some variables of the copy other values.
+
+    Args:
+        model: A built model.
+        x: A few inputs, to build a subclassed model with.
+        values: Variables of the model, and what those of the copy are to hold.
+
+    Returns:
+        A model of the same class; the layers that were frozen are.
+
+    Raises:
+        ValueError: The model cannot be copied, because it is a subclass without `get_config`.
+    """
+    try:
+        copy = keras.models.clone_model(model)
+        if not copy.built:
+            copy(x)
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied: {error} Give it a get_config() that "
+            "returns the arguments of its constructor."
+        ) from error
+    others = {id(variable): value for variable, value in values}
+    for ours, theirs in zip(model.variables, copy.variables, strict=True):
+        theirs.assign(others.get(id(ours), ours))
+    for ours, theirs in zip(flatten_layers(model), flatten_layers(copy), strict=True):
+        if theirs.trainable != ours.trainable:
+            theirs.trainable = ours.trainable
+        if isinstance(theirs, (keras.layers.IntegerLookup, keras.layers.StringLookup)):
+            _copy_vocabulary(ours, theirs)
+        if isinstance(theirs, keras.layers.Normalization):
+            theirs.finalize_state()  # it computes with constants made from its weights
+    return copy
+
+
+def _copy_vocabulary(ours: keras.layers.Layer, theirs: keras.layers.Layer) -> None:
+    """Hands on a vocabulary that was learned from data: it is not among the weights."""
+    if theirs.vocabulary_size() != ours.vocabulary_size():
+        theirs.set_vocabulary(ours.get_vocabulary(include_special_tokens=False))
