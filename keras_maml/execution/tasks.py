@@ -180,7 +180,10 @@ class Tasks:
     ) -> Any:
         if tf.executing_eagerly():
             return step(Run("plain", self.task_chunk), *arguments)
-        if self.run_at_once(examples):
+        # One task at once is one in turns, in the layers' own operations and traced in less time.
+        one = all(array.shape[:1] == [1] for array in tf.nest.flatten(arguments))
+        in_turns = one and self.mode == "auto" and not jit_compile
+        if self.run_at_once(examples) and not in_turns:
             at_once = Run("vectorized", self.task_chunk)
 
             def whole(*arguments: Any) -> Any:

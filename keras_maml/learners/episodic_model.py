@@ -588,13 +588,19 @@ class EpisodicModel(WrappedModel):
             self._compiled_functions[key] = compiled.get_concrete_function(*arguments)
         return self._compiled_functions[key](*arguments)
 
-    def run_step(self, step: Callable, *arguments: Any) -> Any:
-        """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`."""
+    def run_step(self, step: Callable, *arguments: Any, jit_compile: bool = True) -> Any:
+        """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`.
+
+        Args:
+            step: The step.
+            *arguments: Nests of tensors ``[tasks, examples, ...]``.
+            jit_compile: Whether XLA compiles the step if the learner is compiled so.
+        """
         sizes = [array.shape[1] for array in keras.tree.flatten(arguments)]
         return self.tasks.call(
             step,
             *arguments,
-            jit_compile=self.jit_compile and not self.run_eagerly,
+            jit_compile=jit_compile and self.jit_compile and not self.run_eagerly,
             examples=None if None in sizes else max(sizes),
         )
 

@@ -1,0 +1,215 @@
+"""The server answers as the learner does, and whatever a client sends, it is never its fault."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import zoo
+
+from keras_maml import MAML
+from keras_maml.serving.personalization import Personalizer
+
+pytest.importorskip("starlette", reason="needs the extra serving")
+pytest.importorskip("httpx", reason="starlette's test client needs httpx")
+
+from starlette.testclient import TestClient
+
+from keras_maml.serving import server
+
+
+@pytest.fixture(scope="module")
+def learner():
+    keras.utils.set_random_seed(0)
+    case = zoo.CASES["dense"]
+    learner = MAML(case.build(), 0.2, 2)
+    learner.compile("sgd", case.loss, run_eagerly=True)
+    learner.predict(zoo.episodes(case), verbose=0)
+    return learner
+
+
+@pytest.fixture(scope="module")
+def personalizer(learner):
+    return Personalizer(learner)
+
+
+@pytest.fixture
+def client(personalizer):
+    return TestClient(server.create_app(personalizer), raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def episode(learner):
+    (x, y), (x_query, y_query) = zoo.episodes(zoo.CASES["dense"])
+    expected = learner.predict(((x, y), (x_query, y_query)), verbose=0)
+    columns = {"x_support": x, "y_support": y, "x_query": x_query}
+    return {name: value.numpy().tolist() for name, value in columns.items()}, expected
+
+
+def ask(client, **body):
+    return client.post("/v1/models/learner:predict", json=body)
+
+
+def test_rows_and_columns_are_answered_as_tensorflow_serving_does(client, episode):
+    columns, expected = episode
+    answer = ask(client, signature_name="adapt_and_predict", inputs=columns)
+    np.testing.assert_allclose(answer.json()["outputs"], expected, rtol=0, atol=1e-5)
+    rows = [{name: value[i] for name, value in columns.items()} for i in range(3)]
+    answer = client.post(
+        "/v1/models/learner/versions/1:predict",
+        json={"signature_name": "adapt_and_predict", "instances": rows},
+    )
+    np.testing.assert_allclose(answer.json()["predictions"], expected, rtol=0, atol=1e-5)
+    x = columns["x_query"][0]
+    by_row, by_column = ask(client, instances=x).json(), ask(client, inputs=x).json()
+    assert by_row["predictions"] == by_column["outputs"]
+    assert len(by_row["predictions"]) == 5
+
+
+def test_customers_adapt_predict_and_are_forgotten(client, episode):
+    columns, expected = episode
+    for name, i in (("ada", 0), ("b%20ob", 1)):
+        body = {"x": columns["x_support"][i], "y": columns["y_support"][i]}
+        assert client.post(f"/v1/customers/{name}/adapt", json=body).status_code == 200
+    for name, i in (("ada", 0), ("b%20ob", 1)):
+        answer = client.post(f"/v1/customers/{name}/predict", json={"x": columns["x_query"][i]})
+        np.testing.assert_allclose(answer.json()["predictions"], expected[i], rtol=0, atol=1e-5)
+    assert client.get("/v1/customers").json() == {"customers": ["ada", "b ob"]}
+    assert client.delete("/v1/customers/ada").status_code == 200
+    assert client.delete("/v1/customers/ada").status_code == 404
+    answer = client.post("/v1/customers/ada/predict", json={"x": columns["x_query"][0]})
+    assert answer.status_code == 404 and "call adapt before" in answer.json()["error"]
+    client.delete("/v1/customers/b%20ob")
+
+
+MALFORMED = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff",
+    b"[" * 100_000,
+    b"{}",
+    b'{"instances": [], "inputs": []}',
+    b'{"instances": []}',
+    b'{"instances": 3}',
+    b'{"instances": [[1, 2]]}',
+    b'{"instances": [[1, 2, "a"]]}',
+    b'{"instances": [[1, 2, null]]}',
+    b'{"instances": [[1, 2, NaN]]}',
+    b'{"instances": [[1, 2, 1e400]]}',
+    b'{"instances": [[1, 2, 3], [1, 2]]}',
+    b'{"instances": [{"y": [1, 2, 3]}]}',
+    b'{"inputs": {"x": {"a": 1}}}',
+    b'{"inputs": 123456789012345678901234567890}',
+    b'{"signature_name": 3, "inputs": 1}',
+    b'{"signature_name": ["a"], "inputs": 1}',
+    b'{"signature_name": "fly", "inputs": 1}',
+    b'{"signature_name": "adapt", "inputs": [[[1, 2, 3]]]}',
+    b'{"signature_name": "predict_with", "inputs": {"x": [[[1, 2, 3]]], "weights": [[1]]}}',
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
+@pytest.mark.parametrize("path", ["models/learner:predict", "customers/a/adapt"])
+def test_malformed_requests_are_the_clients_fault_and_say_why(client, path, body):
+    answer = client.post(f"/v1/{path}", content=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]
+
+
+def test_what_is_too_large_too_much_or_not_allowed_is_refused(personalizer):
+    app = server.create_app(personalizer, token="secret", max_bytes=100)
+    client = TestClient(app, raise_server_exceptions=False)
+    assert client.get("/healthz").json() == {"status": "ok"}
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "sécret"}):
+        headers = {name: value.encode() for name, value in headers.items()}
+        assert client.get("/v1/customers", headers=headers).status_code == 401
+    client.headers["Authorization"] = "Bearer secret"
+    assert client.get("/v1/customers").status_code == 200
+    large = client.post("/v1/models/learner:predict", content=b"1" * 101)
+    assert large.status_code == 413 and "larger than 100 bytes" in large.json()["error"]
+    assert client.get("/v1/models/other").status_code == 404
+    assert client.get("/v1/models/learner:predict").status_code == 405
+    with pytest.raises(ValueError, match="give a token"):
+        server.serve(personalizer, host="0.0.0.0")
+
+
+def test_a_computation_that_hangs_blocks_nobody_for_ever(personalizer):
+    import threading
+
+    app = server.create_app(personalizer, timeout=0.05, workers=1, max_waiting=1)
+    client = TestClient(app, raise_server_exceptions=False)
+    release = threading.Event()
+
+    class Hanging:
+        def names(self):
+            release.wait()
+            return []
+
+    store, personalizer.store = personalizer.store, Hanging()
+    try:
+        assert client.get("/v1/customers").status_code == 504
+        assert client.get("/v1/customers").status_code == 503
+        assert client.get("/healthz").status_code == 200
+    finally:
+        release.set()
+        personalizer.store = store
+
+
+def test_errors_of_the_servers_own_tell_nothing_and_all_is_counted(personalizer):
+    client = TestClient(server.create_app(personalizer), raise_server_exceptions=False)
+    store, personalizer.store = personalizer.store, None
+    try:
+        answer = client.get("/v1/customers")
+    finally:
+        personalizer.store = store
+    assert answer.status_code == 500 and answer.json() == {"error": "An error of the server's own."}
+    client.get("/v1/customers")
+    client.get("/v1/customers")
+    text = client.get("/metrics").text
+    for status, count in ((500, 1), (200, 2)):
+        line = f'keras_maml_requests_total{{path="/v1/customers",status="{status}"}} {count}'
+        assert line in text.splitlines()
+
+
+def test_state_and_signatures_can_be_asked(client):
+    status = client.get("/v1/models/learner").json()["model_version_status"]
+    assert status[0]["state"] == "AVAILABLE"
+    metadata = client.get("/v1/models/learner/metadata").json()["metadata"]
+    assert metadata["adapt"]["inputs"]["x_support"]["shape"] == [None, None, 3]
+
+
+def test_the_server_listens_answers_and_stops_when_told(learner, tmp_path):
+    pytest.importorskip("uvicorn", reason="needs the extra serving")
+    import httpx
+
+    learner.export(tmp_path / "1", verbose=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys; from keras_maml.serving import personalization, server; "
+        "server.serve(personalization.Personalizer(sys.argv[1]), port=int(sys.argv[2]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "1"), str(port)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        transport = httpx.HTTPTransport(retries=12)  # with growing pauses, until it listens
+        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as client:
+            answer = ask(client, instances=[[0.0, 1.0, 2.0]])
+        assert json.loads(answer.text)["predictions"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+    finally:
+        process.kill()
