@@ -25,6 +25,7 @@ import keras
 import numpy as np
 
 from keras_maml import episodes, networks
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.episodes.image_files import decode, resize
 from keras_maml.learners.maml import MAML
 from keras_maml.serving import pretrained
@@ -158,7 +159,8 @@ def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
 def _export(values: argparse.Namespace) -> tuple[Report, str]:
     learner, _ = _load(values.learner)
     options = {"steps": values.steps, "overwrite": values.overwrite, "verbose": False}
-    learner.export(values.folder, **options)
+    how = values.batch_normalization
+    learner.export(values.folder, batch_normalization=how, **options)
     return {"learner": values.learner, "folder": values.folder}, f"Exported to {values.folder}"
 
 
@@ -357,6 +359,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("learner", metavar="LEARNER")
     export.add_argument("folder", metavar="FOLDER", help="such as served/omniglot/1")
     export.add_argument("--overwrite", action="store_true", help="replace one that is there")
+    text = "of the queries; inductive if they come one by one; default: the learner's own"
+    choices = BATCH_NORMALIZATIONS
+    export.add_argument("--batch-normalization", choices=choices, help=text)
 
     serve = command("serve", _serve, "answers as TensorFlow Serving does, and keeps customers")
     serve.add_argument("learner", metavar="LEARNER", help="or the folder of an exported one")

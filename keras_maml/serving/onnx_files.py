@@ -91,9 +91,7 @@ def _converted(function: Any, tf2onnx: Any) -> Any:
     )
 
     frozen = convert_variables_to_constants_v2(function)
-    specs = function.structured_input_signature[1]
-    # Tensors are in the order of the sorted names.
-    inputs = {tensor.name: name for tensor, name in zip(frozen.inputs, sorted(specs), strict=True)}
+    inputs = {tensor.name: tensor.op.name for tensor in frozen.inputs}
     names = sorted(function.structured_outputs)
     outputs = {tensor.name: name for tensor, name in zip(frozen.outputs, names, strict=True)}
     model, _ = tf2onnx.convert.from_graph_def(

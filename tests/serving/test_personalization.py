@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zoo
 
-from keras_maml import MAML
+from keras_maml import MAML, networks
+from keras_maml.serving.fast_weights import ServedLearner
 from keras_maml.serving.opened import open_learner
 from keras_maml.serving.personalization import (
     OtherLearnerError,
@@ -114,6 +115,15 @@ def test_half_precision_halves_what_is_kept(opened, episodes):
     expected = whole.predict("ada", x_query[0])
     difference = np.abs(half.predict("ada", x_query[0]) - expected).max()
     assert 0 < difference < 1e-2
+
+
+def test_a_customer_of_an_omniglot_head_takes_less_than_two_kilobytes():
+    model = networks.omniglot_classifier(5, 64)
+    learner = MAML(model, adapted_layers="head", batch_normalization="inductive")
+    served = ServedLearner(learner)
+    assert served.size == 65 * 5 + 4 * 2 * 64  # the head, and means and variances of four layers
+    assert 17 + 2 * served.size < 2000  # with half_precision; the record's head has 17 bytes
+    assert 17 + 4 * ServedLearner(learner, "transductive").size < 2000
 
 
 @pytest.mark.parametrize(
