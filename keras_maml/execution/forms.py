@@ -21,6 +21,7 @@ The mathematics is in `convolution` and `normalization`.
 """
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -354,14 +355,17 @@ _SPATIAL_DROPOUTS = (
     keras.layers.SpatialDropout2D,
     keras.layers.SpatialDropout3D,
 )
+_RECURRENT = (
+    keras.layers.LSTM,
+    keras.layers.GRU,
+    keras.layers.SimpleRNN,
+    keras.layers.RNN,
+)
 _FORMS: dict[type, Callable] = {
     keras.layers.Embedding: _embed,
     keras.layers.Dropout: _drop,
     **dict.fromkeys(_SPATIAL_DROPOUTS, _drop),
-    keras.layers.LSTM: recur,
-    keras.layers.GRU: recur,
-    keras.layers.SimpleRNN: recur,
-    keras.layers.RNN: recur,
+    **dict.fromkeys(_RECURRENT, recur),
     keras.layers.UpSampling2D: upsample,
     keras.layers.Resizing: resize_layer,
     keras.layers.MaxPooling1D: _pool,
@@ -379,5 +383,7 @@ _FORMS_OF_ROUTES = {
     "compiled": dict.fromkeys(_CONVOLUTIONS, _convolve_in_turns) | _CONVOLVE_DEPTHWISE,
     "plain": {},
     # LiteRT converts a native convolution with a computed kernel to one that is wrong.
-    "portable": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once) | _CONVOLVE_DEPTHWISE,
+    "portable": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once)
+    | _CONVOLVE_DEPTHWISE
+    | dict.fromkeys(_RECURRENT, functools.partial(recur, unroll=True)),
 }

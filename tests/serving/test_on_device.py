@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import venv
 
 import keras
 import numpy as np
@@ -13,8 +14,7 @@ from keras import layers
 from keras_maml import MAML
 from keras_maml.serving import on_device
 
-# Another Python, with ai-edge-litert and without TensorFlow, to run the files there, too.
-LITERT = os.environ.get("KERAS_MAML_LITERT_PYTHON")
+# Runs where TensorFlow is not installed.
 CLIENT = """
 import json, sys
 import numpy as np
@@ -58,14 +58,7 @@ def make_learner(case, **settings):
     return learner, arrays, expected
 
 
-def run(path, arrays, folder):
-    """Adapts and predicts with a file, where TensorFlow is not if there is such a Python."""
-    if LITERT:
-        np.savez(folder / "arrays.npz", **arrays)
-        files = [str(path), str(folder / "arrays.npz"), str(folder / "answer.npy")]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        subprocess.run([LITERT, "-c", CLIENT, *files], env=environment, check=True)
-        return np.load(folder / "answer.npy")
+def run(path, arrays):
     interpreter = tf.lite.Interpreter(str(path))
     support = {name: arrays[name] for name in ("x_support", "y_support")}
     weights = interpreter.get_signature_runner("adapt")(**support)["weights"]
@@ -79,10 +72,27 @@ def test_a_device_adapts_as_the_learner_does(name, tmp_path):
     learner, arrays, expected = make_learner(CASES[name])
     before = learner(tf.constant(arrays["x"])).numpy()
     learner.export_litert(tmp_path / "a.tflite", support=6, query=5)
-    answer = run(tmp_path / "a.tflite", arrays, tmp_path)
+    answer = run(tmp_path / "a.tflite", arrays)
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-4)
     assert np.abs(answer - before).max() > 1e-3
     assert os.listdir(tmp_path).count("a.tflite") == 1
+
+
+@pytest.mark.slow
+def test_a_device_without_tensorflow_adapts_as_the_learner_does(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    install = [python, "-m", "pip", "install", "--quiet", "ai-edge-litert>=2.3.0"]
+    subprocess.run(install, env=environment, check=True)
+    for name, case in CASES.items():
+        learner, arrays, expected = make_learner(case)
+        learner.export_litert(tmp_path / f"{name}.tflite", support=6, query=5)
+        np.savez(tmp_path / "arrays.npz", **arrays)
+        files = [str(tmp_path / file) for file in (f"{name}.tflite", "arrays.npz", "answer.npy")]
+        subprocess.run([python, "-c", CLIENT, *files], env=environment, check=True)
+        answer = np.load(tmp_path / "answer.npy")
+        np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
@@ -94,7 +104,7 @@ def test_half_precision_is_smaller_and_nearly_the_same(tmp_path):
     learner.export_litert(tmp_path / "b.tflite", support=6, query=5, float16=True)
     sizes = [(tmp_path / f"{name}.tflite").stat().st_size for name in "ab"]
     assert sizes[1] < 0.75 * sizes[0]
-    answer = run(tmp_path / "b.tflite", arrays, tmp_path)
+    answer = run(tmp_path / "b.tflite", arrays)
     np.testing.assert_allclose(answer, expected, rtol=0, atol=2e-2)
 
 
