@@ -584,7 +584,7 @@ class EpisodicModel(WrappedModel):
             return self.run_step(step, *arguments)
         key = key, str(_spec_of(arguments))  # in less time than TensorFlow needs for it
         if key not in self._compiled_functions:
-            compiled = tf.function(functools.partial(self.run_step, step), autograph=False)
+            compiled = tf.function(lambda *a: self.run_step(step, *a), autograph=False)
             self._compiled_functions[key] = compiled.get_concrete_function(*arguments)
         return self._compiled_functions[key](*arguments)
 
