@@ -1,12 +1,14 @@
 """Names of Keras that have no public place, in one place."""
 
 import keras
+from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
 __all__ = [
     "CompileLoss",
     "CompileMetrics",
+    "KerasSaveable",
     "flatten_layers",
     "is_called_on",
     "no_automatic_dependency_tracking",

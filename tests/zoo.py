@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 
@@ -215,6 +216,21 @@ class Subclassed(keras.Model):
 
 
 SPARSE = "sparse_categorical_crossentropy"
+# Take ten times as long to trace as the others.
+SLOW = ("gru", "other_convolutions")
+
+
+def slow(value: Any) -> Any:
+    """A value of a parameter, for the slow tests alone."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+def cases(*, late: tuple[str, ...] = SLOW, of: Callable[[Case], bool] = lambda case: True) -> list:
+    """The names of the models, as values of a parameter; some are for the slow tests."""
+    names = [name for name, case in CASES.items() if of(case)]
+    return [slow(name) if name in late else name for name in names]
+
+
 CASES = {
     "dense": Case(_dense, (3,)),
     "subclassed": Case(Subclassed, (3,)),

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_maml.execution import forms
 from keras_maml.execution.functional import Tensors, as_tensors, forward, state_variables
+from keras_maml.learners.low_rank import LowRankFactors
 from keras_maml.private_keras import flatten_layers
 
 # From tensors of all variables of a model and its inputs to its predictions.
@@ -32,6 +33,7 @@ class WrappedModel(keras.Model):
         if not isinstance(model, keras.Model):
             raise TypeError(f"model must be a keras.Model, got {type(model).__name__}.")
         self.model = model
+        self.trained_factors = LowRankFactors(model)  # named to be loaded after the model
         self.built = model.built
 
     def call(self, x: Any, training: bool | None = None) -> Any:

@@ -70,6 +70,20 @@ def check_episode_spec(spec: Any) -> None:
         _check_same_features(name, ours, theirs)
 
 
+def check_one_replica(strategy: tf.distribute.Strategy, caller: str) -> None:
+    """Raises where a strategy would hand each of several replicas a share of the tasks.
+
+    Raises:
+        NotImplementedError: There are several replicas; means over tasks would be wrong.
+    """
+    if strategy.num_replicas_in_sync > 1:
+        raise NotImplementedError(
+            f"{caller} runs in one process on one device, and got a {type(strategy).__name__} of "
+            f"{strategy.num_replicas_in_sync} replicas. Build the learner and call {caller} "
+            "outside of strategy.scope(); on a processor, tasks use all cores without a strategy."
+        )
+
+
 def check_query_targets(caller: str, spec: Any) -> None:
     """Raises ValueError unless the query sets of an episodes dataset have targets."""
     if len(spec[1]) < 2:

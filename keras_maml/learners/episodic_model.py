@@ -27,6 +27,7 @@ from keras_maml.learners.adapted import WrappedModel
 from keras_maml.learners.metrics import MetricsBefore, clone_metrics, stateless_loss
 from keras_maml.learners.non_finite import StopOnNonFinite
 from keras_maml.learners.settings import Setting
+from keras_maml.learners.without_xla import without_xla_where_it_fails
 from keras_maml.private_keras import (
     CompileMetrics,
     flatten_layers,
@@ -213,6 +214,7 @@ class EpisodicModel(WrappedModel):
         """
         self._prepare(episodes, None, "build_on")
 
+    @without_xla_where_it_fails
     def fit(
         self,
         x: Any = None,
@@ -293,6 +295,7 @@ class EpisodicModel(WrappedModel):
                 **kwargs,
             )
 
+    @without_xla_where_it_fails
     def evaluate(
         self,
         x: Any = None,
@@ -326,6 +329,7 @@ class EpisodicModel(WrappedModel):
             results = super().evaluate(data, steps=steps, return_dict=True, **kwargs)
         return results if return_dict else self._as_list(results)
 
+    @without_xla_where_it_fails
     def predict(
         self, x: Any, batch_size: int | None = None, *, steps: int | None = None, **kwargs: Any
     ) -> Any:
@@ -365,6 +369,7 @@ class EpisodicModel(WrappedModel):
         names = self.metrics_names
         return [results[name] for name in (*names, *(results.keys() - {*names})) if name in results]
 
+    @without_xla_where_it_fails
     def train_on_batch(
         self,
         x: Any,
@@ -396,6 +401,7 @@ class EpisodicModel(WrappedModel):
         self.make_train_function()
         return self._measured(self.train_function, batch, return_dict)
 
+    @without_xla_where_it_fails
     def test_on_batch(
         self, x: Any, y: None = None, sample_weight: Any = None, *, return_dict: bool = False
     ) -> Any:
@@ -404,6 +410,7 @@ class EpisodicModel(WrappedModel):
         self.make_test_function()
         return self._measured(self.test_function, batch, return_dict)
 
+    @without_xla_where_it_fails
     def predict_on_batch(self, x: Any) -> Any:
         """Returns the query predictions for one meta-batch; see `predict`."""
         batch = self._one_batch(x, None, "predict_on_batch")
@@ -473,6 +480,7 @@ class EpisodicModel(WrappedModel):
     def _prepare(self, x: Any, y: Any, caller: str, **how: Any) -> tf.data.Dataset:
         """Checks episodes and builds whatever is not built; returns them as a dataset."""
         self._assert_compile_called(caller)
+        checks.check_one_replica(self.distribute_strategy, caller)
         dataset = inputs.meta_batches(x, y, caller=caller, **how)
         checks.check_episode_spec(dataset.element_spec)  # which may leave sizes open
         if isinstance(x, tf.data.Dataset) and not inputs.is_stream(x):
@@ -498,6 +506,7 @@ class EpisodicModel(WrappedModel):
     def _check_arrays(self, support: Any, query: Any, caller: str) -> Any:
         """Checks arrays of episodes, builds whatever is not built; returns them as tensors."""
         self._assert_compile_called(caller)
+        checks.check_one_replica(self.distribute_strategy, caller)
         episode = inputs.arrays((support, query))
         self._check(episode, caller)
         return episode
@@ -570,9 +579,13 @@ class EpisodicModel(WrappedModel):
             )
         return self.__dict__["_tasks"]
 
-    def forget_programs(self) -> None:
-        """Makes the next step trace anew, after a setting has changed."""
-        self.__dict__["_tasks"] = None
+    def forget_programs(self, tasks: Tasks | None = None) -> None:
+        """Makes the next step trace anew, after a setting has changed.
+
+        Args:
+            tasks: How tasks run from now on, if that stays as it is.
+        """
+        self.__dict__["_tasks"] = tasks
         self._compiled_functions = {}
         for kind in ("train", "test", "predict"):
             if getattr(self, f"{kind}_function", None) is not None:

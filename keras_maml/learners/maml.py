@@ -37,6 +37,7 @@ from keras_maml.learners.adapted import (
 from keras_maml.learners.episodic_model import EpisodicModel
 from keras_maml.learners.metrics import stateless_loss, stateless_result
 from keras_maml.learners.settings import Setting
+from keras_maml.learners.without_xla import without_xla_where_it_fails
 from keras_maml.private_keras import replace_sublayer
 
 
@@ -341,6 +342,7 @@ class MAML(EpisodicModel):
 
     # --- the family's own -------------------------------------------------------------------
 
+    @without_xla_where_it_fails
     def meta_gradients(self, support: Any, query: Any) -> tuple[tf.Tensor, Tensors]:
         """Computes the meta-gradient; updates nothing.
 
@@ -449,6 +451,7 @@ class MAML(EpisodicModel):
         carry = task.with_statistics(theta, carry)
         return carry.fast, carry.state
 
+    @without_xla_where_it_fails
     def trajectories(
         self, support: Any, query: Any, *, steps: int, batch_normalization: str | None = None
     ) -> dict[str, tf.Tensor]:

@@ -129,9 +129,16 @@ def assert_gradients(found, wanted):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-12)
 
 
+PAIRS = [("per_layer_per_step", route) for route in ROUTES]
+# What XLA compiles takes long, and is shown with one rule already.
+PAIRS += [
+    pytest.param("learned_momentum", route, marks=[] if options else [pytest.mark.slow])
+    for route, (_, options) in ROUTES.items()
+]
+
+
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rule", "route"), PAIRS)
 def test_the_meta_gradient_of_a_rule_is_that_of_a_plain_loop(rule, route):
     settings, options = ROUTES[route]
     learner = make_learner(rule, options, **settings)

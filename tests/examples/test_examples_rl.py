@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from zoo import slow
 
 from examples import cartpole, pendulum
 
 
-@pytest.mark.parametrize("example", [cartpole, pendulum])
+@pytest.mark.parametrize("example", [cartpole, slow(pendulum)])
 def test_example(example, tmp_path):
     keras.utils.set_random_seed(0)
     path = tmp_path / "curve.png"

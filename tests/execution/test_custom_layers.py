@@ -86,7 +86,7 @@ MODELS = {  # with whether all tasks run at once
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("first_order", [False, zoo.slow(True)])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_meta_gradient_is_that_of_one_task_after_another(name, first_order):
     build, at_once = MODELS[name]

@@ -2,6 +2,7 @@
 
 import logging
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -38,8 +39,33 @@ def test_insisting_on_vectorisation_raises():
         make_learner(task_map="vectorized").meta_gradients(*zoo.episodes(CASE))
 
 
+@keras.saving.register_keras_serializable("tests")
+class Bessel(keras.layers.Layer):
+    """An operation that XLA has not."""
+
+    def call(self, x):
+        return tf.math.special.bessel_j0(x)
+
+
+def test_what_neither_vectorises_nor_compiles_runs_all_the_same(caplog):
+    stack = [keras.layers.Conv2DTranspose(2, 3), Bessel(), keras.layers.Flatten()]
+    model = keras.Sequential([keras.Input((6, 6, 2)), *stack, keras.layers.Dense(1)])
+    case = zoo.Case(lambda: model, (6, 6, 2))
+    learner = MAML(model, 0.1)
+    learner.compile("sgd", "mean_squared_error")
+    for seed in range(2):
+        learner.fit(zoo.episodes(case, seed=seed), verbose=0)
+    assert learner.optimizer.iterations == 2 and not learner.jit_compile
+    said = [record.getMessage() for record in caplog.records if record.name == "keras_maml"]
+    assert len(said) == 2 and "cannot be vectorised" in said[0]
+    assert said[1].startswith("XLA cannot compile BesselJ0") and "jit_compile=False" in said[1]
+    learner.compile("sgd", "mean_squared_error")
+    with pytest.raises(ValueError, match="XLA cannot compile.*compile with jit_compile=False"):
+        learner.fit((zoo.episodes(case) for _ in range(2)), steps_per_epoch=2, verbose=0)
+
+
 def test_models_whose_layers_allow_it_are_vectorised():
-    for name in ("paper", "lstm", "attention", "dropout"):
+    for name in ("convolution", "attention", "dropout"):
         case = zoo.CASES[name]
         learner = MAML(case.build(), 0.1)
         learner.compile("sgd", case.loss, jit_compile=False)

@@ -337,10 +337,7 @@ def options(**more):
         yield str(value[0] if isinstance(value, tuple) else value)
 
 
-KILLED_IN_TEST = pytest.param("test_tasks.csv", marks=pytest.mark.slow)
-
-
-@pytest.fixture(scope="module", params=["checkpoints/epoch-*", KILLED_IN_TEST])
+@pytest.fixture(scope="module", params=["checkpoints/epoch-*", "test_tasks.csv"])
 def killed_and_continued(request, tmp_path_factory):
     """The folder of a run that was killed, in training or in the test, and continued."""
     folder = tmp_path_factory.mktemp("killed") / "run"
@@ -379,6 +376,7 @@ def assert_same_runs(ours, theirs):
     assert [len(record["starts"]) for record in records] == [2, 1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(killed_and_continued, uninterrupted):
     assert_same_runs(killed_and_continued, uninterrupted)
 

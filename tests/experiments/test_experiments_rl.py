@@ -17,7 +17,7 @@ from experiments.shared import agent_settings, agent_training, reinforcement_lea
 from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.reinforcement_learning import Files
 from keras_maml.files import read_csv
-from keras_maml.rl import environments
+from keras_maml.rl import MetaPolicyGradientAgent, environments
 from keras_maml.rl import plots as rl_plots
 
 TINY = {
@@ -44,6 +44,14 @@ def options():
         values = value if isinstance(value, tuple) else (value,)
         words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return words
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_xla():
+    """XLA takes seconds for every program; test_rl_agent shows that it changes nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MetaPolicyGradientAgent.__init__.__kwdefaults__, "jit_compile", False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -189,15 +197,6 @@ def test_a_film_that_cannot_be_drawn_fails_before_training(tmp_path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
-def test_every_inner_step_of_training_is_in_the_history(tmp_path):
-    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=2, inner_steps=2)
-    folder = tmp_path / "run"
-    reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
-    rows = read_csv(folder / "maml" / "history.csv")
-    returns = {row[name] for row in rows for name in ("return_before", "return_1", "return")}
-    assert len(returns) == 6 and np.isfinite(list(returns)).all()
-
-
 def test_ways_are_drawn_to_their_end(monkeypatch, tmp_path):
     """To the last position of the first episode, which is that of its boundary."""
     kinds = np.array([[0, 1, 2, 0, 1], [0, 1, 1, 1, 1]])
@@ -244,7 +243,9 @@ def test_the_settings_are_those_of_the_paper():
     assert rates == [0.1, 0.05, 0.05]
 
 
-def test_an_iteration_without_a_finite_result_is_skipped_and_counted(tmp_path, monkeypatch, caplog):
+def test_every_inner_step_is_in_the_history_and_an_iteration_that_is_not_finite_is_counted(
+    tmp_path, monkeypatch, caplog
+):
     original = agent_training.meta_iteration
 
     def sometimes(agent, sampler, tasks, seed, iteration):
@@ -253,14 +254,17 @@ def test_an_iteration_without_a_finite_result_is_skipped_and_counted(tmp_path, m
         return original(agent, sampler, tasks, seed, iteration)
 
     monkeypatch.setattr(agent_training, "meta_iteration", sometimes)
-    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=4)
-    record = reinforcement_learning.run(
-        navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
-    )
+    settings = dataclasses.replace(SETTINGS, methods=("maml",), iterations=4, inner_steps=2)
+    folder = tmp_path / "run"
+    record = reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
     assert "Meta-iteration 2 changes nothing: the return of task 1 is NaN." in caplog.text
     assert record["training"]["maml"]["skipped"] >= 1
+    rows = read_csv(folder / "maml" / "history.csv")
+    returns = [row[name] for row in rows for name in ("return_before", "return_1", "return")]
+    assert len(rows) == 4 and len({r for r in returns if np.isfinite(r)}) == 9
 
 
+@pytest.mark.slow
 def test_what_is_done_within_an_epoch_is_saved_at_ctrl_c(tmp_path, monkeypatch, uninterrupted):
     original, done = agent_training.meta_iteration, []
 

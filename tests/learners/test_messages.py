@@ -197,3 +197,13 @@ def test_more_ways_than_classes_and_too_few_images():
         episodes.from_arrays(np.zeros((4, 2)), [0, 0, 1, 1], **sizes)
     with pytest.raises(ValueError, match="shots"):
         episodes.from_arrays(np.zeros((5, 2)), [0, 0, 1, 1, 2], **sizes)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "meta_gradients"])
+def test_a_strategy_with_several_replicas_is_refused(method, monkeypatch):
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    with strategy.scope():
+        learner = make_learner(run_eagerly=True)
+    monkeypatch.setattr(type(strategy), "num_replicas_in_sync", property(lambda self: 2))
+    with pytest.raises(NotImplementedError, match=f"OneDeviceStrategy of 2.*call {method} outside"):
+        getattr(learner, method)((X, Y), (X, Y))

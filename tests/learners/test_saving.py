@@ -39,6 +39,40 @@ def test_training_continues_bit_for_bit(name, tmp_path):
         assert np.array_equal(a.numpy(), b.numpy())
 
 
+def test_low_rank_factors_are_saved_and_go_on_learning(tmp_path):
+    """Keras alone loads both as zeros, whose gradient is zero."""
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32"),
+            keras.layers.Embedding(7, 3),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1),
+        ]
+    )
+    for layer in (model.layers[0], model.layers[2]):
+        layer.enable_lora(2)
+    learner = MAML(model, 0.1)
+    learner.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=False)
+    data = zoo.episodes(zoo.CASES["embedding"])
+    learner.fit(data, epochs=3, verbose=0)
+    learner.save(tmp_path / "learner.keras")
+    learner.save_weights(tmp_path / "learner.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "learner.keras")
+    kernel, a, b = (loaded.model.layers[2].weights[i] for i in (0, 2, 3))
+    assert not kernel.trainable and np.any(a) and np.any(b)
+    for ours, theirs in zip(learner.variables, loaded.variables, strict=True):
+        assert np.array_equal(ours, theirs)
+    for either in (learner, loaded):
+        either.fit(data, verbose=0)
+    for ours, theirs in zip(learner.variables, loaded.variables, strict=True):
+        assert np.array_equal(ours, theirs)
+    loaded.load_weights(tmp_path / "learner.weights.h5")
+    before = loaded.evaluate(data, verbose=0)
+    assert before != learner.evaluate(data, verbose=0)
+    learner.load_weights(tmp_path / "learner.weights.h5")
+    assert learner.evaluate(data, verbose=0) == before
+
+
 def test_weights_alone_are_saved_and_loaded(tmp_path):
     data = zoo.episodes(zoo.CASES["dense"])
     learner = make_learner("dense")

@@ -14,6 +14,7 @@ CASE = zoo.CASES["dense"]
 def make_learner(seed=0, settings=None, **options):
     keras.utils.set_random_seed(seed)
     learner = MAML(CASE.build(), 0.1, 1, 2, **(settings or {}))
+    options = {"jit_compile": False} | options  # XLA takes seconds for every program
     learner.compile(keras.optimizers.Adam(0.01), CASE.loss, metrics=["mae"], **options)
     return learner
 
@@ -44,7 +45,7 @@ def test_history_and_progress_have_metrics_before_and_after(capsys):
 @pytest.mark.parametrize(
     ("settings", "options"),
     [
-        ({}, {}),
+        ({}, {"jit_compile": True}),
         ({"task_chunk": 2}, {"run_eagerly": True}),
         ({"rematerialize": True}, {"jit_compile": False}),
     ],
@@ -127,7 +128,7 @@ def test_many_steps_in_one_call_end_the_same():
 
 @pytest.mark.parametrize("options", [{"jit_compile": False}, {"run_eagerly": True}])
 def test_every_way_of_running_ends_alike(options):
-    compiled, other = make_learner(), make_learner(**options)
+    compiled, other = make_learner(jit_compile=True), make_learner(**options)
     for learner in (compiled, other):
         learner.fit(meta_batches(3), verbose=0)
     for a, b in zip(compiled.get_weights(), other.get_weights(), strict=True):
@@ -135,7 +136,9 @@ def test_every_way_of_running_ends_alike(options):
 
 
 def test_xla_is_on_unless_asked_otherwise():
-    assert make_learner().jit_compile
+    learner = MAML(CASE.build(), 0.1)
+    learner.compile("sgd", CASE.loss)
+    assert learner.jit_compile
     assert not make_learner(jit_compile=False).jit_compile
     assert not make_learner(run_eagerly=True).jit_compile
 
@@ -150,7 +153,7 @@ def test_later_epochs_trace_nothing():
 
     model = keras.Sequential([keras.Input((3,)), Counts(), keras.layers.Dense(1)])
     learner = MAML(model, 0.1)
-    learner.compile("sgd", "mse")
+    learner.compile("sgd", "mse", jit_compile=False)
     counts = []
     count = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: counts.append(len(traces)))
     learner.fit(
@@ -211,7 +214,7 @@ def test_backup_and_restore_continues_where_it_was_interrupted(tmp_path):
 
 def test_clipping_limits_the_step():
     learner = make_learner()
-    learner.compile(keras.optimizers.SGD(1.0, clipvalue=1e-3), CASE.loss)
+    learner.compile(keras.optimizers.SGD(1.0, clipvalue=1e-3), CASE.loss, jit_compile=False)
     learner.build_on(meta_batches(1))
     before = learner.get_weights()
     learner.fit(meta_batches(1), verbose=0)

@@ -12,7 +12,7 @@ from keras_maml import MAML, callbacks, episodes, networks, plots
 def log_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     learner = MAML(networks.sinusoid_regressor(seed=0), 0.01, evaluation_steps=2)
-    learner.compile("adam", "mean_squared_error")
+    learner.compile("adam", "mean_squared_error", jit_compile=False)
     validation = episodes.sinusoid(meta_batch_size=5, tasks=10, seed=1)
     summary = callbacks.AdaptationSummary(
         folder,
@@ -41,7 +41,7 @@ def test_what_is_shown_is_the_average_of_the_weights_and_training_is_left_alone(
     def trained(*more):
         learner = MAML(networks.sinusoid_regressor(seed=0), 0.01)
         optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5)
-        learner.compile(optimizer, "mean_squared_error")
+        learner.compile(optimizer, "mean_squared_error", jit_compile=False)
         every = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: seen.append(learner.get_weights())
         )

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import importlib.util
 import sys
@@ -99,6 +101,7 @@ def run(script):
     assert result.stdout.splitlines()[-1] == "done"
 
 
+@pytest.mark.slow
 def test_only_robots_need_mujoco():
     run(WITHOUT_MUJOCO)
 
