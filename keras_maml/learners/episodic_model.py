@@ -1,7 +1,6 @@
 """Keras models that are trained, evaluated and used on episodes."""
 
 import contextlib
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
