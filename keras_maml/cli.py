@@ -5,6 +5,7 @@
     keras-maml evaluate omniglot-5way-1shot glyphs --tasks 200
     keras-maml adapt omniglot-5way-1shot letters/ --predict a.png b.png
     keras-maml export omniglot-5way-1shot served/omniglot/1
+    keras-maml serve omniglot-5way-1shot --store customers.sqlite
     keras-maml demo
 
 LEARNER is the name of a pretrained learner, or a .keras file, or a folder that holds learner.keras
@@ -24,6 +25,7 @@ import keras
 import numpy as np
 
 from keras_maml import episodes, networks
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.episodes.image_files import decode, resize
 from keras_maml.learners.maml import MAML
 from keras_maml.serving import pretrained
@@ -157,8 +159,45 @@ def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
 def _export(values: argparse.Namespace) -> tuple[Report, str]:
     learner, _ = _load(values.learner)
     options = {"steps": values.steps, "overwrite": values.overwrite, "verbose": False}
-    learner.export(values.folder, **options)
+    how = values.batch_normalization
+    learner.export(values.folder, batch_normalization=how, **options)
     return {"learner": values.learner, "folder": values.folder}, f"Exported to {values.folder}"
+
+
+def _serve(values: argparse.Namespace) -> tuple[Report, str]:
+    from keras_maml.serving import server, stores
+    from keras_maml.serving.personalization import Personalizer
+
+    path = pathlib.Path(values.learner)
+    name = values.name or (path.parent.name if path.name.isdecimal() else path.stem)
+    token = values.token_file and pathlib.Path(values.token_file).read_text().strip()
+    if token == "":
+        raise ValueError(f"{values.token_file} holds no token.")
+    store = stores.SQLiteStore(values.store) if values.store else stores.MemoryStore()
+    if (path / "saved_model.pb").is_file():  # which has its steps and its normalisation
+        if values.steps is not None or values.transductive:
+            raise ValueError("A SavedModel keeps the steps and the normalisation it was given.")
+        personalizer = Personalizer(path, store, half_precision=values.half_precision)
+    else:
+        learner, _ = _load(values.learner)
+        personalizer = Personalizer(
+            learner,
+            store,
+            half_precision=values.half_precision,
+            steps=values.steps,
+            batch_normalization="transductive" if values.transductive else "inductive",
+        )
+    where = f"http://{values.host}:{values.port}/v1/models/{name}"
+    print(f"Serving {where} ...", file=sys.stderr, flush=True)
+    server.serve(
+        personalizer,
+        host=values.host,
+        port=values.port,
+        grpc_port=values.grpc_port,
+        token=token,
+        name=name,
+    )
+    return {"learner": values.learner, "url": where}, f"Served {where}"
 
 
 def _demo(values: argparse.Namespace) -> tuple[Report, str]:
@@ -320,8 +359,23 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("learner", metavar="LEARNER")
     export.add_argument("folder", metavar="FOLDER", help="such as served/omniglot/1")
     export.add_argument("--overwrite", action="store_true", help="replace one that is there")
+    text = "of the queries; inductive if they come one by one; default: the learner's own"
+    choices = BATCH_NORMALIZATIONS
+    export.add_argument("--batch-normalization", choices=choices, help=text)
 
-    for sub in (evaluate, adapt, export):
+    serve = command("serve", _serve, "answers as TensorFlow Serving does, and keeps customers")
+    serve.add_argument("learner", metavar="LEARNER", help="or the folder of an exported one")
+    serve.add_argument("--store", metavar="FILE.sqlite", help="customers; default: in memory")
+    serve.add_argument("--half-precision", action="store_true", help="keep customers as float16")
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--port", type=_count, default=8501, help="default: %(default)s")
+    serve.add_argument("--grpc-port", type=_count, metavar="PORT", help="default: no gRPC")
+    serve.add_argument("--name", help="of the model in paths; default: the learner's")
+    serve.add_argument("--token-file", metavar="FILE", help="holds what clients must know")
+    text = "normalise the queries of a request by their own statistics, as in the paper"
+    serve.add_argument("--transductive", action="store_true", help=text)
+
+    for sub in (evaluate, adapt, export, serve):
         sub.add_argument("--steps", type=int, help="inner steps; default: the learner's own")
     for sub in (evaluate, adapt):
         sub.add_argument("--invert", action="store_true", help=INK)

@@ -21,6 +21,7 @@ The mathematics is in `convolution` and `normalization`.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -39,8 +40,9 @@ from keras_maml.private_keras import flatten_layers
 
 BatchStatistics = Literal["batch", "stored"]
 
-# How a trace will run: vectorised over tasks, task by task but compiled by XLA, or neither.
-Route = Literal["vectorized", "compiled", "plain"]
+# How a trace will run: vectorised over tasks, task by task but compiled by XLA, neither, or on a
+# device that knows few operations, and first derivatives only.
+Route = Literal["vectorized", "compiled", "plain", "portable"]
 
 
 @contextlib.contextmanager
@@ -66,6 +68,9 @@ def differentiable_forms(
     """
     with lending, contextlib.ExitStack() as stack:
         stack.enter_context(lend(tf.nn, "moments", moments))
+        if route == "portable":
+            for name, form in _PORTABLE_FUNCTIONS.items():
+                stack.enter_context(lend(tf.nn, name, form))
         for layer in flatten_layers(model):
             form = _form_of(layer, _FORMS_OF_ROUTES[route]) or _form_of(layer, _FORMS)
             if isinstance(layer, keras.layers.BatchNormalization):
@@ -281,19 +286,50 @@ def _drop(layer, inputs, training=False):
     return tf.where(keep, inputs / tf.constant(1 - layer.rate, inputs.dtype), tf.zeros_like(inputs))
 
 
+@tf.custom_gradient
+def _portable_relu(features, name=None):
+    del name
+    outputs = tf.maximum(features, tf.zeros((), features.dtype))
+    return outputs, lambda upstream: tf.where(outputs > 0, upstream, tf.zeros_like(upstream))
+
+
+def _portable_cross_entropy(labels, logits, name=None):
+    del name
+    one_hot = tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return -tf.reduce_sum(one_hot * tf.nn.log_softmax(logits), -1)
+
+
+def _portable_bias(value, bias, data_format=None, name=None):
+    del name
+    if data_format is not None and data_format.startswith("NC"):
+        bias = tf.reshape(bias, [-1] + [1] * (len(value.shape) - 2))
+    return value + bias
+
+
+# LiteRT has no operation for the gradient of TensorFlow's ReLU, and ONNX none for those of the
+# others.
+_PORTABLE_FUNCTIONS = {
+    "relu": _portable_relu,
+    "sparse_softmax_cross_entropy_with_logits": _portable_cross_entropy,
+    "bias_add": _portable_bias,
+}
+
 _SPATIAL_DROPOUTS = (
     keras.layers.SpatialDropout1D,
     keras.layers.SpatialDropout2D,
     keras.layers.SpatialDropout3D,
 )
+_RECURRENT = (
+    keras.layers.LSTM,
+    keras.layers.GRU,
+    keras.layers.SimpleRNN,
+    keras.layers.RNN,
+)
 _FORMS: dict[type, Callable] = {
     keras.layers.Embedding: _embed,
     keras.layers.Dropout: _drop,
     **dict.fromkeys(_SPATIAL_DROPOUTS, _drop),
-    keras.layers.LSTM: recur,
-    keras.layers.GRU: recur,
-    keras.layers.SimpleRNN: recur,
-    keras.layers.RNN: recur,
+    **dict.fromkeys(_RECURRENT, recur),
     keras.layers.UpSampling2D: upsample,
     keras.layers.Resizing: resize_layer,
     keras.layers.MaxPooling1D: _pool,
@@ -310,4 +346,8 @@ _FORMS_OF_ROUTES = {
     "vectorized": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once) | _CONVOLVE_DEPTHWISE,
     "compiled": dict.fromkeys(_CONVOLUTIONS, _convolve_in_turns) | _CONVOLVE_DEPTHWISE,
     "plain": {},
+    # LiteRT converts a native convolution with a computed kernel to one that is wrong.
+    "portable": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once)
+    | _CONVOLVE_DEPTHWISE
+    | dict.fromkeys(_RECURRENT, functools.partial(recur, unroll=True)),
 }

@@ -53,6 +53,7 @@ def recur(
     initial_state: Any = None,
     mask: tf.Tensor | None = None,
     training: bool = False,
+    unroll: bool = False,
 ) -> Any:
     """Computes ``layer(sequences, initial_state, mask, training)``, exact to any order.
 
@@ -62,6 +63,7 @@ def recur(
         initial_state: The states before the first time step; zeros if None.
         mask: Whether a time step counts, ``[examples, time]``.
         training: Whether the cells' dropout is active.
+        unroll: Whether to unroll sequences of any length, which must be known.
 
     Returns:
         What the layer returns.
@@ -82,7 +84,7 @@ def recur(
     if layer.go_backwards:
         inputs = keras.tree.map_structure(lambda t: tf.reverse(t, [0]), inputs)
         mask = None if mask is None else tf.reverse(mask, [0])
-    last, outputs, states = _run(cell, inputs, states, mask, training)
+    last, outputs, states = _run(cell, inputs, states, mask, training, unroll)
     if mask is not None and layer.zero_output_for_mask:
         outputs = tf.where(_expand(mask, outputs), outputs, tf.zeros_like(outputs))
         last = outputs[-1]
@@ -93,21 +95,22 @@ def recur(
     return (output, *keras.tree.map_structure(cast, list(states)))
 
 
-def _run(cell, inputs, states, mask, training):
+def _run(cell, inputs, states, mask, training, unroll):
     """Returns the last output, all outputs ``[time, examples, ...]`` and the last states."""
     if type(cell) is keras.layers.StackedRNNCells:
         after, last, outputs = [], None, inputs
         for inner, state in zip(cell.cells, states, strict=True):
             nested = keras.tree.is_nested(state)
             last, outputs, state = _run(
-                inner, outputs, list(state) if nested else [state], mask, training
+                inner, outputs, list(state) if nested else [state], mask, training, unroll
             )
             after.append(state if nested else state[0])
         return last, outputs, after
     plan = _PLANS.get(type(cell), _any_cell)(cell, inputs, states, training)
     if mask is not None:
         plan = _masked(plan, mask)
-    run = unrolled if plan.keeps_state or _is_short(plan.inputs[0]) else recurrence
+    unroll = unroll or plan.keeps_state or _is_short(plan.inputs[0])
+    run = unrolled if unroll else recurrence
     last, carries = run(plan.step, plan.carry, plan.inputs, plan.constants, plan.matrix)
     _forget_masks(cell)
     output, states = plan.results(last)

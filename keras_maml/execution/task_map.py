@@ -214,6 +214,27 @@ def _outside_xla() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def refused_loops() -> Iterator[None]:
+    """Makes `map_at_once` fail at operations that TensorFlow vectorises to a loop over tasks.
+
+    It does so for gradients of convolutions whose kernels differ between tasks, and warns of it.
+    """
+
+    def refuse(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "uses a while_loop" in message:
+            raise NotImplementedError(message)
+        return True
+
+    logger = tf.get_logger()
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
+
+
+@contextlib.contextmanager
 def _failed_operations() -> Iterator[list[str]]:
     """Collects the operations TensorFlow failed to vectorise, instead of printing them."""
     operations: list[str] = []

@@ -21,6 +21,7 @@ from keras_maml.execution.task_map import (
     in_chunks,
     map_at_once,
     map_sequentially,
+    refused_loops,
 )
 
 MODES = ("auto", "vectorized", "sequential")
@@ -80,6 +81,26 @@ class Run:
         if not self.side_by_side:
             return function
         return tf.function(function, jit_compile=True, autograph=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOfAnySize(Run):
+    """How tasks run in a program for any number of tasks and examples, such as a served one.
+
+    All tasks at once where every operation of one task, in its own form, has one over all tasks;
+    otherwise one after another. Convolutions with kernels of each task's own have none; those with
+    the same kernel for all tasks do, and are one large convolution.
+    """
+
+    def map(self, function: Callable[[Any], Any], elements: Any) -> Any:
+        """Applies a function of one task to every task; see `Run.map`."""
+        # Of its own graph: a failure leaves nothing in the caller's.
+        at_once = tf.function(lambda: map_at_once(function, elements), autograph=False)
+        try:
+            with refused_loops():
+                return at_once()
+        except VectorizationError:
+            return map_sequentially(function, elements)
 
 
 class Tasks:
@@ -159,7 +180,10 @@ class Tasks:
     ) -> Any:
         if tf.executing_eagerly():
             return step(Run("plain", self.task_chunk), *arguments)
-        if self.run_at_once(examples):
+        # One task at once is one in turns, in the layers' own operations and traced in less time.
+        one = all(array.shape[:1] == [1] for array in tf.nest.flatten(arguments))
+        in_turns = one and self.mode == "auto" and not jit_compile
+        if self.run_at_once(examples) and not in_turns:
             at_once = Run("vectorized", self.task_chunk)
 
             def whole(*arguments: Any) -> Any:

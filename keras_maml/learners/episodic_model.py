@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -612,7 +611,7 @@ class EpisodicModel(WrappedModel):
         key = key, str(_spec_of(arguments))  # in less time than TensorFlow needs for it
 
         def make() -> Callable:
-            compiled = tf.function(functools.partial(self.run_step, step), autograph=False)
+            compiled = tf.function(lambda *a: self.run_step(step, *a), autograph=False)
             return compiled.get_concrete_function(*arguments)
 
         return self.compiled_function(key, make)(*arguments)
@@ -623,13 +622,19 @@ class EpisodicModel(WrappedModel):
             self._compiled_functions[key] = make()
         return self._compiled_functions[key]
 
-    def run_step(self, step: Callable, *arguments: Any) -> Any:
-        """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`."""
+    def run_step(self, step: Callable, *arguments: Any, jit_compile: bool = True) -> Any:
+        """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`.
+
+        Args:
+            step: The step.
+            *arguments: Nests of tensors ``[tasks, examples, ...]``.
+            jit_compile: Whether XLA compiles the step if the learner is compiled so.
+        """
         sizes = [array.shape[1] for array in keras.tree.flatten(arguments)]
         return self.tasks.call(
             step,
             *arguments,
-            jit_compile=self.jit_compile and not self.run_eagerly,
+            jit_compile=jit_compile and self.jit_compile and not self.run_eagerly,
             examples=None if None in sizes else max(sizes),
         )
 

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -102,6 +102,9 @@ class MAML(LearnerOfParts):
         ['gradient_norm', 'loss', 'loss_before']
     """
 
+    # What writes a learner to a file or folder, by kind: added by the package, from a room above.
+    exporters: ClassVar[dict[str, Callable[..., None]]] = {}
+
     inner_steps = Setting(validation.check_count)
     evaluation_steps = Setting(validation.check_count)
     measure_before = Setting(validation.check_flag)
@@ -182,7 +185,11 @@ class MAML(LearnerOfParts):
         support, query = data
         x_query, _, _ = examples(query)
         return self.run_step(
-            lambda run, *episodes: self._map_tasks(run, predict, episodes), support, (x_query,)
+            lambda run, *episodes: self._map_tasks(run, predict, episodes),
+            support,
+            (x_query,),
+            # For one task, compiling costs more than hundreds of predictions save.
+            jit_compile=keras.tree.flatten(x_query)[0].shape[0] != 1,
         )
 
     def _adapt_and_differentiate(self, run: Run, episodes: Any, measure_before: bool) -> Any:
@@ -383,11 +390,17 @@ class MAML(LearnerOfParts):
 
         print("\n\n".join(entries(self)))
 
-    def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
+    def export(self, filepath: str | os.PathLike, **settings: Any) -> None:
         """Writes a SavedModel for serving; see `keras_maml.serving.export.export`."""
-        from keras_maml.serving.export import export  # a room above this one
+        self.exporters["saved_model"](self, filepath, **settings)
 
-        export(self, filepath, **kwargs)
+    def export_litert(self, filepath: str | os.PathLike, **settings: Any) -> None:
+        """Writes a file that adapts on a device; see `keras_maml.serving.on_device`."""
+        self.exporters["litert"](self, filepath, **settings)
+
+    def export_onnx(self, folder: str | os.PathLike, **settings: Any) -> None:
+        """Writes ONNX files that adapt; see `keras_maml.serving.onnx_files`."""
+        self.exporters["onnx"](self, folder, **settings)
 
     # --- inside -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from experiments.benchmarks import (
     episodes,
     meta_step,
     report,
+    serving,
     store,
     timing,
     work,
@@ -331,3 +332,13 @@ def test_the_times_of_steps_are_read_from_the_results_of_meta_step(tmp_path, mea
     settings = episodes.Settings(meta_step=str(tmp_path / "run"))
     assert episodes.step_times(settings) == {"2 second": 10.0}
     assert episodes.step_times(episodes.Settings(meta_step=str(tmp_path / "none"))) == {}
+
+
+@pytest.mark.slow
+def test_served_learners_are_compared_and_timed():
+    torch = importlib.util.find_spec("torch") is not None
+    settings = serving.Settings(seconds=0.01, repeats=1, torch=torch)
+    record = serving.measure(settings, OMNIGLOT, clients=2)
+    assert len(record["contenders"]) == 6 + torch
+    text = serving.table({"2 tasks, 2 clients": record})
+    assert "fixed sizes, XLA, C loader" in text and "requests/s" in text

@@ -110,6 +110,11 @@ def task(index, nest):
     return keras.tree.map_structure(lambda array: array[index], nest)
 
 
+def slice_of(index, nest):
+    """A batch of one task."""
+    return keras.tree.map_structure(lambda array: array[index : index + 1], nest)
+
+
 def run(*command):
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -142,10 +147,10 @@ def answers(tmp_path_factory):
             expected.append(((name, kind), np.asarray(value)))
 
         predictions = learner.predict((support, query), verbose=0)
-        learner.export(path, verbose=False)
+        learner.export(path, batch_normalization=learner.batch_normalization, verbose=False)
         ask("batch of tasks", request(support, query), predictions)
-        one = request(task(1, support), task(1, query))
-        ask("one task", one, predictions[1])
+        one = request(slice_of(1, support), slice_of(1, query))
+        ask("one task", one, predictions[1:2])
         others = zoo.episodes(case, tasks=2, support=4, query=7, seed=1)
         ask("other numbers", request(*others), learner.predict(others, verbose=0))
         adapted = learner.adapt(
@@ -153,14 +158,15 @@ def answers(tmp_path_factory):
         )
         ask(
             "steps",
-            one | {"steps": np.int32(1)},
-            adapted(task(1, query[0]), training=False),
+            one | {"steps": np.int32([1])},
+            adapted(task(1, query[0]), training=False)[None],
             "adapt_and_predict_steps",
         )
         start = learner(task(1, query[0]))
         ask("serving_default", flat("x", task(1, query[0])), start, "serving_default")
         if name != "paper, inductive":  # whose queries are not normalised by their own statistics
-            ask("no steps", one | {"steps": np.int32(0)}, start, "adapt_and_predict_steps")
+            steps = {"steps": np.int32([0])}
+            ask("no steps", one | steps, start[None], "adapt_and_predict_steps")
     arrays = {f"{i} {k}": v for i, (*_, inputs) in enumerate(requests) for k, v in inputs.items()}
     np.savez(folder / "requests.npz", **arrays)
     listing = [(path, signature, list(inputs)) for path, signature, inputs in requests]
@@ -186,17 +192,18 @@ def test_a_process_without_our_code_answers_as_the_learner_does(answers, kind):
 def test_adaptation_changes_the_answers(answers):
     for name in SERVED:
         start, adapted = answers.pairs[name, "serving_default"], answers.pairs[name, "one task"]
-        assert np.abs(start[0] - adapted[0]).max() > 1e-3
+        assert np.abs(start[0] - adapted[0][0]).max() > 1e-3
 
 
 def test_saved_model_cli_runs_the_signatures(answers, tmp_path):
     path, _, inputs = answers.requests[0]
+    inputs = inputs | {"steps": np.int32([3, 3, 3])}
     np.savez(tmp_path / "inputs.npz", **inputs)
     run(
         *(sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run"),
         *("--dir", path, "--tag_set", "serve", "--signature_def", "adapt_and_predict_steps"),
         *("--inputs", ";".join(f"{name}={tmp_path}/inputs.npz[{name}]" for name in inputs)),
-        *("--input_exprs", "steps=3", "--outdir", str(tmp_path)),
+        *("--outdir", str(tmp_path)),
     )
     _, expected = answers.pairs["dense", "batch of tasks"]
     np.testing.assert_allclose(np.load(tmp_path / "predictions.npy"), expected, rtol=0, atol=1e-5)
@@ -235,10 +242,13 @@ def test_signatures_have_clean_names(answers):
         "serving_default": {"x_left", "x_right"},
         "adapt_and_predict": sides | {"y_support"},
         "adapt_and_predict_steps": sides | {"y_support", "steps"},
+        "predict_with": {"x_left", "x_right", "weights"},
     }
     for name, expected in inputs.items():
         assert set(definitions[name].inputs) == expected
         assert set(definitions[name].outputs) == {"predictions"}
+    assert set(definitions["adapt"].inputs) == {"x_support_left", "x_support_right", "y_support"}
+    assert set(definitions["adapt"].outputs) == {"weights"}
 
 
 # --- in this process -------------------------------------------------------------------------
@@ -262,7 +272,7 @@ def test_a_loaded_learner_can_be_exported_at_once(name, tmp_path):
     learner.save(tmp_path / "learner.keras")
     loaded = keras.models.load_model(tmp_path / "learner.keras")
     assert repr(loaded.support_spec) == repr(learner.support_spec)
-    loaded.export(tmp_path / "1", verbose=False)
+    loaded.export(tmp_path / "1", batch_normalization="transductive", verbose=False)
     if name == "tuple_inputs":
         support, query = (
             (dict(zip("01", half[0], strict=True)), *half[1:]) for half in (support, query)
@@ -309,11 +319,11 @@ def test_lookup_tables_are_exported_with_the_model(tmp_path):
 
 def test_steps_of_the_export_and_of_each_task(dense, tmp_path, capsys):
     learner, (support, query) = dense
-    learner.export(tmp_path / "1", steps=1)
+    learner.export(tmp_path / "1", steps=1, signatures=["adapt_and_predict"])
     assert capsys.readouterr().out.splitlines() == [
         f"Exported to {tmp_path / '1'}: serving_default(x), "
-        "adapt_and_predict(x_query, x_support, y_support), "
-        "adapt_and_predict_steps(steps, x_query, x_support, y_support)"
+        "adapt_and_predict_steps(steps, x_query, x_support, y_support), "
+        "adapt_and_predict(x_query, x_support, y_support)"
     ]
 
     def expected(index, steps):
@@ -334,21 +344,23 @@ def test_steps_of_the_export_and_of_each_task(dense, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x_query": (2, 4)}, r"x_query must have the shape \[examples, 3\] or \[tasks, examples"),
-        ({"x_query": (3,)}, r"x_query must have the shape .* got\] \[3\]"),
+        ({"x_query": (1, 2, 4)}, r"x_query must have the shape \[tasks, examples, 3\]"),
+        ({"x_query": (5, 3)}, r"x_query must have the shape .* got\] \[5 3\]"),
         ({"x_support": (1, 1, 4, 3)}, r"x_support must have the shape .* \[1 1 4 3\]"),
-        ({"x_support": (0, 3), "y_support": (0, 1)}, r"x_support must have the shape"),
-        ({"y_support": (4,)}, r"y_support must have the shape .* got\] \[4\]"),
-        ({"y_support": (1, 1)}, "y_support must have as many tasks and examples as x_support"),
+        ({"x_support": (1, 0, 3), "y_support": (1, 0, 1)}, r"x_support must have the shape"),
+        ({"y_support": (1, 4)}, r"y_support must have the shape .* got\] \[1 4\]"),
+        ({"y_support": (1, 1, 1)}, "y_support must have as many tasks and examples as x_support"),
         ({"x_query": (2, 5, 3)}, "x_query must have as many tasks as x_support"),
-        ({"steps": -1}, r"steps must be at least 0, got\] \[-1\]"),
+        ({"steps": [-1]}, r"steps must be at least 0, got\] \[-1\]"),
+        ({"steps": [1, 2]}, r"steps must have the shape \[tasks\], with as many tasks as x_supp"),
+        ({"steps": 1}, r"steps must have the shape \[tasks\], .* got\] \[\]"),
     ],
 )
 def test_malformed_requests_say_what_is_wrong(dense, tmp_path, changes, message):
     dense[0].export(tmp_path / "1", verbose=False)
-    inputs = {"x_support": (4, 3), "y_support": (4, 1), "x_query": (5, 3), "steps": 1} | changes
+    inputs = {"x_support": (1, 4, 3), "y_support": (1, 4, 1), "x_query": (1, 5, 3)} | changes
     inputs = {name: np.ones(shape, np.float32) for name, shape in inputs.items() if name != "steps"}
-    inputs["steps"] = np.int32(changes.get("steps", 1))
+    inputs["steps"] = np.int32(changes.get("steps", [1]))
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         call(tmp_path / "1", inputs, "adapt_and_predict_steps")
 
@@ -390,7 +402,7 @@ def test_a_failure_half_way_leaves_nothing(dense, tmp_path, monkeypatch):
     learner.export(tmp_path / "1", verbose=False)
     before = contents(tmp_path)
 
-    def fail(module, folder, signatures):
+    def fail(module, folder, signatures, options):
         os.makedirs(folder)
         pathlib.Path(folder, "saved_model.pb").write_bytes(b"half")
         raise OSError("disk full")

@@ -1,0 +1,224 @@
+"""What adaptation leaves behind, as one vector for each task: all that a prediction needs later.
+
+A customer is a vector: the fast weights of what the inner loop moves (of ANIL the head alone) and,
+if the query is normalised inductively, the batch statistics of the support set. All else is the
+learner's and the same for everybody.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_maml.algorithm.inner_loop import Carry, InnerLoop
+from keras_maml.execution.forms import Route, batch_normalizations
+from keras_maml.execution.functional import as_tensors, is_seed, state_variables, task_states
+from keras_maml.execution.task_map import count_tasks, joined
+from keras_maml.execution.tasks import Run
+from keras_maml.learners.maml import MAML
+
+IN_TURNS = Run()
+
+# More inner steps become a loop: the graph of as many copies would be large, and slow to make.
+MAX_UNROLLED_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedLearner:
+    """A learner as functions of many tasks, for programs that run outside of `MAML.predict`.
+
+    Attributes:
+        learner: A compiled learner that has seen an episode.
+        batch_normalization: ``"transductive"`` or ``"inductive"``; None for the learner's own.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        >>> learner = MAML(model, inner_learning_rate=0.1)
+        >>> learner.compile(optimizer="adam", loss="mean_squared_error")
+        >>> x = tf.random.normal([4, 10, 1])
+        >>> adapted = learner.adapt(x[0], 2 * x[0])
+        >>> served = ServedLearner(learner)
+        >>> weights = served.adapt((x, 2 * x), steps=1)
+        >>> weights.shape, served.size
+        (TensorShape([4, 2]), 2)
+        >>> served.predict_with(weights, x).shape
+        TensorShape([4, 10, 1])
+    """
+
+    learner: MAML
+    batch_normalization: str | None = None
+
+    @property
+    def normalization(self) -> str:
+        """``"transductive"`` or ``"inductive"``."""
+        return self.batch_normalization or self.learner.batch_normalization
+
+    @property
+    def depends_on_other_queries(self) -> bool:
+        """Whether a prediction changes with the queries that it is made together with."""
+        return self.normalization == "transductive" and bool(
+            batch_normalizations(self.learner.model)
+        )
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables of which a vector holds a task's own values, in its order."""
+        fast = list(self.learner.partition().initial)
+        if self.normalization == "transductive":
+            return fast
+        return fast + [v for v in state_variables(self.learner.model) if not is_seed(v)]
+
+    @property
+    def size(self) -> int:
+        """How many numbers a vector has."""
+        return sum(int(np.prod(v.shape)) for v in self.variables)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of a vector: float32, or float64 if any of the variables is."""
+        wide = any(keras.backend.standardize_dtype(v.dtype) == "float64" for v in self.variables)
+        return "float64" if wide else "float32"
+
+    def checksum(self) -> str:
+        """Returns what identifies the learner: vectors of one with another are meaningless.
+
+        Weights, where they are, and how the query is normalised count; names, optimizer and the
+        number of steps do not.
+        """
+        digest = hashlib.sha256(self.normalization.encode())
+        adapted = {id(variable) for variable in self.variables}
+        for layer in self.learner.model.layers:
+            digest.update(type(layer).__name__.encode())
+        statistics = {id(variable) for variable in state_variables(self.learner.model)}
+        for variable in self.learner.model.variables:
+            digest.update(f"{variable.shape}{variable.dtype}{id(variable) in adapted}".encode())
+            if id(variable) not in statistics:  # which no prediction reads
+                digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
+        return digest.hexdigest()[:32]
+
+    def adapt(
+        self,
+        support: Any,
+        steps: int | tf.Tensor,
+        run: Run = IN_TURNS,
+    ) -> tf.Tensor:
+        """Adapts to every task.
+
+        Args:
+            support: ``(x, y)``, nests of tensors ``[tasks, examples, ...]``.
+            steps: The number of inner steps; a tensor ``[tasks]`` if each task has its own.
+            run: How the tasks run; by default one after another.
+
+        Returns:
+            ``[tasks, size]``, a vector for each task.
+        """
+
+        def one(task: Any, theta: Any, carry: Carry) -> tf.Tensor:
+            return self._pack(self._with_statistics(task, theta, carry))
+
+        return self._after_adaptation(one, support, (), steps, run)
+
+    def adapt_and_predict(
+        self,
+        support: Any,
+        x_query: Any,
+        steps: int | tf.Tensor,
+        run: Run = IN_TURNS,
+    ) -> Any:
+        """Adapts to every task and predicts its queries, as `MAML.predict_step` does.
+
+        Args:
+            support: ``(x, y)``, nests of tensors ``[tasks, examples, ...]``.
+            x_query: A nest of tensors ``[tasks, queries, ...]``.
+            steps: See `adapt`.
+            run: See `adapt`.
+
+        Returns:
+            The predictions, ``[tasks, queries, ...]`` or a nest of such.
+        """
+
+        def one(task: Any, theta: Any, carry: Carry, x: Any) -> Any:
+            return task.predict(theta, carry, x).predictions
+
+        return self._after_adaptation(one, support, (x_query,), steps, run)
+
+    def predict_with(
+        self,
+        weights: tf.Tensor,
+        x: Any,
+        run: Run = IN_TURNS,
+    ) -> Any:
+        """Predicts with what `adapt` returned.
+
+        Args:
+            weights: ``[tasks, size]``.
+            x: A nest of tensors ``[tasks, queries, ...]``.
+            run: See `adapt`.
+
+        Returns:
+            The predictions, ``[tasks, queries, ...]`` or a nest of such.
+        """
+        theta, objective = self.learner.parameters(), self._objective(run.route)
+        batch_statistics = "batch" if self.normalization == "transductive" else "stored"
+
+        def one(element: Any) -> Any:
+            vector, x = element
+            carry = self._unpack(vector)
+            result = objective.forward(theta, carry, x, batch_statistics=batch_statistics)
+            return result.predictions
+
+        return _over_tasks(run, one, (weights, x))
+
+    def _after_adaptation(self, function, support, rest, steps, run):
+        """Maps ``function(task, parameters, carry, *rest)`` over adapted tasks."""
+        learner, objective = self.learner, self._objective(run.route)
+        theta = learner.parameters()
+        own_steps = not isinstance(steps, int)
+        if not own_steps and steps > MAX_UNROLLED_STEPS:
+            steps = tf.constant(steps)
+
+        def one(element: Any) -> Any:
+            state, support, rest, of_task = element
+            inner = InnerLoop(learner.update_rule, of_task[0] if own_steps else steps)
+            task = objective.task(support)
+            return function(task, theta, inner.adapt(task, theta, state), *rest)
+
+        states = task_states(state_variables(learner.model), tf.range(count_tasks(support)))
+        elements = states, support, rest, (steps,) if own_steps else ()
+        return _over_tasks(run, one, elements)
+
+    def _objective(self, route: Route) -> Any:
+        return self.learner.objective(route=route, batch_normalization=self.normalization)
+
+    def _with_statistics(self, task: Any, theta: Any, carry: Carry) -> Carry:
+        if self.normalization == "transductive":
+            return carry
+        return task.with_statistics(theta, carry)
+
+    def _pack(self, carry: Carry) -> tf.Tensor:
+        pairs = zip(state_variables(self.learner.model), carry.state, strict=True)
+        statistics = [value for variable, value in pairs if not is_seed(variable)]
+        transductive = self.normalization == "transductive"
+        values = [*carry.fast, *([] if transductive else statistics)]
+        return tf.concat([tf.cast(tf.reshape(v, [-1]), self.dtype) for v in values], 0)
+
+    def _unpack(self, vector: tf.Tensor) -> Carry:
+        variables = self.variables
+        parts = tf.split(vector, [int(np.prod(v.shape)) for v in variables])
+        values = {
+            id(v): tf.cast(tf.reshape(part, v.shape), v.dtype)
+            for v, part in zip(variables, parts, strict=True)
+        }
+        state = state_variables(self.learner.model)
+        others = zip(state, as_tensors(list(state)), strict=True)
+        fast = [values[id(v)] for v in self.learner.partition().initial]
+        return Carry(fast, state=[values.get(id(v), default) for v, default in others])
+
+
+def _over_tasks(run: Run, function: Callable[[Any], Any], elements: Any) -> Any:
+    return joined(run.over_tasks(functools.partial(run.map, function), elements))

@@ -1,0 +1,252 @@
+"""LiteRT files that adapt on a phone, in a browser or on a small board, without a server.
+
+Forward pass and gradients of all inner steps become one graph of LiteRT's own operations, for
+fixed numbers of examples. The converter may turn a graph into a wrong one without complaint, so
+every file is run and compared with TensorFlow before it is kept.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_maml import validation
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
+from keras_maml.execution.forms import Route
+from keras_maml.execution.tasks import Run
+from keras_maml.files import whole
+from keras_maml.learners.maml import MAML
+from keras_maml.private_keras import flatten_layers
+from keras_maml.serving.export import check_ready, warn_of_single_queries
+from keras_maml.serving.fast_weights import ServedLearner
+from keras_maml.serving.signatures import Specs, named, named_outputs, plain
+from keras_maml.serving.traces import build_loss
+
+TOLERANCE = 1e-3
+"""How far a file's numbers may be from TensorFlow's, in parts of the largest or of 1."""
+FLOAT16_TOLERANCE = 2e-2
+"""The same for weights that are kept as float16, which have three digits."""
+
+
+def export_litert(
+    learner: MAML,
+    filepath: str | os.PathLike,
+    *,
+    support: int = 5,
+    query: int = 1,
+    steps: int | None = None,
+    batch_normalization: str | None = None,
+    float16: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Writes a ``.tflite`` file with two signatures, of builtin operations only.
+
+    - ``adapt``: ``x_support [support, ...]`` and ``y_support [support, ...]`` to ``weights [n]``.
+    - ``predict_with``: ``x [query, ...]`` and ``weights [n]`` to ``predictions [query, ...]``.
+
+    Names of nested inputs and outputs are those of `keras_maml.serving.export.export`.
+
+    Args:
+        learner: A compiled learner that has seen an episode.
+        filepath: The file to write; its folder exists.
+        support: The number of support examples.
+        query: The number of queries.
+        steps: The inner steps; by default `evaluation_steps`.
+        batch_normalization: ``"transductive"`` or ``"inductive"``; by default the learner's.
+        float16: Whether to keep the learner's weights as float16: a little over half the size.
+        overwrite: Whether to replace a file that is already there.
+
+    Raises:
+        FileExistsError: ``filepath`` exists; it is left as it is.
+        ValueError: An argument is out of range; or a layer has no form on devices, which the
+            message names; or the file does not compute what TensorFlow does. Nothing is written.
+
+    Warns:
+        UserWarning: Queries are normalised by each other; see `export`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        >>> learner = MAML(model, inner_learning_rate=0.1)
+        >>> learner.compile(optimizer="adam", loss="mean_squared_error")
+        >>> x = tf.random.normal([5, 1])
+        >>> adapted = learner.adapt(x, 2 * x)
+        >>> learner.export_litert("line.tflite")  # doctest: +SKIP
+    """
+    validation.check_flag("float16", float16)
+    filepath = pathlib.Path(filepath)
+    if filepath.exists() and not overwrite:
+        raise FileExistsError(f"{filepath} exists: pass overwrite=True to replace it.")
+    device = DeviceFunctions(learner, "export_litert", support, query, steps, batch_normalization)
+    content = _converted(device, float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the interpreter moves to another package
+        interpreter = tf.lite.Interpreter(model_content=content)
+    device.check(
+        lambda name, inputs: interpreter.get_signature_runner(name)(**inputs),
+        FLOAT16_TOLERANCE if float16 else TOLERANCE,
+    )
+    with whole(filepath) as temporary:
+        temporary.write_bytes(content)
+
+
+def _converted(device: "DeviceFunctions", float16: bool) -> bytes:
+    functions = device.functions()
+    module = tf.Module()
+    variables = [v for function in functions.values() for v in function.variables]
+    module.served_variables = list({id(v): v for v in variables}.values())
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, functions)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(functions))
+        if float16:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            return converter.convert()
+        except Exception as error:  # of several kinds
+            found = re.findall(r"'?tf\.(\w+)'? op is neither", str(error))
+            raise ValueError(device.explained("LiteRT", found, str(error))) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _OneTask(Run):
+    """Runs the one task there is, without a loop or an axis around it."""
+
+    def map(self, function: Callable[[Any], Any], elements: Any) -> Any:
+        results = function(tf.nest.map_structure(lambda t: t[0], elements))
+        return tf.nest.map_structure(lambda t: t[None], results)
+
+
+class DeviceFunctions:
+    """A learner as two functions of fixed shapes, for one task, to be converted.
+
+    Args:
+        learner: A compiled learner that has seen an episode.
+        caller: Who converts, for messages.
+        support: The number of support examples.
+        query: The number of queries.
+        steps: The inner steps; by default `evaluation_steps`.
+        batch_normalization: See `keras_maml.serving.export.export`.
+
+    Raises:
+        ValueError: An argument is out of range, or the learner is not ready.
+    """
+
+    def __init__(
+        self,
+        learner: MAML,
+        caller: str,
+        support: int,
+        query: int,
+        steps: int | None,
+        batch_normalization: str | None,
+    ) -> None:
+        validation.check_count("support", support, minimum=1)
+        validation.check_count("query", query, minimum=1)
+        self._steps = learner.evaluation_steps if steps is None else steps
+        validation.check_count("steps", self._steps)
+        if batch_normalization is not None:
+            how = "batch_normalization", batch_normalization, BATCH_NORMALIZATIONS
+            validation.check_choice(*how)
+        check_ready(learner, caller)
+        build_loss(learner)
+        self._served = served = ServedLearner(learner, batch_normalization)
+        if batch_normalization is None:
+            warn_of_single_queries(served, stacklevel=5)
+        self._spec = x, y = plain(learner.support_spec)
+        self._support = _of_size(named("x_support", x) | named("y_support", y), support)
+        weights = {"weights": tf.TensorSpec([served.size], served.dtype, "weights")}
+        self._query = _of_size(named("x", x), query) | weights
+
+    def functions(self, route: Route = "portable") -> dict[str, Any]:
+        """Traces ``adapt`` and ``predict_with``, by default of operations that devices have."""
+        served, run = self._served, _OneTask(route)
+
+        def adapt(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            values = [inputs[name][None] for name in self._support]
+            support = keras.tree.pack_sequence_as(self._spec, values)
+            return {"weights": served.adapt(support, self._steps, run)[0]}
+
+        def predict_with(weights: tf.Tensor, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            values = [inputs[name][None] for name in self._query if name != "weights"]
+            x = keras.tree.pack_sequence_as(self._spec[0], values)
+            outputs = named_outputs(served.predict_with(weights[None], x, run))
+            return {name: output[0] for name, output in outputs.items()}
+
+        return {
+            "adapt": tf.function(adapt, autograph=False).get_concrete_function(**self._support),
+            "predict_with": tf.function(predict_with, autograph=False).get_concrete_function(
+                **self._query
+            ),
+        }
+
+    def explained(self, target: str, operations: Sequence[str], message: str) -> str:
+        """Says which layer cannot be converted, from a converter's message."""
+        layers = [layer.name for layer in flatten_layers(self._served.learner.model)]
+        # Where an operation comes from, converters say by paths such as "model/dense_1/Elu".
+        named_layers = [name for name in layers if re.search(rf"[/\"]{re.escape(name)}/", message)]
+        where = f"Layer {', '.join(map(repr, named_layers))}" if named_layers else "The model"
+        what = ", ".join(sorted(set(operations))) or message.strip().splitlines()[-1][:300]
+        return (
+            f"{where} cannot adapt on a device: {target} has no form for {what}. Take another "
+            "layer or activation there (relu, tanh and sigmoid have one), or adapt other layers "
+            "only."
+        )
+
+    def check(
+        self,
+        run: Callable[[str, dict[str, np.ndarray]], Mapping[str, np.ndarray]],
+        tolerance: float,
+    ) -> None:
+        """Raises ValueError unless what was converted computes what TensorFlow does.
+
+        Args:
+            run: Calls a converted function, by name, with inputs by name; returns its outputs.
+            tolerance: How far they may be from TensorFlow's, in parts of the largest or of 1.
+        """
+        random = np.random.default_rng(0)
+        support = {name: _numbers(random, spec) for name, spec in self._support.items()}
+        query = {n: _numbers(random, spec) for n, spec in self._query.items() if n != "weights"}
+        right = self.functions("plain")
+        weights = right["adapt"](**_tensors(support))["weights"].numpy()
+        for name, inputs in (("adapt", support), ("predict_with", query | {"weights": weights})):
+            ours = run(name, inputs)
+            for output, value in right[name](**_tensors(inputs)).items():
+                _compare(name, output, ours[output], value.numpy(), tolerance)
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    return {name: tf.constant(array) for name, array in arrays.items()}
+
+
+def _of_size(specs: Specs, size: int) -> Specs:
+    return {
+        name: tf.TensorSpec([size, *spec.shape[1:]], spec.dtype, name)
+        for name, spec in specs.items()
+    }
+
+
+def _numbers(random: np.random.Generator, spec: tf.TensorSpec) -> np.ndarray:
+    """Draws inputs; whole numbers are 0 or 1, which every vocabulary and set of classes has."""
+    if spec.dtype.is_integer:
+        return random.integers(2, size=spec.shape).astype(spec.dtype.as_numpy_dtype)
+    return random.random(spec.shape).astype(spec.dtype.as_numpy_dtype)
+
+
+def _compare(
+    signature: str, output: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float
+) -> None:
+    error = np.abs(ours - theirs).max()
+    if not error <= tolerance * max(1.0, np.abs(theirs).max()):  # also if it is not a number
+        raise ValueError(
+            f"The converted {signature} is wrong: its {output} are up to {error:.2g} away from "
+            "TensorFlow's. Nothing was written. Some layer is converted to something else; try "
+            "the export with fewer layers to find it."
+        )

@@ -1,0 +1,184 @@
+"""Where customers' weights are kept: in memory, in a folder, or in one SQLite file.
+
+A store maps names to bytes and knows nothing of learners.
+"""
+
+import contextlib
+import os
+import pathlib
+import sqlite3
+import tempfile
+import threading
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+MAX_NAME_BYTES = 80
+_SUFFIX = ".weights"
+
+
+class Store(Protocol):
+    """What a `Personalizer` needs of a store."""
+
+    def put(self, records: Mapping[str, bytes]) -> None:
+        """Keeps records; those that were there under the same names are replaced."""
+
+    def get(self, names: Sequence[str]) -> list[bytes | None]:
+        """Returns the record of each name, None where there is none."""
+
+    def delete(self, name: str) -> bool:
+        """Forgets a record; returns whether there was one."""
+
+    def names(self) -> list[str]:
+        """Returns all names, sorted."""
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError unless ``name`` is text of 1 to 80 bytes in UTF-8."""
+    if not isinstance(name, str) or not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
+        raise ValueError(
+            f"A customer's name must be text of 1 to {MAX_NAME_BYTES} bytes in UTF-8, got {name!r}."
+        )
+
+
+class MemoryStore:
+    """Keeps records as long as the process lives.
+
+    Example:
+        >>> store = MemoryStore()
+        >>> store.put({"ada": b"1"})
+        >>> store.get(["ada", "bob"]), store.delete("ada"), store.names()
+        ([b'1', None], True, [])
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, bytes] = {}
+
+    def put(self, records: Mapping[str, bytes]) -> None:
+        """Keeps records."""
+        self._records.update(records)
+
+    def get(self, names: Sequence[str]) -> list[bytes | None]:
+        """Returns the record of each name, or None."""
+        return [self._records.get(name) for name in names]
+
+    def delete(self, name: str) -> bool:
+        """Forgets a record; returns whether there was one."""
+        return self._records.pop(name, None) is not None
+
+    def names(self) -> list[str]:
+        """Returns all names, sorted."""
+        return sorted(self._records)
+
+
+class FolderStore:
+    """Keeps a file for each name, each written whole or not at all.
+
+    Args:
+        path: The folder; it is created.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._folder = pathlib.Path(path)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def _file(self, name: str) -> pathlib.Path:
+        # A quoted name holds no separator, and with the suffix it is neither "." nor "..".
+        return self._folder / (urllib.parse.quote(name, safe="") + _SUFFIX)
+
+    def put(self, records: Mapping[str, bytes]) -> None:
+        """Keeps records."""
+        for name, record in records.items():
+            # A name of its own for each writer, since two may write the same record.
+            number, temporary = tempfile.mkstemp(dir=self._folder)
+            try:
+                with open(number, "wb") as file:
+                    file.write(record)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self._file(name))
+            except BaseException:
+                os.unlink(temporary)
+                raise
+
+    def get(self, names: Sequence[str]) -> list[bytes | None]:
+        """Returns the record of each name, or None."""
+        found: list[bytes | None] = []
+        for name in names:
+            try:
+                found.append(self._file(name).read_bytes())
+            except FileNotFoundError:
+                found.append(None)
+        return found
+
+    def delete(self, name: str) -> bool:
+        """Forgets a record; returns whether there was one."""
+        try:
+            self._file(name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self) -> list[str]:
+        """Returns all names, sorted."""
+        files = self._folder.glob(f"*{_SUFFIX}")
+        return sorted(urllib.parse.unquote(file.name.removesuffix(_SUFFIX)) for file in files)
+
+
+class SQLiteStore:
+    """Keeps all records in one file, which several threads and processes may use.
+
+    What `put` has returned from is in the file, also if the process is killed the moment after;
+    of a `put` that was interrupted there is nothing.
+
+    Args:
+        path: The file, on a local disk; it is created, its folder is not.
+        timeout: How many seconds to wait for other writers.
+    """
+
+    def __init__(self, path: str | os.PathLike, timeout: float = 30.0) -> None:
+        self._path, self._timeout = os.fspath(path), timeout
+        self._local = threading.local()
+        with self._transaction() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS weights (name TEXT PRIMARY KEY, record BLOB NOT NULL)"
+            )
+
+    @contextlib.contextmanager
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        # Connections must be carried neither to another thread nor over a fork.
+        if getattr(self._local, "process", None) != os.getpid():
+            connection = sqlite3.connect(self._path, self._timeout, isolation_level=None)
+            connection.execute("PRAGMA synchronous=FULL")
+            self._local.connection, self._local.process = connection, os.getpid()
+        connection = self._local.connection
+        # Writers queue at the beginning: one that waits half-way would have to give up.
+        connection.execute(f"BEGIN {kind}")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+    def put(self, records: Mapping[str, bytes]) -> None:
+        """Keeps records: all of them, or none."""
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO weights VALUES (?, ?)", records.items())
+
+    def get(self, names: Sequence[str]) -> list[bytes | None]:
+        """Returns the record of each name, or None; all as they were at one moment."""
+        query = "SELECT record FROM weights WHERE name = ?"
+        with self._transaction("DEFERRED") as connection:
+            rows = [connection.execute(query, [name]).fetchone() for name in names]
+        return [None if row is None else row[0] for row in rows]
+
+    def delete(self, name: str) -> bool:
+        """Forgets a record; returns whether there was one."""
+        with self._transaction() as connection:
+            return connection.execute("DELETE FROM weights WHERE name = ?", [name]).rowcount > 0
+
+    def names(self) -> list[str]:
+        """Returns all names, sorted."""
+        with self._transaction("DEFERRED") as connection:
+            return sorted(name for (name,) in connection.execute("SELECT name FROM weights"))

@@ -1,0 +1,181 @@
+"""Customers keep their own weights: in every store, after processes die, of one learner."""
+
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import zoo
+
+from keras_maml import MAML, networks
+from keras_maml.serving.fast_weights import ServedLearner
+from keras_maml.serving.opened import open_learner
+from keras_maml.serving.personalization import (
+    OtherLearnerError,
+    Personalizer,
+    UnknownCustomerError,
+)
+from keras_maml.serving.stores import FolderStore, MemoryStore, SQLiteStore
+
+# Writes customers until it is killed, and says of each that it is kept.
+WRITER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("stores", sys.argv[1])
+stores = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(stores)
+store, number = stores.SQLiteStore(sys.argv[2]), 0
+while True:
+    name = f"{sys.argv[3]}-{number}"
+    store.put({name: name.encode() * 100, name + "b": b"second"})
+    print(name, flush=True)
+    number += 1
+"""
+
+
+@pytest.fixture(scope="module")
+def learner():
+    keras.utils.set_random_seed(0)
+    case = zoo.CASES["normalization"]
+    learner = MAML(case.build(), 0.2, 2, batch_normalization="inductive", adapted_layers="head")
+    learner.compile("sgd", case.loss, run_eagerly=True)
+    learner.predict(zoo.episodes(case), verbose=0)
+    return learner
+
+
+@pytest.fixture(scope="module")
+def opened(learner):
+    return open_learner(learner)  # once: tracing takes seconds
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    (x, y), (x_query, _) = zoo.episodes(zoo.CASES["normalization"], tasks=5)
+    return x.numpy(), y.numpy(), x_query.numpy()
+
+
+def stores(folder):
+    return [MemoryStore(), FolderStore(folder / "folder"), SQLiteStore(folder / "a.sqlite")]
+
+
+def test_every_customer_gets_the_answers_of_their_own_examples(learner, opened, episodes, tmp_path):
+    x, y, x_query = episodes
+    names = ["ada", "../bob", "..", "Zoë/%2F", "e"]
+    for store in stores(tmp_path):
+        personalizer = Personalizer(opened, store, batch_size=2)
+        personalizer.adapt_many(names, x, y)
+        together = personalizer.predict_many(names, x_query)
+        for index, name in enumerate(names):
+            expected = learner.adapt(x[index], y[index])(x_query[index])
+            np.testing.assert_allclose(together[index], expected, rtol=0, atol=1e-5)
+            alone = personalizer.predict(name, x_query[index][:1])
+            np.testing.assert_allclose(alone, expected[:1], rtol=0, atol=1e-5)
+        assert personalizer.customers() == sorted(names)
+        personalizer.adapt("ada", x[1], y[1])  # again, with other examples
+        again = personalizer.predict("ada", x_query[1])
+        np.testing.assert_allclose(again, together[1], rtol=0, atol=1e-5)
+        assert personalizer.forget("..") and not personalizer.forget("..")
+        with pytest.raises(UnknownCustomerError, match=r"no weights of '\.\.': call adapt before"):
+            personalizer.predict("..", x_query[0])
+    assert sorted(path.name for path in tmp_path.iterdir() if "sqlite" not in path.name) == [
+        "folder"
+    ]
+
+
+def test_a_saved_model_and_its_learner_share_customers(learner, opened, episodes, tmp_path):
+    x, y, x_query = episodes
+    learner.export(tmp_path / "1", verbose=False)
+    store = MemoryStore()
+    Personalizer(opened, store).adapt("ada", x[0], y[0])
+    expected = learner.adapt(x[0], y[0])(x_query[0])
+    served = Personalizer(tmp_path / "1", store)
+    np.testing.assert_allclose(served.predict("ada", x_query[0]), expected, rtol=0, atol=1e-5)
+
+
+def test_weights_of_another_learner_are_refused(learner, opened, episodes):
+    x, y, x_query = episodes
+    store = MemoryStore()
+    Personalizer(opened, store).adapt("ada", x[0], y[0])
+    other = MAML.from_config(learner.get_config())
+    other.compile("sgd", "mse", run_eagerly=True)
+    other.predict(zoo.episodes(zoo.CASES["normalization"]), verbose=0)
+    other.model.set_weights([weight + 0.1 for weight in learner.model.get_weights()])
+    with pytest.raises(OtherLearnerError, match="another learner: adapt again"):
+        Personalizer(other, store).predict("ada", x_query[0])
+
+
+def test_half_precision_halves_what_is_kept(opened, episodes):
+    x, y, x_query = episodes
+    whole, half = Personalizer(opened), Personalizer(opened, half_precision=True)
+    for personalizer in (whole, half):
+        personalizer.adapt("ada", x[0], y[0])
+    sizes = [len(p.store.get(["ada"])[0]) - 17 for p in (whole, half)]
+    assert sizes == [4 * whole.opened.size, 2 * whole.opened.size]
+    expected = whole.predict("ada", x_query[0])
+    difference = np.abs(half.predict("ada", x_query[0]) - expected).max()
+    assert 0 < difference < 1e-2
+
+
+def test_a_customer_of_an_omniglot_head_takes_less_than_two_kilobytes():
+    model = networks.omniglot_classifier(5, 64)
+    learner = MAML(model, adapted_layers="head", batch_normalization="inductive")
+    served = ServedLearner(learner)
+    assert served.size == 65 * 5 + 4 * 2 * 64  # the head, and means and variances of four layers
+    assert 17 + 2 * served.size < 2000  # with half_precision; the record's head has 17 bytes
+    assert 17 + 4 * ServedLearner(learner, "transductive").size < 2000
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.ones((4, 2)), np.ones((4, 1)), r"x_support must have the shape \[tasks, examples, 3"),
+        (np.ones((4, 3)), np.ones((3, 1)), "y_support must have as many tasks and examples"),
+        (np.ones((0, 3)), np.ones((0, 1)), "none of them 0"),
+        (np.ones((4, 3)) * 1e39, np.ones((4, 1)), "x_support must hold finite numbers"),
+        ([["a"] * 3], [[1.0]], "x_support must hold finite numbers"),
+        (np.ones((4, 3)), np.full((4, 1), 3e38), "'ada' gave weights that are not finite"),
+        (np.ones(3), np.ones((4, 1)), "x_support must have 3 axes"),
+    ],
+)
+def test_examples_that_do_not_fit_are_refused_and_nothing_is_kept(opened, x, y, message):
+    personalizer = Personalizer(opened)
+    with pytest.raises(ValueError, match=message):
+        personalizer.adapt("ada", x, y)
+    assert personalizer.customers() == []
+
+
+@pytest.mark.parametrize("name", ["", "a" * 81, 7, None])
+def test_names_that_no_store_can_keep_are_refused(opened, episodes, name):
+    x, y, _ = episodes
+    with pytest.raises(ValueError, match="text of 1 to 80 bytes"):
+        Personalizer(opened).adapt(name, x[0], y[0])
+
+
+def test_what_processes_that_were_killed_had_kept_is_there(tmp_path):
+    import keras_maml.serving.stores as module
+
+    path = tmp_path / "a.sqlite"
+    command = [sys.executable, "-c", WRITER, module.__file__, str(path)]
+    writers = [
+        subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "ab"
+    ]
+    for writer in writers:
+        for _ in range(20):
+            assert writer.stdout.readline()
+    for writer in writers:
+        writer.send_signal(signal.SIGKILL)
+    promised = []
+    for name, writer in zip("ab", writers, strict=True):
+        rest, _ = writer.communicate()
+        whole = [line for line in rest.splitlines(keepends=True) if line.endswith("\n")]
+        promised += [f"{name}-{i}" for i in range(20 + len(whole))]
+    store = SQLiteStore(path)
+    assert store.get(promised) == [name.encode() * 100 for name in promised]
+    # Of a transaction that was interrupted there is all or nothing.
+    names = set(store.names())
+    assert {name + "b" for name in names if not name.endswith("b")} == {
+        name for name in names if name.endswith("b")
+    }
+    store.put({"after": b"works"})
+    assert store.get(["after"]) == [b"works"]

@@ -1,0 +1,227 @@
+"""What the signatures promise servers: tasks stay apart, sizes stay free, weights are kept."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import zoo
+from tensorflow.core.framework import tensor_pb2
+
+from keras_maml import MAML
+from keras_maml.serving import warmup
+from keras_maml.serving.fast_weights import ServedLearner
+
+CASES = {
+    "dense": {},
+    "paper": {"batch_normalization": "inductive"},
+    "normalization": {"batch_normalization": "inductive", "adapted_layers": "head"},
+    "dictionary_inputs": {"adapted_layers": "body"},
+    "dropout": {},
+}
+
+
+def make_learner(name, **settings):
+    keras.utils.set_random_seed(1)
+    case = zoo.CASES[name]
+    settings = {"inner_learning_rate": 0.3, "evaluation_steps": 2} | settings
+    learner = MAML(case.build(), **settings)
+    learner.compile("sgd", case.loss, run_eagerly=True)
+    support, query = zoo.episodes(case)
+    expected = np.asarray(learner.predict((support, query), verbose=0))
+    return learner, support, query[0], expected
+
+
+def inputs_of(name, nest):
+    if isinstance(nest, dict):
+        return {f"{name}_{key}": value for key, value in nest.items()}
+    return {name: nest}
+
+
+def load(learner, folder, **settings):
+    learner.export(folder / "1", verbose=False, **settings)
+    return tf.saved_model.load(str(folder / "1")).signatures
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_kept_and_used_later_predict_as_the_learner_does(name, tmp_path):
+    learner, (x, y), x_query, expected = make_learner(name, **CASES[name])
+    signatures = load(learner, tmp_path)
+    support = inputs_of("x_support", x) | inputs_of("y_support", y)
+    weights = signatures["adapt"](**support)["weights"]
+    fast = sum(int(np.prod(variable.shape)) for variable in learner.partition().initial)
+    statistics = {"paper": 12, "normalization": 12}.get(name, 0)  # means and variances
+    assert weights.shape == (3, fast + statistics)
+    answer = signatures["predict_with"](weights=weights, **inputs_of("x", x_query))["predictions"]
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
+    steps = signatures["adapt_steps"](**support, steps=tf.constant([2, 0, 2]))["weights"]
+    np.testing.assert_allclose(steps[::2], weights[::2], rtol=0, atol=1e-5)
+    assert np.abs(steps[1] - weights[1]).max() > 1e-4
+
+
+def test_requests_joined_by_a_batching_server_stay_two_tasks(tmp_path):
+    learner, (x, y), x_query, expected = make_learner("dense")
+    signatures = load(learner, tmp_path)
+    requests = [
+        {"x_support": x[i : i + 1], "y_support": y[i : i + 1], "x_query": x_query[i : i + 1]}
+        for i in range(2)
+    ]
+    # As TensorFlow Serving's batcher does: along the first axis, to be cut there again.
+    joined = {name: tf.concat([request[name] for request in requests], 0) for name in requests[0]}
+    answer = signatures["adapt_and_predict"](**joined)["predictions"]
+    np.testing.assert_allclose(answer, expected[:2], rtol=0, atol=1e-5)
+    # Without the task axis, joining would mix the examples of both: that is refused.
+    flat = {name: tf.concat([r[name][0] for r in requests], 0) for name in requests[0]}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"must have the shape \[tasks, exam"):
+        signatures["adapt_and_predict"](**flat)
+
+
+def test_sizes_that_the_model_leaves_open_are_free_in_requests(tmp_path):
+    inputs = keras.Input((None, 2))
+    outputs = keras.layers.Dense(1)(keras.layers.Dense(3, "tanh")(inputs))
+    learner = MAML(keras.Model(inputs, outputs), 0.3)
+    learner.compile("sgd", "mse", run_eagerly=True)
+    draw = np.random.default_rng(0).standard_normal
+    learner.adapt(draw((4, 5, 2), "float32"), draw((4, 5, 1), "float32"))
+    x, y = draw((2, 4, 7, 2), "float32"), draw((2, 4, 7, 1), "float32")
+    signatures = load(learner, tmp_path)
+    specs = signatures["adapt"].structured_input_signature[1]
+    assert specs["x_support"].shape.as_list() == [None, None, None, 2]
+    assert specs["y_support"].shape.as_list() == [None, None, None, 1]
+    weights = signatures["adapt"](x_support=x, y_support=y)["weights"]
+    short = x[:, :3, :6]
+    answer = signatures["predict_with"](x=tf.constant(short), weights=weights)["predictions"]
+    for index in range(2):
+        expected = learner.adapt(x[index], y[index])(short[index])
+        np.testing.assert_allclose(answer[index], expected, rtol=0, atol=1e-5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[tasks, examples, any, 2\]"):
+        signatures["predict_with"](x=tf.zeros((1, 2, 3, 4)), weights=weights)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("name", ["dense", "paper"])
+def test_signatures_of_fixed_shapes_answer_the_same(name, jit_compile, tmp_path):
+    learner, (x, y), x_query, expected = make_learner(name, batch_normalization="inductive")
+    signatures = load(learner, tmp_path, shapes=[(3, 6, 5)], jit_compile=jit_compile)
+    answer = signatures["adapt_and_predict_3x6x5"](x_support=x, y_support=y, x_query=x_query)
+    np.testing.assert_allclose(answer["predictions"], expected, rtol=0, atol=1e-5)
+    weights = signatures["adapt_3x6"](x_support=x, y_support=y)["weights"]
+    answer = signatures["predict_with_3x5"](x=x_query, weights=weights)["predictions"]
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        signatures["adapt_3x6"](x_support=x[:, :4], y_support=y[:, :4])
+
+
+def test_the_export_can_normalise_otherwise_than_the_learner(tmp_path):
+    learner, (x, y), x_query, _ = make_learner("paper")
+    inductive, *_, expected = make_learner("paper", batch_normalization="inductive")
+    inductive.model.set_weights(learner.model.get_weights())
+    expected = np.asarray(inductive.predict(((x, y), (x_query,)), verbose=0))
+    signatures = load(learner, tmp_path, batch_normalization="inductive")
+    answer = signatures["adapt_and_predict"](x_support=x, y_support=y, x_query=x_query)
+    np.testing.assert_allclose(answer["predictions"], expected, rtol=0, atol=1e-5)
+    weights = signatures["adapt"](x_support=x, y_support=y)["weights"]
+    one = [
+        signatures["predict_with"](x=x_query[:, i : i + 1], weights=weights)["predictions"]
+        for i in range(5)
+    ]
+    np.testing.assert_allclose(np.concatenate(one, 1), expected, rtol=0, atol=1e-5)
+
+
+def test_a_transductive_learner_served_one_query_at_a_time_is_warned_of(tmp_path):
+    learner, *_ = make_learner("paper")
+    with pytest.warns(UserWarning, match='batch_normalization="inductive"') as caught:
+        learner.export(tmp_path / "1", verbose=False)
+    assert caught[0].filename == __file__
+    # Said so, or without single predictions: no warning, which would be an error here.
+    learner.export(tmp_path / "2", batch_normalization="transductive", verbose=False)
+    learner.export(tmp_path / "3", signatures=["adapt_and_predict"], verbose=False)
+
+
+def test_warm_up_requests_are_right_and_run(tmp_path):
+    learner, *_ = make_learner("dictionary_inputs")
+    signatures = load(learner, tmp_path, shapes=[(2, 4, 3)])
+    path = tmp_path / "1" / "assets.extra" / warmup.FILE
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+    warmed = set()
+    for record in records:
+        request = fields(fields(fields(record)[6][0])[1][0])
+        name = fields(request[1][0])[3][0].decode()
+        inputs = {}
+        for entry in map(fields, request[2]):
+            proto = tensor_pb2.TensorProto.FromString(entry[2][0])
+            inputs[entry[1][0].decode()] = tf.constant(tf.make_ndarray(proto))
+        signatures[name](**inputs)
+        warmed.add(name)
+    assert warmed == set(signatures)
+
+
+def fields(message):
+    """Decodes the length-delimited fields of a protocol buffer, by number."""
+    found, at = {}, 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        key, size = varint(), varint()
+        assert key & 7 == 2
+        found.setdefault(key >> 3, []).append(message[at : at + size])
+        at += size
+    return found
+
+
+def test_loading_prints_no_warnings(tmp_path):
+    learner, *_ = make_learner("paper", batch_normalization="inductive")
+    learner.export(tmp_path / "1", verbose=False)
+    code = "import sys, tensorflow as tf; tf.saved_model.load(sys.argv[1])"
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code, str(tmp_path / "1")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "custom gradient" not in result.stdout + result.stderr
+    assert "WARNING:tensorflow" not in result.stderr
+
+
+def test_a_checksum_tells_learners_apart_and_knows_them_again(tmp_path):
+    learner, *_ = make_learner("paper", batch_normalization="inductive")
+    checksum = ServedLearner(learner).checksum()
+    learner.export(tmp_path / "1", verbose=False)
+    facts = json.loads((tmp_path / "1" / "assets.extra" / "keras_maml.json").read_text())
+    assert facts["checksum"] == checksum and facts["weights"] == ServedLearner(learner).size
+    learner.save(tmp_path / "a.keras")
+    again = keras.models.load_model(tmp_path / "a.keras")
+    assert ServedLearner(again).checksum() == checksum
+    assert ServedLearner(learner, "transductive").checksum() != checksum
+    again.adapted_layers = "head"
+    assert ServedLearner(again).checksum() != checksum
+    learner.model.trainable_variables[0].assign_add(
+        1e-6 * tf.ones_like(learner.model.trainable_variables[0])
+    )
+    assert ServedLearner(learner).checksum() != checksum
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"signatures": ["adapt", "fly"]}, "signatures must be one of .* got 'fly'"),
+        ({"batch_normalization": "none"}, "batch_normalization must be one of"),
+        ({"shapes": [(1, 5)]}, r"shapes must hold triples \(tasks, support, query\)"),
+        ({"shapes": [(1, 0, 5)]}, "support in shapes must be an integer of at least 1"),
+        ({"jit_compile": True}, "pass shapes, such as"),
+    ],
+)
+def test_settings_out_of_range_say_what_to_do(settings, message, tmp_path):
+    learner, *_ = make_learner("dense")
+    with pytest.raises(ValueError, match=message):
+        learner.export(tmp_path / "1", **settings)
+    assert not list(tmp_path.iterdir())
