@@ -74,7 +74,8 @@ class Exact(MetaGradient):
             carry, outcome = inner.adapt_and_measure(make_task(), begun, state, step_weights)
             return outcome.loss, (outcome, carry.state)
 
-        _, (outcome, after), gradients = loss_gradients(adapted_loss, parameters.trained)
+        scale = getattr(make_task(), "meta_loss_scale", None)
+        _, (outcome, after), gradients = loss_gradients(adapted_loss, parameters.trained, scale)
         if run.route == "compiled":
             gradients = [*map(pack_gradient, gradients)]
         return outcome, gradients, after

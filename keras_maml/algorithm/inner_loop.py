@@ -137,7 +137,7 @@ class InnerLoop:
         def loss(fast: Tensors) -> tuple[tf.Tensor, Any]:
             return task.inner_loss(parameters, carry._replace(fast=fast), step)
 
-        _, state, gradients = loss_gradients(loss, carry.fast)
+        _, state, gradients = loss_gradients(loss, carry.fast, getattr(task, "loss_scale", None))
         if self.first_order:
             gradients = [tf.stop_gradient(gradient) for gradient in gradients]
         fast, slots = self.rule.apply_step(parameters, carry, gradients, step)
@@ -223,13 +223,17 @@ class InnerLoop:
 
 
 def loss_gradients(
-    loss_function: Callable[[Tensors], tuple[tf.Tensor, Any]], weights: Tensors
+    loss_function: Callable[[Tensors], tuple[tf.Tensor, Any]],
+    weights: Tensors,
+    scale: float | tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, Any, Tensors]:
     """Differentiates a loss with respect to a list of weights.
 
     Args:
         loss_function: Maps weights to ``(scalar loss, anything else)``.
         weights: Tensors of any shape and floating dtype.
+        scale: What the loss is multiplied by, and the gradients are divided by again, so that
+            numbers in between are not too small for half precision; None for nothing.
 
     Returns:
         The loss, what came with it, and the gradients: dense tensors, zero for a weight that
@@ -238,5 +242,14 @@ def loss_gradients(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(weights)
         loss, auxiliary = loss_function(weights)
-    gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return loss, auxiliary, [tf.convert_to_tensor(gradient) for gradient in gradients]
+        target = loss if scale is None else loss * tf.cast(scale, loss.dtype)
+    gradients = tape.gradient(target, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    return loss, auxiliary, unscaled(gradients, scale)
+
+
+def unscaled(gradients: Tensors, scale: float | tf.Tensor | None) -> Tensors:
+    """Divides gradients by what their loss was multiplied by."""
+    if scale is None:
+        return gradients
+    return [gradient / tf.cast(scale, gradient.dtype) for gradient in gradients]

@@ -52,6 +52,9 @@ class Objective:
         training: Whether dropout and its like are active.
         route: How the trace will run, see `forms.differentiable_forms`.
         regularization: lambda of a proximal term lambda / 2 ||fast - initial||^2 of the inner loss.
+        loss_scale: What inner losses are multiplied by while they are differentiated, for layers
+            that compute in half precision; None for nothing.
+        meta_loss_scale: The same of the loss after adaptation.
     """
 
     model: keras.Model
@@ -62,6 +65,8 @@ class Objective:
     training: bool = False
     route: Route = "plain"
     regularization: float = 0.0
+    loss_scale: float | None = None
+    meta_loss_scale: tf.Tensor | None = None
 
     def task(self, support: Any, query: Any = None) -> "EpisodeTask":
         """Returns an episode as a task."""
@@ -107,6 +112,16 @@ class EpisodeTask:
     support: Any
     query: Any = None
     memo: Memo | None = None
+
+    @property
+    def loss_scale(self) -> float | None:
+        """See `Objective.loss_scale`."""
+        return self.objective.loss_scale
+
+    @property
+    def meta_loss_scale(self) -> tf.Tensor | None:
+        """See `Objective.meta_loss_scale`."""
+        return self.objective.meta_loss_scale
 
     def inner_loss(
         self, parameters: Parameters, carry: Carry, step: int | tf.Tensor

@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters, Task
+from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters, Task, unscaled
 from keras_maml.execution.functional import Tensors
 from keras_maml.execution.task_map import count_tasks
 from keras_maml.execution.tasks import Run
@@ -42,6 +42,11 @@ def rematerialized(
     """
     every_step = step_weights is not None and inner.steps > 0
     tasks = count_tasks(episodes)
+    scale = getattr(make_task(*episodes), "meta_loss_scale", None)  # of all tasks alike
+
+    def from_loss(loss: tf.Tensor) -> tf.Tensor:
+        return tf.ones_like(loss) * tf.cast(1 if scale is None else scale, loss.dtype)
+
     begun = inner.begin(parameters)
     of_task = tf.nest.map_structure(lambda t: tf.repeat(t[None], tasks, 0), begun)
     first = of_task._replace(state=states)
@@ -69,7 +74,7 @@ def rematerialized(
             parameters,
             carry,
         )
-        return outcome, *pull([outcome.loss], None)
+        return outcome, *pull([outcome.loss], [from_loss(outcome.loss)])
 
     outcome, gradients, constants = run.map(measure, (last, episodes))
     # What counts of the loss before each step: that before the first one never does.
@@ -91,8 +96,8 @@ def rematerialized(
                 return inner.step(task, parameters, carry, step), losses
 
             pull, (after, losses) = _differentiable(function, parameters, carry)
-            ones = [tf.ones_like(loss) for loss in losses]
-            return losses, *pull([*_moving(after), *losses], [*gradients, *ones])
+            pulled = pull([*_moving(after), *losses], [*gradients, *map(from_loss, losses)])
+            return losses, *pulled
 
         losses, gradients, more = run.map(one, (carries, episodes, gradients))
         loss = tf.add_n([loss, *losses])
@@ -101,7 +106,8 @@ def rematerialized(
     begun = tf.constant(inner.steps - 1), outcome.loss, gradients, constants
     _, loss, gradients, constants = tf.while_loop(lambda step, *_: step >= 0, back, begun)
     outcome = outcome._replace(loss=loss)
-    return outcome, _from_the_start(run, inner, parameters, gradients, constants), last.state
+    gradients = _from_the_start(run, inner, parameters, gradients, constants)
+    return outcome, unscaled(gradients, scale), last.state
 
 
 def _from_the_start(

@@ -234,8 +234,14 @@ class MAML(LearnerOfParts):
         for seed, state in zip(seeds, states, strict=True):
             seed.assign(state[0])
         norm = tf.linalg.global_norm([tf.cast(g, after.loss.dtype) for g in gradients])
-        # A gradient that is not finite shows in the loss, and nothing is learned after it.
-        loss = tf.where(tf.math.is_finite(norm), after.loss, tf.cast(norm, after.loss.dtype))
+        loss, finite = after.loss, tf.math.is_finite(norm)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            # It leaves such a step out, and takes a smaller scale for the next.
+            self._gradient_norm.update_state(tf.where(finite, norm, 0), tf.cast(finite, norm.dtype))
+        else:
+            # A gradient that is not finite shows in the loss, and nothing is learned after it.
+            loss = tf.where(finite, loss, tf.cast(norm, loss.dtype))
+            self._gradient_norm.update_state(norm)
         self._loss_tracker.update_state(loss)
         # An optimizer that scales losses, as for mixed float16, divides by that scale in apply.
         scaled = [self.optimizer.scale_loss(gradient) for gradient in gradients]
@@ -244,7 +250,6 @@ class MAML(LearnerOfParts):
             lambda: self.optimizer.apply(scaled, self.trainable_variables),
             lambda: None,
         )
-        self._gradient_norm.update_state(norm)
         self._update_metrics(before, after, query)
         results = self.get_metrics_result()
         return results if self.measure_before else self._without_before(results)

@@ -20,6 +20,10 @@ from keras_maml.learners.metrics import stateless_loss
 from keras_maml.learners.settings import Setting
 from keras_maml.private_keras import flatten_layers, replace_sublayer
 
+# Of layers in float16, whose smallest normal number is 6e-5: gradients of losses about 1 are often
+# less. The inner gradients are divided by it again, before the weights in float32 move.
+INNER_LOSS_SCALE = 1024.0
+
 
 class LearnerOfParts(EpisodicModel):
     """An episodic model with parts: what adapts, update rule, meta-gradient, query loss.
@@ -201,7 +205,19 @@ class LearnerOfParts(EpisodicModel):
             training,
             route,
             self.meta_gradient.regularization,
+            INNER_LOSS_SCALE if computes_in_half(self.model) else None,
+            self.optimizer.scale_loss(1.0) if training and self._scales_losses else None,
         )
+
+    @property
+    def _scales_losses(self) -> bool:
+        scaling = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        return scaling or self.optimizer.loss_scale_factor is not None
+
+
+def computes_in_half(model: keras.Model) -> bool:
+    """Returns whether a layer computes in float16; bfloat16 has the range of float32."""
+    return any(layer.compute_dtype == "float16" for layer in flatten_layers(model))
 
 
 def _checked_rule(rule: Any) -> UpdateRule:
