@@ -69,8 +69,7 @@ def differentiable_forms(
     with lending, contextlib.ExitStack() as stack:
         stack.enter_context(lend(tf.nn, "moments", moments))
         if route == "portable":
-            for name, form in _PORTABLE_FUNCTIONS.items():
-                stack.enter_context(lend(tf.nn, name, form))
+            stack.enter_context(lend(tf.nn, "relu", _portable_relu))
         for layer in flatten_layers(model):
             form = _form_of(layer, _FORMS_OF_ROUTES[route]) or _form_of(layer, _FORMS)
             if isinstance(layer, keras.layers.BatchNormalization):
@@ -288,31 +287,11 @@ def _drop(layer, inputs, training=False):
 
 @tf.custom_gradient
 def _portable_relu(features, name=None):
+    # LiteRT has no operation for the gradient of TensorFlow's own.
     del name
     outputs = tf.maximum(features, tf.zeros((), features.dtype))
     return outputs, lambda upstream: tf.where(outputs > 0, upstream, tf.zeros_like(upstream))
 
-
-def _portable_cross_entropy(labels, logits, name=None):
-    del name
-    one_hot = tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return -tf.reduce_sum(one_hot * tf.nn.log_softmax(logits), -1)
-
-
-def _portable_bias(value, bias, data_format=None, name=None):
-    del name
-    if data_format is not None and data_format.startswith("NC"):
-        bias = tf.reshape(bias, [-1] + [1] * (len(value.shape) - 2))
-    return value + bias
-
-
-# LiteRT has no operation for the gradient of TensorFlow's ReLU, and ONNX none for those of the
-# others.
-_PORTABLE_FUNCTIONS = {
-    "relu": _portable_relu,
-    "sparse_softmax_cross_entropy_with_logits": _portable_cross_entropy,
-    "bias_add": _portable_bias,
-}
 
 _SPATIAL_DROPOUTS = (
     keras.layers.SpatialDropout1D,

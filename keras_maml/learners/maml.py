@@ -403,10 +403,6 @@ class MAML(LearnerOfParts):
         """Writes a file that adapts on a device; see `keras_maml.serving.on_device`."""
         self.exporters["litert"](self, filepath, **settings)
 
-    def export_onnx(self, folder: str | os.PathLike, **settings: Any) -> None:
-        """Writes ONNX files that adapt; see `keras_maml.serving.onnx_files`."""
-        self.exporters["onnx"](self, folder, **settings)
-
     # --- inside -----------------------------------------------------------------------------
 
     def _map_tasks(

@@ -11,7 +11,7 @@ import pathlib
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -188,10 +188,27 @@ class DeviceFunctions:
         }
 
     def explained(self, target: str, operations: Sequence[str], message: str) -> str:
-        """Says which layer cannot be converted, from a converter's message."""
+        """Says which layer cannot be converted.
+
+        Args:
+            target: What has no form for it.
+            operations: The kinds of operations, as far as the converter names them.
+            message: What it says.
+        """
+        # Operations are called as the layers are that they come from: "tape/dense_1/EluGrad".
+        places = [
+            place
+            for function in self.functions().values()
+            for name, kind in _operations(function.graph.as_graph_def())
+            if kind in operations
+            for place in name.split("/")
+        ]
         layers = [layer.name for layer in flatten_layers(self._served.learner.model)]
-        # Where an operation comes from, converters say by paths such as "model/dense_1/Elu".
-        named_layers = [name for name in layers if re.search(rf"[/\"]{re.escape(name)}/", message)]
+        named_layers = [
+            name
+            for name in layers
+            if name in places or any(re.fullmatch(rf"{re.escape(name)}_\d+", p) for p in places)
+        ]
         where = f"Layer {', '.join(map(repr, named_layers))}" if named_layers else "The model"
         what = ", ".join(sorted(set(operations))) or message.strip().splitlines()[-1][:300]
         return (
@@ -220,6 +237,12 @@ class DeviceFunctions:
             ours = run(name, inputs)
             for output, value in right[name](**_tensors(inputs)).items():
                 _compare(name, output, ours[output], value.numpy(), tolerance)
+
+
+def _operations(graph: Any) -> Iterator[tuple[str, str]]:
+    """Yields names and kinds of all operations, those in functions included."""
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        yield from ((node.name, node.op) for node in nodes)
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:

@@ -200,8 +200,9 @@ def test_what_a_rule_learns_is_used_wherever_a_learner_adapts(tmp_path):
     np.testing.assert_allclose(adapted(query[0]), predictions)
     learner.export(tmp_path / "1", verbose=False)
     served = tf.saved_model.load(str(tmp_path / "1")).signatures["adapt_and_predict"]
-    answer = served(x_support=support[0], y_support=support[1], x_query=query[0])
-    np.testing.assert_allclose(answer["predictions"], predictions)
+    x_support, y_support, x_query = (array[None] for array in (*support, query[0]))
+    answer = served(x_support=x_support, y_support=y_support, x_query=x_query)
+    np.testing.assert_allclose(answer["predictions"][0], predictions)
 
 
 @pytest.mark.parametrize("rule", RULES)

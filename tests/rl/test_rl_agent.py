@@ -263,7 +263,8 @@ def test_learned_rates_of_a_head_are_trained_on_navigation_and_saved(rule):
         variable.assign(value)
     pairs = zip(agents, samplers, strict=True)
     infos = [meta_iteration(agent, sampler, goals, 0, 1) for agent, sampler in pairs]
-    np.testing.assert_allclose(values(infos[1]), values(infos[0]), rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(values(infos[1]), values(infos[0]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_trust_region_optimisation_without_inner_steps():
