@@ -18,7 +18,6 @@ from keras_maml import MAML
 
 SERVED = {
     "dense": {},
-    "dense, first order": {"first_order": True},
     "paper": {},
     "paper, inductive": {"batch_normalization": "inductive"},
     "dictionary_inputs": {},

@@ -102,7 +102,7 @@ def test_sizes_that_the_model_leaves_open_are_free_in_requests(tmp_path):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("name", ["dense", "paper"])
+@pytest.mark.parametrize("name", ["dense", zoo.slow("paper")])
 def test_signatures_of_fixed_shapes_answer_the_same(name, jit_compile, tmp_path):
     learner, (x, y), x_query, expected = make_learner(name, batch_normalization="inductive")
     signatures = load(learner, tmp_path, shapes=[(3, 6, 5)], jit_compile=jit_compile)
