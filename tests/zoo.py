@@ -81,6 +81,12 @@ def _convolution():
     )
 
 
+def _small():
+    return _image(
+        layers.Conv2D(2, 3), layers.BatchNormalization(), layers.Activation("tanh"), shape=(4, 4, 1)
+    )
+
+
 def _paper_convolution():
     return _image(
         layers.Conv2D(3, 3, padding="same"),
@@ -270,3 +276,5 @@ CASES = {
         vectorizes=False,
     ),
 }
+# The least that has a convolution and batch statistics: what is traced often is traced with it.
+SMALL = Case(_small, (4, 4, 1), SPARSE)

@@ -6,18 +6,11 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from zoo import CASES, SPARSE, Case, episodes
+from zoo import CASES, SMALL, episodes
 
 from keras_maml import MAML
 
-
-def small():
-    stack = [layers.Conv2D(2, 3), layers.BatchNormalization(), layers.Activation("tanh")]
-    head = [layers.Flatten(), layers.Dense(3, "softmax")]
-    return keras.Sequential([keras.Input((4, 4, 1)), *stack, *head])
-
-
-CASE = Case(small, (4, 4, 1), SPARSE)
+CASE = SMALL
 
 
 def make_learner(mode, case=CASE, **settings):

@@ -16,10 +16,11 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_maml import MAML
 
+CASES = zoo.CASES | {"small": zoo.SMALL}
 SERVED = {
     "dense": {},
-    "paper": {},
-    "paper, inductive": {"batch_normalization": "inductive"},
+    "small": {},
+    "small, inductive": {"batch_normalization": "inductive"},
     "dictionary_inputs": {},
     "embedding": {},
     "lstm": {},
@@ -136,7 +137,7 @@ def answers(tmp_path_factory):
     requests, expected = [], []
     for name, settings in SERVED.items():
         keras.utils.set_random_seed(len(requests))
-        case = zoo.CASES[name.split(",")[0]]
+        case = CASES[name.split(",")[0]]
         learner = make_learner(case, fast=name == "dense", **settings)
         support, query = zoo.episodes(case)
         path = str(folder / name)
@@ -163,7 +164,7 @@ def answers(tmp_path_factory):
         )
         start = learner(task(1, query[0]))
         ask("serving_default", flat("x", task(1, query[0])), start, "serving_default")
-        if name != "paper, inductive":  # whose queries are not normalised by their own statistics
+        if name != "small, inductive":  # whose queries are not normalised by their own statistics
             steps = {"steps": np.int32([0])}
             ask("no steps", one | steps, start[None], "adapt_and_predict_steps")
     arrays = {f"{i} {k}": v for i, (*_, inputs) in enumerate(requests) for k, v in inputs.items()}
@@ -212,7 +213,7 @@ def test_the_loader_of_tensorflow_serving_answers_as_the_learner_does(answers, t
     library = next(pathlib.Path(tf.sysconfig.get_lib()).glob("libtensorflow_cc.*"), None)
     if library is None:
         pytest.skip("this build of TensorFlow has no libtensorflow_cc")
-    path, name, inputs = next(r for r in answers.requests if r[0].endswith("/paper"))
+    path, name, inputs = next(r for r in answers.requests if r[0].endswith("/small"))
     definition = signature_definitions(path)[name]
     np.savez(tmp_path / "inputs.npz", **inputs)
     arguments = [
@@ -224,7 +225,7 @@ def test_the_loader_of_tensorflow_serving_answers_as_the_learner_does(answers, t
         str(tmp_path / "answer.npy"),
     ]
     run(sys.executable, "-c", C_CLIENT, json.dumps(arguments))
-    _, expected = answers.pairs["paper", "batch of tasks"]
+    _, expected = answers.pairs["small", "batch of tasks"]
     np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, rtol=0, atol=1e-5)
 
 
@@ -262,9 +263,9 @@ def dense():
     return learner, episode
 
 
-@pytest.mark.parametrize("name", ["dictionary_inputs", "tuple_inputs", "paper"])
+@pytest.mark.parametrize("name", ["dictionary_inputs", "tuple_inputs", "small"])
 def test_a_loaded_learner_can_be_exported_at_once(name, tmp_path):
-    case = zoo.CASES[name]
+    case = CASES[name]
     learner = make_learner(case)
     support, query = zoo.episodes(case)
     expected = learner.predict((support, query), verbose=0)

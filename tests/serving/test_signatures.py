@@ -17,7 +17,7 @@ from keras_maml.serving.fast_weights import ServedLearner
 
 CASES = {
     "dense": {},
-    "paper": {"batch_normalization": "inductive"},
+    "small": {"batch_normalization": "inductive"},
     "normalization": {"batch_normalization": "inductive", "adapted_layers": "head"},
     "dictionary_inputs": {"adapted_layers": "body"},
     "dropout": {},
@@ -26,7 +26,7 @@ CASES = {
 
 def make_learner(name, **settings):
     keras.utils.set_random_seed(1)
-    case = zoo.CASES[name]
+    case = zoo.SMALL if name == "small" else zoo.CASES[name]
     settings = {"inner_learning_rate": 0.3, "evaluation_steps": 2} | settings
     learner = MAML(case.build(), **settings)
     learner.compile("sgd", case.loss, run_eagerly=True)
@@ -53,7 +53,7 @@ def test_weights_kept_and_used_later_predict_as_the_learner_does(name, tmp_path)
     support = inputs_of("x_support", x) | inputs_of("y_support", y)
     weights = signatures["adapt"](**support)["weights"]
     fast = sum(int(np.prod(variable.shape)) for variable in learner.partition().initial)
-    statistics = {"paper": 12, "normalization": 12}.get(name, 0)  # means and variances
+    statistics = {"small": 4, "normalization": 12}.get(name, 0)  # means and variances
     assert weights.shape == (3, fast + statistics)
     answer = signatures["predict_with"](weights=weights, **inputs_of("x", x_query))["predictions"]
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
@@ -102,7 +102,7 @@ def test_sizes_that_the_model_leaves_open_are_free_in_requests(tmp_path):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("name", ["dense", zoo.slow("paper")])
+@pytest.mark.parametrize("name", ["dense", zoo.slow("small")])
 def test_signatures_of_fixed_shapes_answer_the_same(name, jit_compile, tmp_path):
     learner, (x, y), x_query, expected = make_learner(name, batch_normalization="inductive")
     signatures = load(learner, tmp_path, shapes=[(3, 6, 5)], jit_compile=jit_compile)
@@ -116,8 +116,8 @@ def test_signatures_of_fixed_shapes_answer_the_same(name, jit_compile, tmp_path)
 
 
 def test_the_export_can_normalise_otherwise_than_the_learner(tmp_path):
-    learner, (x, y), x_query, _ = make_learner("paper")
-    inductive, *_, expected = make_learner("paper", batch_normalization="inductive")
+    learner, (x, y), x_query, _ = make_learner("small")
+    inductive, *_, expected = make_learner("small", batch_normalization="inductive")
     inductive.model.set_weights(learner.model.get_weights())
     expected = np.asarray(inductive.predict(((x, y), (x_query,)), verbose=0))
     signatures = load(learner, tmp_path, batch_normalization="inductive")
@@ -132,7 +132,7 @@ def test_the_export_can_normalise_otherwise_than_the_learner(tmp_path):
 
 
 def test_a_transductive_learner_served_one_query_at_a_time_is_warned_of(tmp_path):
-    learner, *_ = make_learner("paper")
+    learner, *_ = make_learner("small")
     with pytest.warns(UserWarning, match='batch_normalization="inductive"') as caught:
         learner.export(tmp_path / "1", verbose=False)
     assert caught[0].filename == __file__
@@ -183,7 +183,7 @@ def fields(message):
 
 
 def test_loading_prints_no_warnings(tmp_path):
-    learner, *_ = make_learner("paper", batch_normalization="inductive")
+    learner, *_ = make_learner("small", batch_normalization="inductive")
     learner.export(tmp_path / "1", verbose=False)
     code = "import sys, tensorflow as tf; tf.saved_model.load(sys.argv[1])"
     command = [sys.executable, "-W", "error::UserWarning", "-c", code, str(tmp_path / "1")]
@@ -193,7 +193,7 @@ def test_loading_prints_no_warnings(tmp_path):
 
 
 def test_a_checksum_tells_learners_apart_and_knows_them_again(tmp_path):
-    learner, *_ = make_learner("paper", batch_normalization="inductive")
+    learner, *_ = make_learner("small", batch_normalization="inductive")
     checksum = ServedLearner(learner).checksum()
     learner.export(tmp_path / "1", verbose=False)
     facts = json.loads((tmp_path / "1" / "assets.extra" / "keras_maml.json").read_text())
