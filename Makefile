@@ -25,8 +25,9 @@ help:
 demo: $(INSTALLED)
 	$(RUN) -m experiments.demo
 
+# The programs of these tests run for milliseconds: XLA need not optimise them. test-all lets it.
 test: lint
-	$(RUN) -m pytest $(TWO)
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN) -m pytest $(TWO)
 
 test-all: lint
 	$(RUN) -m pytest $(TWO) -m "slow or not slow"

@@ -158,7 +158,7 @@ def test_vectorized_equals_sequential(name):
     assert_same(routed(name, **VECTORIZED), routed(name, **SEQUENTIAL))
 
 
-@pytest.mark.parametrize("name", ["dense", "convolution", zoo.slow("lstm"), "dropout"])
+@pytest.mark.parametrize("name", ["dense", zoo.slow("convolution"), zoo.slow("lstm"), "dropout"])
 def test_compiled_equals_uncompiled_equals_eager(name):
     expected = routed(name, **VECTORIZED)
     assert_same(routed(name, task_map="vectorized", jit_compile=True), expected)

@@ -185,7 +185,7 @@ def test_a_metric_of_several_numbers_is_refused():
         evaluation.evaluate(learner, dataset, tasks=2, steps=1)
 
 
-@pytest.mark.parametrize("task_map", ["auto", "sequential"])
+@pytest.mark.parametrize("task_map", ["auto", zoo.slow("sequential")])
 def test_masked_steps_count_in_no_metric(task_map):
     stack = [layers.Embedding(5, 4, mask_zero=True), layers.LSTM(3, return_sequences=True)]
     model = keras.Sequential([keras.Input((6,)), *stack, layers.Dense(2)])

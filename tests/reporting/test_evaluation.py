@@ -61,7 +61,9 @@ def test_the_last_meta_batch_is_cut_to_the_number_of_tasks():
 def test_both_ways_of_batch_normalisation_are_reported_and_differ():
     learner = MAML(networks.fully_connected_classifier(3, (4,), (5,), seed=0), 0.5)
     learner.compile(
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
     )
     images = np.random.default_rng(0).normal(size=(40, 4))
     data = episodes.from_arrays(
