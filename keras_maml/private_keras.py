@@ -14,6 +14,7 @@ __all__ = [
     "CompileMetrics",
     "KerasSaveable",
     "flatten_layers",
+    "inputs_of",
     "is_called_on",
     "is_functional",
     "made_by",
@@ -27,6 +28,11 @@ __all__ = [
 def flatten_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns every layer of a model once: itself, its layers, and theirs."""
     return list(model._flatten_layers())
+
+
+def inputs_of(model: keras.Model) -> Any:
+    """Returns the nest of symbolic tensors that a sequential or functional model is made on."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model._inputs_struct
 
 
 def is_called_on(layer: keras.layers.Layer, tensor: keras.KerasTensor) -> bool:

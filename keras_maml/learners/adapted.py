@@ -1,5 +1,7 @@
 """The model that `MAML.adapt` returns."""
 
+import os
+import pathlib
 import warnings
 from typing import Any
 
@@ -7,7 +9,10 @@ import keras
 import tensorflow as tf
 
 from keras_maml.execution import forms
+from keras_maml.execution.functional import is_seed
+from keras_maml.files import whole
 from keras_maml.learners.low_rank import LowRankFactors
+from keras_maml.private_keras import inputs_of, is_functional
 
 
 class WrappedModel(keras.Model):
@@ -53,6 +58,71 @@ class WrappedModel(keras.Model):
         model = keras.saving.deserialize_keras_object(config.pop("model"), custom_objects)
         return cls(model, **config)
 
+    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
+        """Saves the model as `keras.Model.save` does: whole, or not at all.
+
+        Args:
+            filepath: A path that ends with ``.keras``.
+            overwrite: Whether to replace a file that is there.
+            **kwargs: As in `keras.Model.save`.
+
+        Raises:
+            ValueError: The path has another ending: the model could not be loaded from such a file.
+            FileExistsError: The file is there and not to be replaced.
+        """
+        filepath = pathlib.Path(filepath)
+        if filepath.suffix != ".keras":
+            raise ValueError(
+                f"A {type(self).__name__} is saved to a file that ends with .keras, got "
+                f"{str(filepath)!r}. For serving call export."
+            )
+        if filepath.exists() and not overwrite:
+            raise FileExistsError(
+                f"{filepath} exists: choose another name, or pass overwrite=True."
+            )
+        with whole(filepath) as temporary:
+            super().save(temporary, overwrite=True, **kwargs)
+
+    def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any):
+        """Saves the weights as `keras.Model.save_weights` does; one file: whole, or not at all."""
+        as_one = str(filepath).endswith(".weights.h5") and kwargs.get("max_shard_size") is None
+        if not as_one or (pathlib.Path(filepath).exists() and not overwrite):
+            return super().save_weights(filepath, overwrite, **kwargs)  # which explains, or asks
+        with whole(filepath) as temporary:
+            return super().save_weights(temporary, overwrite=True, **kwargs)
+
+    def load_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """Loads weights as `keras.Model.load_weights` does, into a learner that is built.
+
+        Raises:
+            ValueError: The model is not built: there is nothing to load into.
+        """
+        if not self.model.built:
+            raise ValueError(
+                "The learner has no weights yet to load into: give the model a keras.Input, or "
+                "call build_on with episodes before."
+            )
+        super().load_weights(filepath, **kwargs)
+
+    def save_own_variables(self, store: dict[str, Any]) -> None:
+        """Saves the random state of the layers, which Keras leaves out."""
+        super().save_own_variables(store)
+        for name, variable in self._seeds().items():
+            store[name] = variable.numpy()
+
+    def load_own_variables(self, store: dict[str, Any]) -> None:
+        """Loads the random state of the layers."""
+        seeds = self._seeds()
+        names = set(store.keys())  # a store of Keras is no mapping
+        super().load_own_variables({name: store[name] for name in names - seeds.keys()})
+        for name, variable in seeds.items():
+            if name in names:
+                variable.assign(store[name][()])
+
+    def _seeds(self) -> dict[str, keras.Variable]:
+        seeds = filter(is_seed, self.model.non_trainable_variables)
+        return {f"seed_{i}": variable for i, variable in enumerate(seeds)}
+
 
 @keras.saving.register_keras_serializable(package="keras_maml")
 class TransductiveModel(WrappedModel):
@@ -75,6 +145,17 @@ class TransductiveModel(WrappedModel):
                 stacklevel=2,
             )
         return super().call(x, training)
+
+    def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
+        """Exports as `keras.Model.export` does; what the wrapped model takes, this one does."""
+        if kwargs.get("input_signature") is None and is_functional(self.model):
+            kwargs["input_signature"] = [
+                keras.tree.map_structure(
+                    lambda t: keras.InputSpec(t.dtype, (None, *t.shape[1:]), name=t.name),
+                    inputs_of(self.model),
+                )
+            ]
+        super().export(filepath, **kwargs)
 
     def predict(self, x: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Predicts as `keras.Model.predict` does, all examples of arrays as one batch."""

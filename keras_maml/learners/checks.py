@@ -41,6 +41,7 @@ def check_episode_spec(spec: Any) -> None:
             f"third, got {len(query)} entries: {_describe(query)}."
         )
     for array in keras.tree.flatten(spec):
+        check_dense(array)
         if array.shape.rank is None or array.shape.rank < 2:
             raise ValueError(
                 "Every array of an episode needs a task axis and an example axis, "
@@ -68,6 +69,23 @@ def check_episode_spec(spec: Any) -> None:
             )
     for name, ours, theirs in zip(("x", "y"), support, query, strict=False):
         _check_same_features(name, ours, theirs)
+
+
+def check_dense(array: Any) -> None:
+    """Refuses a ragged or sparse tensor, or its specification, and says what to make of it."""
+    kinds = {
+        "Ragged": (tf.RaggedTensor, tf.RaggedTensorSpec),
+        "Sparse": (tf.SparseTensor, tf.SparseTensorSpec),
+    }
+    kind = next((name for name, types in kinds.items() if isinstance(array, types)), None)
+    if kind is None:
+        return
+    dense = "tensor.to_tensor()" if kind == "Ragged" else "tf.sparse.to_dense(tensor)"
+    raise ValueError(
+        f"{kind} tensors cannot be adapted to, got shape {array.shape}. Make the sets of a "
+        f"meta-batch as large as each other ({dense} pads them), and give what is padding a "
+        "sample weight of 0; meta-batches may differ in size."
+    )
 
 
 def check_one_replica(strategy: tf.distribute.Strategy, caller: str) -> None:

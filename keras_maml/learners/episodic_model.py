@@ -1,9 +1,6 @@
 """Keras models that are trained, evaluated and used on episodes."""
 
-import contextlib
 import copy
-import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,26 +13,21 @@ from keras_maml.algorithm.objective import Outcome
 from keras_maml.execution import forms
 from keras_maml.execution.functional import (
     examples,
-    is_seed,
     merge_tasks,
     with_masks,
 )
-from keras_maml.execution.tasks import MODES, Tasks
-from keras_maml.files import whole
 from keras_maml.learners import checks, inputs
-from keras_maml.learners.adapted import WrappedModel
+from keras_maml.learners.compiled_model import CompiledModel, spec_of
 from keras_maml.learners.metrics import MetricsBefore, clone_metrics, stateless_loss
 from keras_maml.learners.non_finite import StopOnNonFinite
-from keras_maml.learners.settings import Setting
 from keras_maml.learners.without_xla import without_xla_where_it_fails
 from keras_maml.private_keras import (
     CompileMetrics,
-    flatten_layers,
     no_automatic_dependency_tracking,
 )
 
 
-class EpisodicModel(WrappedModel):
+class EpisodicModel(CompiledModel):
     """A model around another model, whose `fit` takes episodes instead of batches.
 
     Checks what comes in, builds what is not built, and keeps the loss and the metrics of the
@@ -44,32 +36,17 @@ class EpisodicModel(WrappedModel):
 
     Args:
         model: Any `keras.Model`.
-        task_map: How the tasks of a meta-batch run; see `keras_maml.execution.tasks`.
-        task_chunk: How many of them may be in memory at once.
-        **kwargs: Passed on to `keras.Model`.
+        **kwargs: Of `CompiledModel`.
     """
 
-    task_map = Setting(validation.one_of(MODES))
-    task_chunk = Setting(validation.check_optional_count)
-
-    def __init__(
-        self,
-        model: keras.Model,
-        task_map: str = "auto",
-        task_chunk: int | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
         self.support_spec = None
         self._metrics_before = None
-        self._compiled_functions = {}
         self._known = {}  # by specification: classes and support set of episodes built for
         self._ranks = None  # of the arrays of episodes that programs were traced for
         self._trained = None  # the ids of the variables that programs were traced for
-        self._patch_bytes = 0  # see `forms.first_call`
         self._loss_before = keras.metrics.Mean("loss_before")
-        self.task_map = task_map
-        self.task_chunk = task_chunk
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration, with the shapes of the support set once they are known."""
@@ -80,8 +57,6 @@ class EpisodicModel(WrappedModel):
             )
         return {
             **super().get_config(),
-            "task_map": self.task_map,
-            "task_chunk": self.task_chunk,
             "support_spec": keras.saving.serialize_keras_object(spec),
         }
 
@@ -143,63 +118,6 @@ class EpisodicModel(WrappedModel):
         for name in ("metrics", "weighted_metrics"):
             arguments[name] = clone_metrics(arguments[name])
         return arguments
-
-    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
-        """Saves the learner as `keras.Model.save` does: whole, or not at all.
-
-        Args:
-            filepath: A path that ends with ``.keras``.
-            overwrite: Whether to replace a file that is there.
-            **kwargs: As in `keras.Model.save`.
-
-        Raises:
-            ValueError: The path has another ending: a learner could not be loaded from such a file.
-            FileExistsError: The file is there and not to be replaced.
-        """
-        filepath = pathlib.Path(filepath)
-        if filepath.suffix != ".keras":
-            raise ValueError(
-                f"A learner is saved to a file that ends with .keras, got {str(filepath)!r}. For "
-                "serving call export."
-            )
-        if filepath.exists() and not overwrite:
-            raise FileExistsError(
-                f"{filepath} exists: choose another name, or pass overwrite=True."
-            )
-        with whole(filepath) as temporary:
-            super().save(temporary, overwrite=True, **kwargs)
-
-    def load_weights(self, filepath: Any, **kwargs: Any) -> None:
-        """Loads weights as `keras.Model.load_weights` does, into a learner that is built.
-
-        Raises:
-            ValueError: The model is not built: there is nothing to load into.
-        """
-        if not self.model.built:
-            raise ValueError(
-                "The learner has no weights yet to load into: give the model a keras.Input, or "
-                "call build_on with episodes before."
-            )
-        super().load_weights(filepath, **kwargs)
-
-    def save_own_variables(self, store: dict[str, Any]) -> None:
-        """Saves the random state of the layers, which Keras leaves out."""
-        super().save_own_variables(store)
-        for name, variable in self._seeds().items():
-            store[name] = variable.numpy()
-
-    def load_own_variables(self, store: dict[str, Any]) -> None:
-        """Loads the random state of the layers."""
-        seeds = self._seeds()
-        names = set(store.keys())  # a store of Keras is no mapping
-        super().load_own_variables({name: store[name] for name in names - seeds.keys()})
-        for name, variable in seeds.items():
-            if name in names:
-                variable.assign(store[name][()])
-
-    def _seeds(self) -> dict[str, keras.Variable]:
-        seeds = filter(is_seed, self.model.non_trainable_variables)
-        return {f"seed_{i}": variable for i, variable in enumerate(seeds)}
 
     def build_on(self, episodes: Any) -> None:
         """Checks episodes and builds model, metrics and optimizer for them, without training.
@@ -440,30 +358,6 @@ class EpisodicModel(WrappedModel):
         results = keras.tree.map_structure(lambda t: t.numpy().tolist(), function(batch))
         return results if return_dict else self._as_list(results)
 
-    def make_train_function(self, force: bool = False) -> None:
-        """Makes what `fit` calls; see `keras_maml.execution.compilation` for how it is compiled."""
-        with self._compiled_by_step():
-            super().make_train_function(force)
-
-    def make_test_function(self, force: bool = False) -> None:
-        """Makes what `evaluate` calls, likewise."""
-        with self._compiled_by_step():
-            super().make_test_function(force)
-
-    def make_predict_function(self, force: bool = False) -> None:
-        """Makes what `predict` calls, likewise."""
-        with self._compiled_by_step():
-            super().make_predict_function(force)
-
-    @contextlib.contextmanager
-    def _compiled_by_step(self) -> Iterator[None]:
-        """Keeps Keras from compiling a step as one program: a step may be several."""
-        jit_compile, self.jit_compile = self.jit_compile, False
-        try:
-            yield
-        finally:
-            self.jit_compile = jit_compile
-
     def _without_before(self, results: dict[str, Any]) -> dict[str, Any]:
         metrics = {} if self._metrics_before is None else self._metrics_before.result()
         names = {"loss_before", *metrics}
@@ -530,7 +424,7 @@ class EpisodicModel(WrappedModel):
         if trained != self._trained:  # layers were frozen, or are not any more
             self._trained = trained
             self.forget_programs()
-        spec = _spec_of(episode)
+        spec = spec_of(episode)
         known = self._known.get(str(spec))
         if known is None:
             checks.check_episode_spec(spec)
@@ -563,8 +457,8 @@ class EpisodicModel(WrappedModel):
         vocabulary = checks.vocabulary_of(self.model)  # known once the model is built
         checks.check_targets(episode, classes, predictions)
         checks.check_values(episode, classes, vocabulary)
-        if patch_bytes > self._patch_bytes:
-            self._patch_bytes = self.tasks.patch_bytes = patch_bytes
+        if patch_bytes > self.patch_bytes:
+            self.patch_bytes = self.tasks.patch_bytes = patch_bytes
         if y_query is not None:
             stateless_loss(self._compile_loss, y_query, predictions, weight)
             for metrics in (self._compile_metrics, self._metrics_before):
@@ -582,62 +476,6 @@ class EpisodicModel(WrappedModel):
         """Returns what `fit` calls before the callbacks that it is given."""
         return []
 
-    @property
-    def tasks(self) -> Tasks:
-        """How the tasks of a meta-batch run."""
-        if self.__dict__.get("_tasks") is None:
-            names = [layer.name for layer in flatten_layers(self.model)]
-            self.__dict__["_tasks"] = Tasks(
-                self.task_map, self.task_chunk, patch_bytes=self._patch_bytes, layer_names=names
-            )
-        return self.__dict__["_tasks"]
-
-    def forget_programs(self, tasks: Tasks | None = None) -> None:
-        """Makes the next step trace anew, after a setting has changed.
-
-        Args:
-            tasks: How tasks run from now on, if that stays as it is.
-        """
-        self.__dict__["_tasks"] = tasks
-        self._compiled_functions = {}
-        for kind in ("train", "test", "predict"):
-            if getattr(self, f"{kind}_function", None) is not None:
-                getattr(self, f"make_{kind}_function")(force=True)
-
-    def call_compiled(self, key: Any, step: Callable, *arguments: Any) -> Any:
-        """Calls a step compiled as `compile` says, traced once per key and kind of arguments."""
-        if self.run_eagerly:
-            return self.run_step(step, *arguments)
-        key = key, str(_spec_of(arguments))  # in less time than TensorFlow needs for it
-
-        def make() -> Callable:
-            compiled = tf.function(lambda *a: self.run_step(step, *a), autograph=False)
-            return compiled.get_concrete_function(*arguments)
-
-        return self.compiled_function(key, make)(*arguments)
-
-    def compiled_function(self, key: Any, make: Callable[[], Callable]) -> Callable:
-        """Returns what ``make()`` has made for a key since a setting changed."""
-        if key not in self._compiled_functions:
-            self._compiled_functions[key] = make()
-        return self._compiled_functions[key]
-
-    def run_step(self, step: Callable, *arguments: Any, jit_compile: bool = True) -> Any:
-        """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`.
-
-        Args:
-            step: The step.
-            *arguments: Nests of tensors ``[tasks, examples, ...]``.
-            jit_compile: Whether XLA compiles the step if the learner is compiled so.
-        """
-        sizes = [array.shape[1] for array in keras.tree.flatten(arguments)]
-        return self.tasks.call(
-            step,
-            *arguments,
-            jit_compile=jit_compile and self.jit_compile and not self.run_eagerly,
-            examples=None if None in sizes else max(sizes),
-        )
-
 
 def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argument: str) -> None:
     if steps is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
@@ -645,7 +483,3 @@ def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argume
             f"{caller} got an endless dataset, and would never finish. Pass {argument}, the "
             "number of meta-batches to take, or a dataset that ends."
         )
-
-
-def _spec_of(episode: Any) -> Any:
-    return keras.tree.map_structure(tf.TensorSpec.from_tensor, episode)

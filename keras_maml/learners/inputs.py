@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_maml import validation
 from keras_maml.execution.functional import as_tensors, examples
-from keras_maml.learners.checks import check_episode_spec
+from keras_maml.learners.checks import check_dense, check_episode_spec
 
 # What a source that cannot be read twice leaves in the graph of a dataset.
 _STREAMS = ("GeneratorDataset", "PyFunc", "EagerPyFunc")
@@ -143,14 +143,9 @@ def arrays(nest: Any) -> Any:
     """Converts a nest of arrays as users have them to tensors: a list of numbers is one, too.
 
     Raises:
-        ValueError: Something is a ragged tensor, or a list of numbers of uneven lengths.
+        ValueError: Something is a ragged or sparse tensor, or a list of numbers of uneven lengths.
     """
-    if isinstance(nest, tf.RaggedTensor):
-        raise ValueError(
-            f"Ragged tensors cannot be adapted to, got shape {nest.shape}. Make the sets of a "
-            "meta-batch as large as each other (tensor.to_tensor() pads them), and give what is "
-            "padding a sample weight of 0; meta-batches may differ in size."
-        )
+    check_dense(nest)
     if isinstance(nest, list) and _is_array(nest):
         try:
             nest = np.array(nest)

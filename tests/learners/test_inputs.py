@@ -214,6 +214,15 @@ def test_mistakes_with_labels_and_sizes_are_explained_before_any_work(episode, m
     assert int(learner.optimizer.iterations) == 0
 
 
+@pytest.mark.parametrize("kind", ["Ragged", "Sparse"])
+def test_a_dataset_of_tensors_that_are_not_dense_is_explained(kind):
+    x = tf.constant(S[0])
+    x = tf.RaggedTensor.from_tensor(x) if kind == "Ragged" else tf.sparse.from_dense(x)
+    dataset = tf.data.Dataset.from_tensors(((x, S[1]), Q))
+    with pytest.raises(ValueError, match=f"{kind} tensors cannot be adapted to"):
+        make_learner().fit(dataset, verbose=0)
+
+
 def test_adapting_to_a_batch_of_tasks_is_explained():
     with pytest.raises(ValueError, match=r"adapt takes the support set of one task, .* or call"):
         make_learner().adapt(*S)

@@ -1,11 +1,15 @@
 """A learner that is saved and loaded goes on as if nothing had happened."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import zoo
 
 from keras_maml import MAML
+from keras_maml.learners.adapted import TransductiveModel
 
 
 def make_learner(name):
@@ -95,6 +99,26 @@ def test_a_transductive_adapted_model_is_saved_with_its_way_of_normalising(tmp_p
     expected = adapted.predict(x_query[0], verbose=0)
     assert np.array_equal(loaded.predict(x_query[0], verbose=0), expected)
     assert not np.allclose(loaded.predict(x_query[0][:2], verbose=0), expected[:2])
+    loaded.export(tmp_path / "1", verbose=False)
+    served = tf.saved_model.load(tmp_path / "1")
+    np.testing.assert_allclose(served.serve(x_query[0]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adapted.keras", "adapted.weights.h5"])
+def test_a_file_that_stands_is_kept_when_writing_fails(name, tmp_path, monkeypatch):
+    adapted = TransductiveModel(zoo.CASES["dense"].build())
+    save = adapted.save_weights if name.endswith(".h5") else adapted.save
+    save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_summary_names_the_wrapped_model():

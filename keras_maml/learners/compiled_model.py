@@ -1,0 +1,134 @@
+"""Models whose steps are compiled, as one program or as several."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_maml import validation
+from keras_maml.execution.tasks import MODES, Tasks
+from keras_maml.learners.adapted import WrappedModel
+from keras_maml.learners.settings import Setting
+from keras_maml.private_keras import flatten_layers
+
+
+class CompiledModel(WrappedModel):
+    """A model around another model that keeps the programs its steps were compiled to.
+
+    Args:
+        model: Any `keras.Model`.
+        task_map: How the tasks of a meta-batch run; see `keras_maml.execution.tasks`.
+        task_chunk: How many of them may be in memory at once.
+        **kwargs: Passed on to `keras.Model`.
+    """
+
+    task_map = Setting(validation.one_of(MODES))
+    task_chunk = Setting(validation.check_optional_count)
+
+    def __init__(
+        self,
+        model: keras.Model,
+        task_map: str = "auto",
+        task_chunk: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, **kwargs)
+        self.patch_bytes = 0  # of the largest episode yet, see `forms.first_call`
+        self._compiled_functions = {}
+        self.task_map = task_map
+        self.task_chunk = task_chunk
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration, with how tasks run."""
+        return {
+            **super().get_config(),
+            "task_map": self.task_map,
+            "task_chunk": self.task_chunk,
+        }
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes what `fit` calls; see `keras_maml.execution.compilation` for how it is compiled."""
+        with self._compiled_by_step():
+            super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes what `evaluate` calls, likewise."""
+        with self._compiled_by_step():
+            super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Makes what `predict` calls, likewise."""
+        with self._compiled_by_step():
+            super().make_predict_function(force)
+
+    @contextlib.contextmanager
+    def _compiled_by_step(self) -> Iterator[None]:
+        """Keeps Keras from compiling a step as one program: a step may be several."""
+        jit_compile, self.jit_compile = self.jit_compile, False
+        try:
+            yield
+        finally:
+            self.jit_compile = jit_compile
+
+    @property
+    def tasks(self) -> Tasks:
+        """How the tasks of a meta-batch run."""
+        if self.__dict__.get("_tasks") is None:
+            names = [layer.name for layer in flatten_layers(self.model)]
+            self.__dict__["_tasks"] = Tasks(
+                self.task_map, self.task_chunk, patch_bytes=self.patch_bytes, layer_names=names
+            )
+        return self.__dict__["_tasks"]
+
+    def forget_programs(self, tasks: Tasks | None = None) -> None:
+        """Makes the next step trace anew, after a setting has changed.
+
+        Args:
+            tasks: How tasks run from now on, if that stays as it is.
+        """
+        self.__dict__["_tasks"] = tasks
+        self._compiled_functions = {}
+        for kind in ("train", "test", "predict"):
+            if getattr(self, f"{kind}_function", None) is not None:
+                getattr(self, f"make_{kind}_function")(force=True)
+
+    def call_compiled(self, key: Any, step: Callable, *arguments: Any) -> Any:
+        """Calls a step compiled as `compile` says, traced once per key and kind of arguments."""
+        if self.run_eagerly:
+            return self.run_step(step, *arguments)
+        key = key, str(spec_of(arguments))  # in less time than TensorFlow needs for it
+
+        def make() -> Callable:
+            compiled = tf.function(lambda *a: self.run_step(step, *a), autograph=False)
+            return compiled.get_concrete_function(*arguments)
+
+        return self.compiled_function(key, make)(*arguments)
+
+    def compiled_function(self, key: Any, make: Callable[[], Callable]) -> Callable:
+        """Returns what ``make()`` has made for a key since a setting changed."""
+        if key not in self._compiled_functions:
+            self._compiled_functions[key] = make()
+        return self._compiled_functions[key]
+
+    def run_step(self, step: Callable, *arguments: Any, jit_compile: bool = True) -> Any:
+        """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`.
+
+        Args:
+            step: The step.
+            *arguments: Nests of tensors ``[tasks, examples, ...]``.
+            jit_compile: Whether XLA compiles the step if the learner is compiled so.
+        """
+        sizes = [array.shape[1] for array in keras.tree.flatten(arguments)]
+        return self.tasks.call(
+            step,
+            *arguments,
+            jit_compile=jit_compile and self.jit_compile and not self.run_eagerly,
+            examples=None if None in sizes else max(sizes),
+        )
+
+
+def spec_of(episode: Any) -> Any:
+    """Returns the shapes and dtypes of a nest of tensors."""
+    return keras.tree.map_structure(tf.TensorSpec.from_tensor, episode)
