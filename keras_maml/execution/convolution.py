@@ -33,6 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.execution.linear import Product, bilinear, linear_pair
+from keras_maml.execution.tracing import custom_gradient
 
 # Terms of a sum, taps times channels, that XLA adds up faster than it convolves.
 MAX_TERMS = 64
@@ -315,7 +316,7 @@ def max_pool(
 
     _, spread_linearly = linear_pair(select, spread)
 
-    @tf.custom_gradient
+    @custom_gradient
     def pool(x: tf.Tensor):
         del x
         return tf.identity(best), spread_linearly

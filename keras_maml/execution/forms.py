@@ -36,6 +36,7 @@ from keras_maml.execution.normalization import moments, standardize
 from keras_maml.execution.random import hashed_uniform
 from keras_maml.execution.recurrent_layers import recur
 from keras_maml.execution.resizing import resize_layer, upsample
+from keras_maml.execution.tracing import custom_gradient
 from keras_maml.private_keras import flatten_layers
 
 BatchStatistics = Literal["batch", "stored"]
@@ -285,7 +286,7 @@ def _drop(layer, inputs, training=False):
     return tf.where(keep, inputs / tf.constant(1 - layer.rate, inputs.dtype), tf.zeros_like(inputs))
 
 
-@tf.custom_gradient
+@custom_gradient
 def _portable_relu(features, name=None):
     # LiteRT has no operation for the gradient of TensorFlow's own.
     del name

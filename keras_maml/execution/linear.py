@@ -36,6 +36,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_maml.execution.tracing import custom_gradient
+
 Operator = Callable[[tf.Tensor], tf.Tensor]
 Product = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -64,11 +66,11 @@ def linear_pair(forward: Operator, transpose: Operator) -> tuple[Operator, Opera
         [1.0, 0.0]
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def apply(x: tf.Tensor):
         return forward(x), apply_transpose
 
-    @tf.custom_gradient
+    @custom_gradient
     def apply_transpose(y: tf.Tensor):
         return transpose(y), apply
 
@@ -92,15 +94,15 @@ def bilinear(outputs: Product, to_left: Product, to_right: Product) -> Product:
         6.0
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def y(x: tf.Tensor, w: tf.Tensor):
         return outputs(x, w), lambda dy: (dx(dy, w), dw(x, dy))
 
-    @tf.custom_gradient
+    @custom_gradient
     def dx(dy: tf.Tensor, w: tf.Tensor):
         return to_left(dy, w), lambda g: (y(g, w), dw(g, dy))
 
-    @tf.custom_gradient
+    @custom_gradient
     def dw(x: tf.Tensor, dy: tf.Tensor):
         return to_right(x, dy), lambda g: (dx(dy, g), y(x, g))
 

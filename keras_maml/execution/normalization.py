@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from keras_maml.execution.linear import Operator, sum_in_parts, sum_positions
+from keras_maml.execution.tracing import custom_gradient
 
 
 def moments(
@@ -82,7 +83,7 @@ def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.T
     def mean(t):  # nothing here is differentiated automatically below third order
         return _mean(t, axes, sum_in_parts)
 
-    @tf.custom_gradient
+    @custom_gradient
     def forward(x):
         centered = x - mean(x)
         rate = tf.math.rsqrt(mean(tf.square(centered)) + tf.constant(epsilon, x.dtype))
@@ -95,7 +96,7 @@ def standardize(x: tf.Tensor, axes: Sequence[int], epsilon: float) -> tuple[tf.T
 
         return (centered * rate, _with_all_axes(rate, x)), gradient
 
-    @tf.custom_gradient
+    @custom_gradient
     def backward(y, rate, dy, drate):
         dy_mean, slope = mean(dy), mean(dy * y) + rate * drate
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from keras_maml.execution.linear import linear_pair
+from keras_maml.execution.tracing import custom_gradient
 from keras_maml.execution.vectorized_loops import NAME
 
 Tensors = list[tf.Tensor]
@@ -117,7 +118,7 @@ class _Loop:
         sums = [tf.stop_gradient(value) for value in sums]
         kept = []
 
-        @tf.custom_gradient
+        @custom_gradient
         def run(*flat):
             # Unless nobody watches what goes in, TensorFlow differentiates the loop by itself, too.
             results = self._run(*_split(map(tf.stop_gradient, flat), operands), sums)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_maml.execution import tracing
+
 
 class VectorizationError(ValueError):
     """TensorFlow could not vectorise a function of one task.
@@ -71,7 +73,7 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
         tasks = range(tf.nest.flatten(elements)[0].shape[0])
         results = [function(tf.nest.map_structure(lambda t, i=i: t[i], elements)) for i in tasks]
         return tf.nest.map_structure(lambda *values: tf.stack(values), *results)
-    one = tf.function(function, autograph=False)
+    one = tracing.function(function)
     element = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), elements)
     results = one.get_concrete_function(element).structured_outputs
     if not tf.nest.flatten(results):
@@ -85,7 +87,9 @@ def map_sequentially(function: Callable[[Any], Any], elements: Any) -> Any:
     # XLA would fuse taking it out into what uses it, once for every number computed there
     # (docs/speed.md).
     def turn(number: tf.Tensor, element: Any) -> tuple[Any, Any]:
-        return task(tf.minimum(number + 1, tasks - 1)), one(element)
+        following, results = task(tf.minimum(number + 1, tasks - 1)), one(element)
+        tracing.free_with_graph()
+        return following, results
 
     return loop(turn, task(tf.constant(0)), results, tasks)
 

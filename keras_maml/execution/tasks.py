@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_maml.execution import compilation, derivatives
+from keras_maml.execution import compilation, derivatives, tracing
 from keras_maml.execution.forms import Route
 from keras_maml.execution.task_map import (
     VectorizationError,
@@ -80,7 +80,7 @@ class Run:
         """Compiles a part of a step by itself, unless the whole step is one program anyway."""
         if not self.side_by_side:
             return function
-        return tf.function(function, jit_compile=True, autograph=False)
+        return tracing.function(function, jit_compile=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class RunOfAnySize(Run):
     def map(self, function: Callable[[Any], Any], elements: Any) -> Any:
         """Applies a function of one task to every task; see `Run.map`."""
         # Of its own graph: a failure leaves nothing in the caller's.
-        at_once = tf.function(lambda: map_at_once(function, elements), autograph=False)
+        at_once = tracing.function(lambda: map_at_once(function, elements))
         try:
             with refused_loops():
                 return at_once()
@@ -173,7 +173,9 @@ class Tasks:
             MissingDerivative: A derivative is asked for that TensorFlow does not have.
         """
         with derivatives.naming_layers(self.layer_names):
-            return self._call(step, arguments, jit_compile, examples)
+            results = self._call(step, arguments, jit_compile, examples)
+        tracing.free_with_graph()
+        return results
 
     def _call(
         self, step: Callable[..., Any], arguments: Any, jit_compile: bool, examples: int | None
@@ -191,7 +193,7 @@ class Tasks:
 
             try:
                 # Of its own graph: a failure leaves nothing in the caller's.
-                return tf.function(whole, jit_compile=jit_compile, autograph=False)(*arguments)
+                return tracing.function(whole, jit_compile=jit_compile)(*arguments)
             except VectorizationError as error:
                 if self.mode == "vectorized":
                     raise

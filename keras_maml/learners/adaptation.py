@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import InnerLoop
+from keras_maml.execution import tracing
 from keras_maml.execution.forms import batch_normalizations
 from keras_maml.execution.functional import (
     Tensors,
@@ -72,9 +73,7 @@ def _adapt(learner: Any, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tenso
     )
     program = learner.compiled_function(
         ("adapt", str(spec)),
-        lambda: tf.function(adapt, autograph=False).get_concrete_function(
-            spec, tf.TensorSpec([], tf.int32)
-        ),
+        lambda: tracing.function(adapt).get_concrete_function(spec, tf.TensorSpec([], tf.int32)),
     )
     return program(support, steps)
 
@@ -101,7 +100,7 @@ def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
         )
         return result.predictions
 
-    return tf.function(predict, autograph=False, reduce_retracing=True)
+    return tracing.function(predict, reduce_retracing=True)
 
 
 def share_prediction(adapted: keras.Model, copy: keras.Model, program: Program) -> None:

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml import validation
+from keras_maml.execution import tracing
 from keras_maml.execution.tasks import MODES, Tasks
 from keras_maml.learners.adapted import WrappedModel
 from keras_maml.learners.settings import Setting
@@ -101,7 +102,7 @@ class CompiledModel(WrappedModel):
         key = key, str(spec_of(arguments))  # in less time than TensorFlow needs for it
 
         def make() -> Callable:
-            compiled = tf.function(lambda *a: self.run_step(step, *a), autograph=False)
+            compiled = tracing.function(lambda *a: self.run_step(step, *a))
             return compiled.get_concrete_function(*arguments)
 
         return self.compiled_function(key, make)(*arguments)

@@ -12,6 +12,7 @@ from keras_maml import validation
 from keras_maml.algorithm.inner_loop import InnerLoop, Parameters, Task
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Outcome
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
+from keras_maml.execution import tracing
 from keras_maml.execution.functional import (
     Tensors,
     as_tensors,
@@ -301,7 +302,7 @@ class MAML(LearnerOfParts):
         def compute(run: Run, *episodes: Any) -> Any:
             return self._adapt_and_differentiate(run, episodes, False)
 
-        function = tf.function(functools.partial(self.run_step, compute), autograph=False)
+        function = tracing.function(functools.partial(self.run_step, compute))
         return function.get_concrete_function(*as_tensors((support, query))).graph
 
     def adapt(

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import Carry
+from keras_maml.execution import tracing
 from keras_maml.execution.functional import as_tensors, state_variables
 from keras_maml.execution.tasks import Run, RunOfAnySize
 from keras_maml.learners.maml import MAML
@@ -210,7 +211,7 @@ class Tracer:
         self.requests[name] = {
             key: np.zeros(spec.shape, spec.dtype.as_numpy_dtype) for key, spec in examples.items()
         }
-        call = tf.function(lambda **inputs: function(inputs), autograph=False)
+        call = tracing.function(lambda **inputs: function(inputs))
         return call.get_concrete_function(**specs)
 
 
