@@ -18,8 +18,8 @@ from experiments import demo, sinusoid
 from experiments.shared import command_line, interruption, runs
 from experiments.shared.interruption import INTERRUPTION
 from keras_maml import episodes
-from keras_maml.learners.episodic_model import EpisodicModel
 
+pytestmark = pytest.mark.usefixtures("without_xla")
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = sinusoid.Settings(
     methods=sinusoid.METHODS,
@@ -70,21 +70,8 @@ def without_clock(history):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_xla():
-    """XLA takes seconds for every program; test_meta_gradients shows that it changes nothing."""
-    compile_ = EpisodicModel.compile
-
-    def plain(learner, *args, jit_compile=False, **kwargs):
-        compile_(learner, *args, jit_compile=jit_compile, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EpisodicModel, "compile", plain)
-        yield
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, without_xla):
     """State and history after a run that was not interrupted."""
     learner, history = train(tmp_path_factory.mktemp("whole") / "run", 40)
     return state(learner), history
