@@ -41,6 +41,9 @@ def with_context(network: keras.Sequential, units: int = CONTEXT) -> keras.Model
         network: A sequential model with batch normalisation; its layers become the other's.
         units: Context parameters.
 
+    Raises:
+        ValueError: The network has no batch normalisation.
+
     Source: Zintgraf et al., CAVIA, ICML 2019, appendix on mini-ImageNet.
 
     Example:
@@ -49,6 +52,8 @@ def with_context(network: keras.Sequential, units: int = CONTEXT) -> keras.Model
         (None, 5)
     """
     normalizing = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
+    if not normalizing:
+        raise ValueError(f"{network.name} has no batch normalisation to put a context behind.")
     told = normalizing[:3][-1]
     inputs = keras.Input(network.input_shape[1:])
     context = ContextParameters(units, concatenate=False)(inputs)

@@ -64,7 +64,7 @@ class TrainingClock(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts the step, and ends training if the time is used up."""
-        duration = time.monotonic() - self._clock
+        duration = self._elapsed()
         program = self.model.train_function  # another one whenever the step is to be traced
         if program is self._program:
             self._durations.append(duration)
@@ -81,6 +81,9 @@ class TrainingClock(keras.callbacks.Callback):
         self._log(logs)
         self._before, self._earlier = self.seconds, 0.0
         self._epochs += 1
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._clock
 
     def _log(self, logs: dict[str, Any] | None) -> None:
         if logs is not None:
