@@ -14,7 +14,7 @@ class TrainingClock(keras.callbacks.Callback):
     """Measures the steps of training alone, and ends training when their time is used up.
 
     Neither validation and checkpoints count nor steps that begin with tracing and compiling: these
-    count as much as the other steps of their epoch do on average. What is measured goes into the
+    count as much as the other steps of their epoch on average, or those before it. What is measured goes into the
     logs, from where `experiments.shared.checkpoint.Checkpoint` keeps it, also within an epoch:
     ``step_seconds``, the mean of an epoch's steps, and ``warming_up``, 1 for the first epoch of a
     process and else 0.
@@ -34,7 +34,8 @@ class TrainingClock(keras.callbacks.Callback):
         self._earlier = 0.0  # those of its steps in processes before
         self._epochs = 0  # that this process has finished
         self._durations: list[float] = []  # of the epoch's steps that were compiled before
-        self._program = self._mean = None
+        self._mean = 0.0
+        self._program = None
         self._clock = 0.0
 
     @property
@@ -51,7 +52,9 @@ class TrainingClock(keras.callbacks.Callback):
             means: What their logs were.
         """
         self._before = training_seconds(history)[-1] if history else 0.0
-        self._earlier = steps * means["step_seconds"] if steps else 0.0
+        rows = [*history, means] if steps else history
+        self._mean = rows[-1]["step_seconds"] if rows else 0.0
+        self._earlier = steps * self._mean
         self.seconds = self._before + self._earlier
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -69,8 +72,8 @@ class TrainingClock(keras.callbacks.Callback):
         if program is self._program:
             self._durations.append(duration)
         self._program = program
-        # An epoch of one step has no others to go by.
-        self._mean = float(np.mean(self._durations or [duration]))
+        if self._durations:
+            self._mean = float(np.mean(self._durations))
         self.seconds = self._before + self._earlier + (batch + 1) * self._mean
         self._log(logs)
         if self.expired:
