@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -28,14 +28,16 @@ from experiments.shared import image_settings
 from experiments.shared.algorithms import ALGORITHMS
 from experiments.shared.checkpoint import duration
 from experiments.shared.command_line import run_command, with_defaults
+from experiments.shared.comparison_table import summary, times
 from experiments.shared.image_classification import SPLITS, checksum, episodes_of
 from experiments.shared.image_settings import Experiment, Task
 from experiments.shared.report import comparison as report
 from experiments.shared.runs import Run, as_json, defaults_of, results_of
-from experiments.shared.training_clock import TrainingClock, step_seconds, training_seconds
+from experiments.shared.training_clock import TrainingClock
 from keras_maml import MAML, evaluation
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.files import read_csv, write_csv, write_json, write_text
-from keras_maml.validation import check_count, check_positive
+from keras_maml.validation import check_choice, check_count, check_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +143,7 @@ def check(settings: Settings, files: Files) -> None:
     if settings.minutes is not None:
         check_positive("minutes", settings.minutes)
     check_positive("target_accuracy", settings.target_accuracy)
+    check_choice("batch_normalization", settings.batch_normalization, BATCH_NORMALIZATIONS)
     image_settings.check(of_images(settings))
 
 
@@ -173,7 +176,7 @@ def run(settings: Settings, files: Files) -> dict[str, Any]:
         # What cannot be drawn fails before anything is written.
         make_episodes("train")
         validation = make_episodes("validation", tasks=settings.validation_tasks)
-        test = make_episodes("test", queries=settings.test_queries)
+        make_episodes("test", queries=settings.test_queries)
         checksums = {split: checksum(load(split)) for split in SPLITS}
     this = Run(folder, settings, checksums)
     if this.results is None:
@@ -181,11 +184,9 @@ def run(settings: Settings, files: Files) -> dict[str, Any]:
         for number, (name, seed) in enumerate(pairs):
             if tested(this.folder, settings, name, seed) is None:
                 where = f"{ALGORITHMS[name].title}, seed {seed} ({number + 1} of {len(pairs)})"
-                learner, stopped = train(
+                result = train_and_test(
                     this, settings, name, seed, make_episodes, validation, where
                 )
-                result = {"made_with": made_with(settings), "stopped": stopped}
-                result |= measure(learner, test, settings)
                 write_json(result_path(this.folder, name, seed), result)
                 print(f"{where}: {np.mean(result['accuracy']):.2%} of test images.", flush=True)
         finish(this, settings, experiment, checksums["test"])
@@ -200,18 +201,34 @@ def plan(settings: Settings, folder: str) -> str:
     """Says what a command will do."""
     count = len(settings.algorithms) * len(settings.seeds)
     title = experiment_of(settings).describe(of_images(settings))
-    each = f"of {settings.iterations:,} meta-iterations"
+    each = f"{settings.iterations:,} meta-iterations"
     total = f"{count * settings.iterations:,} in all"
     if settings.minutes is not None:
-        each = f"that take {duration(60 * settings.minutes)}"
+        each = duration(60 * settings.minutes)
         total = f"{duration(60 * settings.minutes * count)} in all, compilation and tests besides"
     return (
-        f"{title}: {', '.join(settings.algorithms)}, each with "
-        f"{report.count(len(settings.seeds), 'seed')}.\n"
-        f"{report.count(count, 'training')} {each} of {settings.meta_batch_size} tasks ({total}), "
-        f"each followed by a test on {settings.test_tasks:,} tasks.\n"
+        f"{title}: {', '.join(settings.algorithms)}, with "
+        f"{report.count(len(settings.seeds), 'seed')} each.\n"
+        f"{report.count(count, 'training')} of {each} ({total}), {settings.meta_batch_size} tasks "
+        f"per meta-iteration, and after each a test on {settings.test_tasks:,} tasks.\n"
         f"All goes to {folder}. Ctrl-C stops it, and the same command continues."
     )
+
+
+def train_and_test(
+    this: Run,
+    settings: Settings,
+    name: str,
+    seed: int,
+    make_episodes: Callable[..., tf.data.Dataset],
+    validation: tf.data.Dataset,
+    where: str,
+) -> dict[str, Any]:
+    """Returns the result of one algorithm with one seed; nothing else is left in memory."""
+    learner, stopped = train(this, settings, name, seed, make_episodes, validation, where)
+    episodes = make_episodes("test", queries=settings.test_queries)
+    result = {"made_with": made_with(settings), "stopped": stopped}
+    return result | measure(learner, episodes, settings)
 
 
 def train(
@@ -300,7 +317,7 @@ def result_path(folder: pathlib.Path, name: str, seed: int) -> pathlib.Path:
 
 
 def made_with(settings: Settings) -> dict[str, Any]:
-    """Returns the settings that may change after a training, and are then not those of its test."""
+    """Returns the settings that may have changed since a test, which is then to be done again."""
     values = as_json(settings)
     return {k: v for k, v in values.items() if k == "iterations" or k.startswith("test_")}
 
@@ -322,9 +339,8 @@ def finish(this: Run, settings: Settings, experiment: Experiment, images_sha256:
         histories = [read_csv(path) if path.exists() else [] for path in paths]
         row = {"algorithm": name, "title": ALGORITHMS[name].title}
         row |= summary([result["accuracy"] for result in results])
-        rows.append(row | times(histories, settings.target_accuracy))
-        stops = [result["stopped"] for result in results if result["stopped"]]
-        rows[-1]["stopped"] = len(stops)
+        row |= times(histories, settings.target_accuracy)
+        rows.append(row | {"stopped": sum(bool(result["stopped"]) for result in results)})
     write_csv(this.folder / "comparison.csv", rows)
     record = {
         "title": f"{experiment.describe(common)}: algorithms compared",
@@ -336,52 +352,6 @@ def finish(this: Run, settings: Settings, experiment: Experiment, images_sha256:
     text = report.to_text(record | {"settings": this.settings, "results": rows})
     write_text(this.folder / "results.txt", text)
     this.finish(rows, **record)
-
-
-def summary(accuracies: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Summarises the accuracy on the test tasks over tasks and seeds.
-
-    Args:
-        accuracies: That of every task, for every seed: ``[seeds, tasks]``.
-
-    Returns:
-        ``accuracy``, the mean; ``ci95``, the half-width of its 95 % interval over tasks, each with
-        its mean over seeds; ``seed_deviation``, the standard deviation over seeds of the mean over
-        tasks, None of one seed.
-    """
-    values = np.array(accuracies)
-    over_seeds = evaluation.Evaluation({"": {"accuracy": values.mean(axis=0)[:, None]}})
-    (row,) = over_seeds.rows()
-    deviation = float(np.std(values.mean(axis=1), ddof=1)) if len(values) > 1 else None
-    return {"accuracy": row["mean"], "ci95": row["ci95"], "seed_deviation": deviation}
-
-
-def times(histories: Sequence[Sequence[Mapping[str, float]]], target: float) -> dict[str, Any]:
-    """Summarises how long training takes.
-
-    Args:
-        histories: Those of the trainings of an algorithm.
-        target: An accuracy on validation tasks.
-
-    Returns:
-        ``iterations`` and ``train_seconds``, means over seeds; ``step_seconds``, the median over
-        epochs without the first of a process; ``target_seconds``, the median over seeds of the
-        seconds of training at the first epoch that reached the target, None where it is never.
-    """
-    reached = [
-        min(
-            (s for s, r in zip(training_seconds(h), h, strict=True) if r["val_accuracy"] >= target),
-            default=np.inf,
-        )
-        for h in histories
-    ]
-    soonest = float(np.median(reached))
-    return {
-        "iterations": float(np.mean([h[-1]["iterations"] if h else 0.0 for h in histories])),
-        "train_seconds": float(np.mean([training_seconds(h)[-1] if h else 0.0 for h in histories])),
-        "step_seconds": step_seconds(histories),
-        "target_seconds": soonest if np.isfinite(soonest) else None,
-    }
 
 
 if __name__ == "__main__":

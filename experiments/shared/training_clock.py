@@ -13,11 +13,11 @@ Row = Mapping[str, float]
 class TrainingClock(keras.callbacks.Callback):
     """Measures the steps of training alone, and ends training when their time is used up.
 
-    Neither validation and checkpoints count nor steps that begin with tracing and compiling: these
-    count as much as the other steps of their epoch on average, or those before it. What is measured goes into the
-    logs, from where `experiments.shared.checkpoint.Checkpoint` keeps it, also within an epoch:
-    ``step_seconds``, the mean of an epoch's steps, and ``warming_up``, 1 for the first epoch of a
-    process and else 0.
+    Neither validation nor checkpoints count. A step that begins with tracing and compiling counts
+    as much as the other steps of its epoch on average, or as those of the epoch before. What is
+    measured goes into the logs, from where `experiments.shared.checkpoint.Checkpoint` keeps it,
+    also within an epoch: ``step_seconds``, the mean of an epoch's steps, and ``warming_up``, 1 for
+    the first epoch of a process and else 0.
 
     Args:
         limit: Seconds after which training ends, also within an epoch; None sets no limit.

@@ -12,6 +12,7 @@ import pytest
 from experiments import compare, glyphs, omniglot
 from experiments.compare import Files, Settings
 from experiments.shared.algorithms import ALGORITHMS, joined, with_context
+from experiments.shared.comparison_table import summary, times
 from experiments.shared.training_clock import TrainingClock, step_seconds, training_seconds
 from keras_maml import MAML, episodes, meta_gradients, networks, query_losses, update_rules
 from keras_maml.files import read_csv
@@ -153,7 +154,7 @@ def test_an_interrupted_comparison_ends_with_the_same_table(whole, tmp_path, mon
     for path in folder.glob("*/result.json"):
         assert path.read_bytes() == (whole / path.relative_to(folder)).read_bytes()
     accuracy = json.loads((whole / "anil-0" / "result.json").read_text())["accuracy"]
-    assert compare.summary([accuracy]).items() <= row.items()
+    assert summary([accuracy]).items() <= row.items()
 
 
 def test_a_finished_comparison_is_extended_without_training_again(
@@ -266,6 +267,27 @@ def test_equal_time_ends_training_within_an_epoch(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+def test_times_are_those_of_trainings_and_of_the_first_epoch_that_reached_the_target():
+    def history(step, *accuracies):
+        return [
+            {
+                "iterations": 10.0 * (i + 1),
+                "step_seconds": step,
+                "warming_up": 0.0,
+                "val_accuracy": a,
+            }
+            for i, a in enumerate(accuracies)
+        ]
+
+    quick, slow = history(1.0, 0.5, 0.9, 0.8), history(2.0, 0.5, 0.7)
+    row = times([quick, slow, quick], 0.9)
+    assert row["target_seconds"] == 20.0 and row["step_seconds"] == 1.0
+    assert row["iterations"] == 80 / 3 and row["train_seconds"] == 100 / 3
+    assert times([quick, slow, slow], 0.9)["target_seconds"] is None  # the median is never
+    none = {"iterations": 0.0, "train_seconds": 0.0, "step_seconds": None, "target_seconds": None}
+    assert times([[]], 0.9) == none
+
+
 @pytest.mark.parametrize(
     ("changes", "data", "message"),
     [
@@ -277,6 +299,7 @@ def test_equal_time_ends_training_within_an_epoch(tmp_path, monkeypatch):
         ({}, "folder", "Give either --data, .* or --glyphs, not both"),
         ({"minutes": 0.0}, None, "minutes must be a finite number above 0"),
         ({"target_accuracy": -1.0}, None, "target_accuracy must be a finite number above 0"),
+        ({"batch_normalization": "none"}, None, "batch_normalization must be"),
         ({"iterations": 3}, None, "iterations must be a multiple of 2"),
         ({"ways": 1_000}, None, "1000"),
         ({"test_queries": 500}, None, "500"),
@@ -315,9 +338,9 @@ def test_defaults_are_those_of_data_and_sizes(monkeypatch):
 
 def test_the_plan_says_how_much_it_is():
     text = compare.plan(TINY, "folder")
-    assert "4 trainings of 4 meta-iterations of 2 tasks (16 in all)" in text and "folder" in text
+    assert "4 trainings of 4 meta-iterations (16 in all), 2 tasks" in text and "folder" in text
     text = compare.plan(dataclasses.replace(TINY, minutes=45), "folder")
-    assert "4 trainings that take 45 minutes of 2 tasks (3.0 hours in all" in text
+    assert "4 trainings of 45 minutes (3.0 hours in all" in text
 
 
 def learner_of(name):
