@@ -347,7 +347,7 @@ def finish(this: Run, settings: Settings, experiment: Experiment, images_sha256:
         "data": experiment.data,
         "licence": experiment.licence,
         "images_sha256": images_sha256,
-        "arguments": {name: ALGORITHMS[name].arguments(common) for name in settings.algorithms},
+        "arguments": {name: ALGORITHMS[name].description(common) for name in settings.algorithms},
     }
     text = report.to_text(record | {"settings": this.settings, "results": rows})
     write_text(this.folder / "results.txt", text)

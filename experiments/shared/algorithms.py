@@ -86,6 +86,7 @@ class Algorithm:
         network: Makes its network of that of the others.
         optimizer: From the settings to the outer optimizer.
         episodes: Makes its training episodes of those of the others; None leaves them as they are.
+        note: Says what network or episodes differ in.
     """
 
     title: str
@@ -94,11 +95,18 @@ class Algorithm:
     network: Callable[[keras.Sequential], keras.Model] = lambda network: network
     optimizer: Callable[[Settings], keras.optimizers.Optimizer] = make_optimizer
     episodes: Callable[..., tuple] | None = None
+    note: str = ""
 
     def arguments(self, settings: Settings) -> dict[str, Any]:
         """Returns the arguments of its constructor."""
         names = ("inner_learning_rate", "inner_steps", "evaluation_steps", "batch_normalization")
         return {name: getattr(settings, name) for name in names} | self.departures(settings)
+
+    def description(self, settings: Settings) -> dict[str, Any]:
+        """Returns what it has of its own, for a table: arguments, outer optimizer, note."""
+        optimizer = self.optimizer(settings)
+        outer = f"{type(optimizer).__name__} {float(optimizer.learning_rate):g}"
+        return self.arguments(settings) | {"outer optimizer": outer, "note": self.note}
 
     def make_learner(self, network: keras.Sequential, settings: Settings) -> MAML:
         """Returns its compiled learner.
@@ -148,6 +156,7 @@ ALGORITHMS = {
         lambda settings: {"inner_learning_rate": 0.005, "inner_steps": 5, "evaluation_steps": 10},
         optimizer=lambda settings: keras.optimizers.SGD(1.0),
         episodes=joined,
+        note="learns from all images of an episode as one support set",
     ),
     # Rajeswaran et al. 2019 take 16 steps and 5 of conjugate gradients on Omniglot, 5-way. Here the
     # inner solution is about as far away as MAML's steps lead: lambda is 1 / (their rates' sum).
@@ -167,5 +176,6 @@ ALGORITHMS = {
         CAVIA,
         lambda settings: {"inner_learning_rate": 1.0, "inner_steps": 2, "evaluation_steps": 2},
         network=with_context,
+        note=f"its network has {CONTEXT} context parameters",
     ),
 }

@@ -98,10 +98,13 @@ def test_a_comparison_leaves_table_picture_and_page(whole):
     assert (whole / "figures" / "accuracy-over-time.png").stat().st_size > 1000
     page, text = ((whole / name).read_text() for name in ("report.html", "results.txt"))
     for content in (page, text):
-        assert "first-order MAML" in content and "6 test tasks and 2 seeds" in content
+        assert "first-order MAML" in content and "6 test tasks and 2 seeds" in " ".join(
+            content.split()
+        )
     record = json.loads((whole / "results.json").read_text())
     assert record["command"] and record["versions"]["keras"] and record["licence"]
     assert record["arguments"]["first-order"]["inner_learning_rate"] == 0.4
+    assert record["arguments"]["anil"]["outer optimizer"] == "Adam 0.001" and "Adam 0.001" in page
 
 
 def test_seeds_differ_in_weights_and_training_and_share_the_test(whole, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def to_text(record: Row) -> str:
     """Returns the table as text, with what its numbers are."""
     headers, rows = _cells(record)
     table = tabulate.tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-    return "\n\n".join([record["title"], table, _explanation(record)]) + "\n"
+    explanation = textwrap.fill(_explanation(record), width=100)
+    return "\n\n".join([record["title"], table, explanation]) + "\n"
 
 
 def accuracy_over_time(
@@ -87,7 +89,7 @@ def accuracy_over_time(
             x, y = np.mean([(x[:epochs], y[:epochs]) for x, y in of_seeds], axis=0)
             axes.plot(x / seconds, y, marker="o", markersize=3, linewidth=2, label=title, **style)
     if target is not None:
-        axes.axhline(target, color="0.5", linestyle=":", linewidth=1, label=f"{target:.0%}")
+        axes.axhline(target, color="0.5", linestyle=":", linewidth=1, label=f"{100 * target:g} %")
     axes.set(xlabel=f"{unit} of training", ylabel="accuracy on validation tasks")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
@@ -97,9 +99,8 @@ def accuracy_over_time(
 
 def _table(record):
     headers, rows = _cells(record)
-    accuracies = [row["accuracy"] for row in record["results"]]
     yield page.heading("Accuracy on test tasks, and time")
-    yield page.table(headers, rows, marked=int(np.argmax(accuracies)))
+    yield page.table(headers, rows)
     yield page.paragraph(_explanation(record))
     stopped = [row["title"] for row in record["results"] if row["stopped"]]
     if stopped:
@@ -113,7 +114,7 @@ def _cells(record):
     """Returns the headers and the cells of the table."""
     target = record["settings"]["target_accuracy"]
     headers = ["algorithm", "accuracy", "deviation over seeds", "meta-iterations"]
-    headers += ["seconds of training", "seconds per step", f"seconds to {target:.0%}"]
+    headers += ["seconds of training", "seconds per step", f"seconds to {100 * target:g} %"]
     rows = [
         [
             row["title"],
@@ -166,5 +167,8 @@ def _arguments(record):
         for algorithm, each in record["arguments"].items()
     ]
     yield page.heading("Settings of each algorithm")
-    yield page.paragraph("Steps of training, and those of validation and test; the rest is equal.")
+    yield page.paragraph(
+        "Inner steps are those of training, evaluation steps those of validation and test. What is "
+        "not here is equal for all."
+    )
     yield page.table(["algorithm", *(name.replace("_", " ") for name in names)], rows)
