@@ -25,6 +25,7 @@ class Checkpoint(keras.callbacks.Callback):
     Attributes:
         history: A row per finished epoch.
         steps: How many steps of the epoch were done before the process, or `fit`, began.
+        means: The means of the logs over these steps, and their seconds.
     """
 
     def __init__(self, folder: pathlib.Path, monitor: str | None = None) -> None:
@@ -33,7 +34,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.best_path = self.folder / "best.weights.h5"
         self.history: list[dict[str, float]] = []
         self.steps = 0
-        self._earlier: dict[str, float] = {}  # the means over these steps, and their seconds
+        self.means: dict[str, float] = {}
         self._history_path = folder / "history.csv"
         self._part_path = self.folder / "part.json"
         self._monitor = monitor
@@ -46,7 +47,7 @@ class Checkpoint(keras.callbacks.Callback):
         if done:
             self.history = read_csv(self._history_path)[:done]
         if part:
-            self.steps, self._earlier = part["steps"], part["means"]
+            self.steps, self.means = part["steps"], part["means"]
             learner.load_weights(self.folder / part["state"])
         elif done:
             learner.load_weights(self._state(done))
@@ -84,7 +85,7 @@ class Checkpoint(keras.callbacks.Callback):
         row |= self._means((self.params or {}).get("steps"), logs or {})
         seconds = self._seconds()
         self.history.append(row | {"seconds": before + seconds})
-        steps, self.steps, self._earlier = self.steps, 0, {}
+        steps, self.steps, self.means = self.steps, 0, {}
         write_csv(self._history_path, self.history)
         if self._monitor:
             scores = [(row[self._monitor], -row.get("val_loss", 0.0)) for row in self.history]
@@ -105,13 +106,13 @@ class Checkpoint(keras.callbacks.Callback):
         means = {}
         for name, value in logs.items():
             # What is measured at the end of an epoch was not measured within it.
-            earlier = self._earlier.get(name, value)
+            earlier = self.means.get(name, value)
             means[name] = float(share * earlier + (1 - share) * value) if share else float(value)
         return means
 
     def _seconds(self) -> float:
         now = time.monotonic()
-        seconds, self._clock = now - self._clock + self._earlier.get("seconds", 0.0), now
+        seconds, self._clock = now - self._clock + self.means.get("seconds", 0.0), now
         return seconds
 
     def _part(self) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
     load = functools.cache(lambda split: experiment.load(files.data, split=split))
     mirrored = functools.cache(lambda: load("train").with_mirrored())
     make_episodes = functools.partial(
-        _episodes,
+        episodes_of,
         lambda split: mirrored() if settings.mirrored_classes and split == "train" else load(split),
         experiment.rotations,
         settings,
@@ -163,17 +163,27 @@ def make_learner(experiment: Experiment, settings: Settings) -> MAML:
         settings.batch_normalization,
         measure_before=False,
     )
+    compile_learner(learner, make_optimizer(settings))
+    return learner
+
+
+def make_optimizer(settings: Settings) -> keras.optimizers.Adam:
+    """Returns the outer optimizer of a run."""
+    return keras.optimizers.Adam(
+        learning_rate(settings),
+        clipvalue=settings.clip_gradient,
+        use_ema=settings.ema_momentum is not None,
+        ema_momentum=settings.ema_momentum or 0.0,
+    )
+
+
+def compile_learner(learner: MAML, optimizer: keras.optimizers.Optimizer) -> None:
+    """Compiles a classifier that returns logits."""
     learner.compile(
-        optimizer=keras.optimizers.Adam(
-            learning_rate(settings),
-            clipvalue=settings.clip_gradient,
-            use_ema=settings.ema_momentum is not None,
-            ema_momentum=settings.ema_momentum or 0.0,
-        ),
+        optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    return learner
 
 
 def begin_with(learner: MAML, name: str) -> None:
@@ -306,14 +316,25 @@ def draw(
             plots.save(figure, folder / f"{kind}-{rank + 1}.png")
 
 
-def _episodes(
+def episodes_of(
     load: Callable[[str], ImageClasses],
     rotations: bool,
     settings: Settings,
     split: str,
     **options: Any,
 ) -> tf.data.Dataset:
-    """Makes the episodes of a split; each split has a seed of its own."""
+    """Makes the episodes of a split; each split has a seed of its own.
+
+    Args:
+        load: From a split to its images.
+        rotations: Whether classes are turned at random.
+        settings: Those of the run.
+        split: One of `SPLITS`.
+        **options: Take the place of the settings; see `keras_maml.episodes.from_arrays`.
+
+    Raises:
+        ValueError: The images are too few for such episodes.
+    """
     seeds = {"train": settings.seed, "validation": settings.seed + 1, "test": settings.seed + 2}
     sizes = {
         name: getattr(settings, name) for name in ("ways", "shots", "queries", "meta_batch_size")

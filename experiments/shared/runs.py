@@ -26,6 +26,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -37,6 +38,7 @@ import tensorflow as tf
 import keras_maml
 from experiments.shared.checkpoint import Checkpoint
 from experiments.shared.command_line import as_typed
+from experiments.shared.training_clock import TrainingClock
 from keras_maml.files import TEMPORARY, remove_leftovers, write_json
 from keras_maml.validation import check_count
 
@@ -54,9 +56,9 @@ class Run:
 
     Raises:
         FileExistsError: The folder holds something else than a run of these settings (a run of
-            fewer ``iterations``, ``methods`` or ``seeds`` is continued, unless its last
-            ``cooldown_iterations`` have begun, and one with other settings named ``test_...`` is
-            tested again).
+            fewer ``iterations``, ``methods``, ``algorithms`` or ``seeds`` is continued, unless its
+            last ``cooldown_iterations`` have begun, and one with other settings named ``test_...``
+            or ``target_...`` is tested again).
         BlockingIOError: Another run is using the folder.
         ValueError: The data are not those that the run began with.
     """
@@ -190,11 +192,12 @@ class Run:
         learner: keras_maml.MAML,
         make_episodes: Callable[[int], tf.data.Dataset],
         *,
-        iterations: int,
+        iterations: int | None,
         epoch_iterations: int,
         callbacks: list[keras.callbacks.Callback] | None = None,
         monitor: str | None = None,
         name: str = "",
+        clock: TrainingClock | None = None,
         **fit_arguments: Any,
     ) -> list[dict[str, float]]:
         """Trains, or continues to train, with `MAML.fit`.
@@ -202,12 +205,13 @@ class Run:
         Args:
             learner: A compiled learner.
             make_episodes: Maps the number of meta-batches already seen to the rest of them.
-            iterations: Meta-iterations in all.
+            iterations: Meta-iterations in all; None for as many as the clock has time for.
             epoch_iterations: Meta-iterations between checkpoints.
             callbacks: More callbacks for `fit`.
             monitor: A metric to be maximised; if given, the learner has weights and optimizer of
                 its best epoch in the end.
             name: Distinguishes the parts of a run that trains several learners.
+            clock: Measures the seconds of training in all processes, and may end it.
             **fit_arguments: Passed on to `fit`.
 
         Returns:
@@ -216,25 +220,31 @@ class Run:
         Raises:
             ValueError: ``iterations`` is not a multiple of ``epoch_iterations``.
         """
-        epochs = check_epochs(iterations, epoch_iterations)
+        epochs = sys.maxsize
+        if iterations is not None:
+            epochs = check_epochs(iterations, epoch_iterations)
         part = self.folder / name
         episodes = make_episodes(0)
         learner.build_on(episodes)
         checkpoint = Checkpoint(part, monitor)
         done = checkpoint.restore(learner)
         seen = done * epoch_iterations + checkpoint.steps
+        if clock:
+            clock.resume(checkpoint.history, checkpoint.steps, checkpoint.means)
         if seen:
-            print(f"Continuing after {seen:,} of {iterations:,} iterations.")
+            total = "" if iterations is None else f" of {iterations:,}"
+            print(f"Continuing after {seen:,}{total} iterations.")
         # An epoch that was interrupted ends first.
         for last in dict.fromkeys((done + bool(checkpoint.steps), epochs)):
             seen = done * epoch_iterations + checkpoint.steps
-            if last > done:
+            expired = clock is not None and clock.expired and not checkpoint.steps
+            if last > done and not expired:
                 learner.fit(
                     make_episodes(seen) if seen else episodes,
                     initial_epoch=done,
                     epochs=last,
                     steps_per_epoch=epoch_iterations - checkpoint.steps,
-                    callbacks=[*(callbacks or []), checkpoint],
+                    callbacks=[*([clock] if clock else []), *(callbacks or []), checkpoint],
                     **fit_arguments,
                 )
                 done = last
@@ -328,9 +338,9 @@ def _continues(name: str, there: Any, asked: Any) -> bool:
     """Whether a run with one value of a setting can go on with another."""
     if name in ("iterations", "baseline_iterations"):
         return there <= asked
-    if name in ("methods", "seeds"):
+    if name in ("methods", "algorithms", "seeds"):
         return {*there} <= {*asked}
-    return there == asked or name.startswith("test_")
+    return there == asked or name.startswith(("test_", "target_"))
 
 
 def commit() -> str | None:

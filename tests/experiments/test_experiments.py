@@ -17,9 +17,9 @@ from zoo import slow
 from experiments import demo, sinusoid
 from experiments.shared import command_line, interruption, runs
 from experiments.shared.interruption import INTERRUPTION
-from keras_maml import episodes
-from keras_maml.learners.episodic_model import EpisodicModel
+from keras_maml import callbacks, episodes, query_losses
 
+pytestmark = pytest.mark.usefixtures("without_xla")
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = sinusoid.Settings(
     methods=sinusoid.METHODS,
@@ -45,17 +45,20 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def train(folder, iterations, *callbacks, steps_per_execution=10):
-    settings = dataclasses.replace(TINY, iterations=iterations)
+def train(folder, iterations, *others, steps_per_execution=10, query_loss="last"):
+    settings = dataclasses.replace(
+        TINY, iterations=iterations, inner_steps=1 if query_loss == "last" else 2
+    )
     this = runs.Run(folder, settings)
     learner = sinusoid.make_learner(settings, "maml", seed=0)
+    learner.query_loss = query_loss
     learner.steps_per_execution = steps_per_execution
     history = this.train(
         learner,
         lambda seen: episodes.sinusoid(meta_batch_size=4, start=seen * 4),
         iterations=iterations,
         epoch_iterations=10,
-        callbacks=list(callbacks),
+        callbacks=list(others),
         validation_data=episodes.sinusoid(meta_batch_size=4, tasks=8, seed=1),
         verbose=0,
     )
@@ -70,21 +73,8 @@ def without_clock(history):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_xla():
-    """XLA takes seconds for every program; test_meta_gradients shows that it changes nothing."""
-    compile_ = EpisodicModel.compile
-
-    def plain(learner, *args, jit_compile=False, **kwargs):
-        compile_(learner, *args, jit_compile=jit_compile, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EpisodicModel, "compile", plain)
-        yield
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, without_xla):
     """State and history after a run that was not interrupted."""
     learner, history = train(tmp_path_factory.mktemp("whole") / "run", 40)
     return state(learner), history
@@ -340,6 +330,44 @@ def requested():
     INTERRUPTION.reset()
     yield Request
     INTERRUPTION.reset()
+
+
+def train_annealed(folder, *others):
+    """Trains four epochs: the first of first order, the last two with the last step alone."""
+    orders = []
+    order = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: orders.append(order.model.first_order)
+    )
+    learner, _ = train(
+        folder,
+        40,
+        callbacks.DerivativeOrderAnnealing(epochs=1),
+        order,
+        *others,
+        steps_per_execution=1,
+        query_loss=query_losses.MultiStep(epochs=2),
+    )
+    return state(learner), orders
+
+
+@pytest.fixture(scope="module")
+def annealed(tmp_path_factory, without_xla):
+    """State after annealing that was not interrupted."""
+    values, orders = train_annealed(tmp_path_factory.mktemp("annealed") / "run")
+    assert orders == [True] * 10 + [False] * 30
+    return values
+
+
+# Within the epochs of first order and of all losses; before and within those of the last one.
+@pytest.mark.parametrize("after", [slow(5), 14, slow(20), slow(25)])
+def test_annealing_goes_on_where_it_was_interrupted(tmp_path, annealed, requested, after):
+    with pytest.raises(KeyboardInterrupt):
+        train_annealed(tmp_path, requested(after))
+    INTERRUPTION.reset()
+    resumed, orders = train_annealed(tmp_path)
+    assert orders == ([True] * 10 + [False] * 30)[after:]
+    for ours, theirs in zip(resumed, annealed, strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("after", [slow(10), 14])

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def write(folder: str | os.PathLike) -> pathlib.Path:
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     parts = [*_summary(record), *_test(record, figures), *_training(record, history, figures)]
-    parts += [*_tasks(record, tasks, figures), *_provenance(record)]
+    parts += [*_tasks(record, tasks, figures), *provenance(record)]
     write_text(folder / "report.html", page.page(record["title"], parts))
     return folder / "report.html"
 
@@ -199,7 +199,8 @@ def _tasks(record, tasks, figures):
         yield page.picture(path, f"Test task {row['task']:.0f}.")
 
 
-def _provenance(record):
+def provenance(record: Row) -> Iterator[str]:
+    """Yields the section on how results were made: command, data, versions and settings."""
     yield page.heading("How it was made")
     yield page.code(record["command"])
     facts = {"data": record["data"], "licence of the data": record["licence"]}
