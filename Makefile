@@ -6,8 +6,9 @@ INSTALLED = $(VENV)/installed
 # The type checker and the documentation cannot live with TF-Agents: requirements-tools.txt says why.
 TOOLS = $(VENV)/tools
 TOOLS_INSTALLED = $(TOOLS)/installed
-# Compiling takes most of the time, on one core: two processes, each with whole files of tests.
-TWO = -n 2 --dist loadfile
+# Tracing and compiling take most of the time, on one core. Three processes, each with whole files
+# of tests, keep two cores busy: now and then one waits for a process of its own.
+SIDE_BY_SIDE = -n 3 --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -27,10 +28,10 @@ demo: $(INSTALLED)
 
 # The programs of these tests run for milliseconds: XLA need not optimise them. test-all lets it.
 test: lint
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN) -m pytest $(TWO)
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN) -m pytest $(SIDE_BY_SIDE)
 
 test-all: lint
-	$(RUN) -m pytest $(TWO) -m "slow or not slow"
+	$(RUN) -m pytest $(SIDE_BY_SIDE) -m "slow or not slow"
 	PYTHONPATH="$(CURDIR)" $(RUN) -m pytest --nbmake --nbmake-timeout=1800 docs/notebooks
 
 # Every environment is kept beside the first; ONLY="3.13-newest" makes one of them alone.
