@@ -6,6 +6,7 @@ there until Ctrl-C. npm fetches LiteRT.js, in the version and with the checksums
 """
 
 import argparse
+import contextlib
 import functools
 import http.server
 import pathlib
@@ -32,7 +33,7 @@ def build(folder, name=LEARNER):
     """Puts page, LiteRT.js and learner together.
 
     Args:
-        folder: Where to; what is there already is kept if it is still good.
+        folder: Where to; what is there already is replaced.
         name: Of a pretrained learner for five 28 x 28 images.
 
     Raises:
@@ -71,10 +72,8 @@ def main():
     values = parser.parse_args()
     build(values.folder)
     print(f"http://127.0.0.1:{values.port}", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server(values.folder, values.port).serve_forever()
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":

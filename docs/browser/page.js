@@ -162,12 +162,16 @@ async function run(signature, inputs) {
   return array;
 }
 
-/** The scores of the five characters after so many steps. */
-async function scores(pixels, steps) {
+/** What the network says of an image after so many steps: a logit for each character. */
+async function predict(pixels, steps) {
   const size = trajectory.length / (Number($('steps').max) + 1);
   const weights = trajectory.subarray(size * steps, size * (steps + 1));
-  const logits = await run(
-    'predict_with', {x: [pixels, [1, SIZE, SIZE, 1]], weights: [weights, [size]]});
+  return run('predict_with', {x: [pixels, [1, SIZE, SIZE, 1]], weights: [weights, [size]]});
+}
+
+/** The probabilities of the five characters. */
+async function scores(pixels, steps) {
+  const logits = await predict(pixels, steps);
   const largest = Math.max(...logits);
   const powers = Array.from(logits, (logit) => Math.exp(logit - largest));
   const sum = powers.reduce((a, b) => a + b);
@@ -205,7 +209,7 @@ function learn() {
       });
       const milliseconds = Math.round(performance.now() - begun);
       $('status').textContent =
-        `Learned in ${milliseconds} ms, ${$('steps').max} steps. Draw one of the five again.`;
+        `Learned ${$('steps').max} steps in ${milliseconds} ms. Draw one of the five again.`;
     }
     await measure();
     await answer();
@@ -261,4 +265,7 @@ try {
     `The learner could not be loaded (${error.message ?? error}). "make browser-demo" makes its files.`;
 }
 
-export {classes, query};
+/** When all that has been drawn is answered. */
+const settled = () => last;
+
+export {classes, predict, query, settled};

@@ -182,10 +182,7 @@ class DeviceFunctions:
         def adapt(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [inputs[name][None] for name in self._support]
             support = keras.tree.pack_sequence_as(self._spec, values)
-            if not self._every_step:
-                return {"weights": served.adapt(support, self._steps, run)[0]}
-            after = [served.adapt(support, step, run)[0] for step in range(self._steps + 1)]
-            return {"weights": tf.stack(after)}
+            return {"weights": served.adapt(support, self._steps, run, self._every_step)[0]}
 
         def predict_with(weights: tf.Tensor, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [inputs[name][None] for name in self._query if name != "weights"]
