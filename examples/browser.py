@@ -52,7 +52,8 @@ def build(folder, name=LEARNER):
             shutil.copyfile(source, target)
     shutil.rmtree(folder / "node_modules")
     learner = keras_maml.load(name)
-    learner.adapt(np.zeros([5, 28, 28, 1], "float32"), np.arange(5))  # builds what is exported
+    # The kinds of the arrays become those of the file.
+    learner.adapt(np.zeros([5, 28, 28, 1], "float32"), np.arange(5, dtype="int32"))
     learner.export_litert(
         folder / "learner.tflite", steps=MOST_STEPS, every_step=True, overwrite=True
     )

@@ -261,6 +261,7 @@ try {
   document.body.dataset.ready = 'true';
   await keep();
 } catch (error) {
+  document.body.dataset.ready = 'false';
   $('status').textContent =
     `The learner could not be loaded (${error.message ?? error}). "make browser-demo" makes its files.`;
 }

@@ -44,21 +44,33 @@ try {
   await page.goto(url);
   const ready = async () => {
     const begun = Date.now();
-    await page.waitForSelector('body[data-ready]', {timeout: 120000});
+    const body = await page.waitForSelector('body[data-ready]', {timeout: 120000});
+    if (await body.evaluate((element) => element.dataset.ready) !== 'true') {
+      throw new Error(await page.$eval('#status', (element) => element.textContent));
+    }
     return Date.now() - begun;
   };
   const loading = await ready();
   const pads = await page.$$('.paper');
 
-  async function draw(pad, strokes) {
+  const mouse = {
+    down: async (x, y) => { await page.mouse.move(x, y); await page.mouse.down(); },
+    move: (x, y) => page.mouse.move(x, y, {steps: 8}),
+    up: () => page.mouse.up(),
+  };
+  const finger = {
+    down: (x, y) => page.touchscreen.touchStart(x, y),
+    move: (x, y) => page.touchscreen.touchMove(x, y),
+    up: () => page.touchscreen.touchEnd(),
+  };
+  async function draw(pad, strokes, hand = mouse) {
     await pad.evaluate((element) => element.scrollIntoView({block: 'center'}));
     const box = await pad.boundingBox();
     const at = ([x, y]) => [box.x + x * box.width, box.y + y * box.height];
     for (const [first, ...rest] of strokes) {
-      await page.mouse.move(...at(first));
-      await page.mouse.down();
-      for (const point of rest) await page.mouse.move(...at(point), {steps: 8});
-      await page.mouse.up();
+      await hand.down(...at(first));
+      for (const point of rest) await hand.move(...at(point));
+      await hand.up();
     }
   }
   const settled = () => page.evaluate(async () => (await import('./page.js')).settled());
@@ -82,10 +94,10 @@ try {
 
   const queries = [];
   const clear = await page.$('#asked .clear');
-  for (let again = 0; again < 3; again++) {
+  for (const hand of [mouse, mouse, mouse, finger]) {
     for (const [i, shape] of SHAPES.entries()) {
       await clear.click();
-      await draw(pads[5], redrawn(shape));
+      await draw(pads[5], redrawn(shape), hand);
       await settled();
       queries.push({
         character: i,
@@ -123,9 +135,17 @@ try {
 
   await page.waitForSelector('body[data-offline]');
   await page.setOfflineMode(true);
+  const worker = await browser.waitForTarget((target) => target.type() === 'service_worker');
+  const session = await worker.createCDPSession(); // a page's mode is not its worker's
+  const nothing = {offline: true, latency: 0, downloadThroughput: -1, uploadThroughput: -1};
+  await session.send('Network.enable');
+  await session.send('Network.emulateNetworkConditions', nothing);
   await page.reload();
   await ready();
-  const offline = await text('#status');
+  const offline = {
+    status: await text('#status'),
+    reached: await page.evaluate(() => fetch('package.json').then(() => true, () => false)),
+  };
   console.log(JSON.stringify(
     {loading, support, learned, queries, without, photograph, offline, errors}));
 } finally {
