@@ -269,4 +269,4 @@ try {
 /** When all that has been drawn is answered. */
 const settled = () => last;
 
-export {classes, predict, query, settled};
+export {classes, learn, predict, query, settled};

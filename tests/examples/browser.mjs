@@ -113,6 +113,11 @@ try {
       });
     }
   }
+  const adaptations = [];
+  for (let i = 0; i < 10; i++) {
+    await page.evaluate(async () => (await import('./page.js')).learn());
+    adaptations.push(Number((await text('#status')).match(/(\d+) ms/)[1]));
+  }
   await steps(0);
   const without = await scores();
   await steps(3);
@@ -146,8 +151,10 @@ try {
     status: await text('#status'),
     reached: await page.evaluate(() => fetch('package.json').then(() => true, () => false)),
   };
-  console.log(JSON.stringify(
-    {loading, support, learned, queries, without, photograph, offline, errors}));
+  console.log(JSON.stringify({
+    chromium: await browser.version(),
+    loading, support, learned, queries, adaptations, without, photograph, offline, errors,
+  }));
 } finally {
   await browser.close();
 }

@@ -1,13 +1,15 @@
 """The page of examples/browser.py in a real Chromium: drawn on, compared with Python, offline.
 
 Needs Node.js with npm, which fetches puppeteer, and Chromium: ``apt install chromium``, or its
-path in ``$CHROMIUM``. Prints the times that the page took.
+path in ``$CHROMIUM``. With ``-s`` it prints where pictures of the page are, and its measurements.
 """
 
 import json
 import os
 import pathlib
+import re
 import shutil
+import statistics
 import subprocess
 import threading
 
@@ -17,6 +19,8 @@ import tensorflow as tf
 
 import keras_maml
 from examples import browser
+from experiments.shared import runs
+from keras_maml.files import write_json
 
 PUPPETEER = "puppeteer-core@24.8.2"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -51,11 +55,30 @@ def seen(tmp_path_factory):
         server.shutdown()
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    times = sorted(query["milliseconds"] for query in seen["queries"])
-    print(f"\nready after {seen['loading']} ms; {seen['learned']}; predict {times[10]:.1f} ms")
-    print(*(f"{f.name}: {f.stat().st_size:,} bytes" for f in site.rglob("*.[tw][fa]*")), sep="\n")
-    print(f"pictures: {driver}")
+    record = runs.made_with() | {"seed": SEED, "learner": browser.LEARNER} | measured(seen, site)
+    write_json(driver / "results.json", record)
+    print(f"\n{driver}: {json.dumps(record, indent=1)}")
     return seen
+
+
+def measured(seen, site):
+    """What the page took: medians where there are several."""
+    recognised = [q["answer"] == f"It is character {q['character'] + 1}." for q in seen["queries"]]
+    files = ("learner.tflite", *(file for file in browser.LITERT if "compat" not in file))
+    sizes = {path.name: path.stat().st_size for path in site.rglob("*.*") if path.is_file()}
+    return {
+        "chromium": seen["chromium"],
+        "drawings": len(recognised),
+        "recognised": sum(recognised),
+        "loss": [float(seen["learned"][when]) for when in ("before", "after")],
+        "milliseconds": {
+            "until ready": seen["loading"],
+            "first adaptation": int(re.search(r"(\d+) ms", seen["learned"]["status"])[1]),
+            "adaptation": statistics.median(seen["adaptations"]),
+            "prediction": statistics.median(q["milliseconds"] for q in seen["queries"]),
+        },
+        "bytes": {name: sizes[name] for name in sorted(pathlib.Path(f).name for f in files)},
+    }
 
 
 def arrays(pixels):
