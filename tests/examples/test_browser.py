@@ -25,6 +25,7 @@ from keras_maml.files import write_json
 PUPPETEER = "puppeteer-core@24.8.2"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SEED = 7
+COMMAND = "python -m pytest -s -m slow tests/examples/test_browser.py"
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,8 @@ def seen(tmp_path_factory):
         server.shutdown()
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    record = runs.made_with() | {"seed": SEED, "learner": browser.LEARNER} | measured(seen, site)
+    how = {"command": COMMAND, "seed": SEED, "learner": browser.LEARNER}
+    record = runs.made_with() | how | measured(seen, site)
     write_json(driver / "results.json", record)
     print(f"\n{driver}: {json.dumps(record, indent=1)}")
     return seen
@@ -64,8 +66,8 @@ def seen(tmp_path_factory):
 def measured(seen, site):
     """What the page took: medians where there are several."""
     recognised = [q["answer"] == f"It is character {q['character'] + 1}." for q in seen["queries"]]
-    files = ("learner.tflite", *(file for file in browser.LITERT if "compat" not in file))
-    sizes = {path.name: path.stat().st_size for path in site.rglob("*.*") if path.is_file()}
+    wasm = "litert/core/wasm/litert_wasm_internal.wasm"
+    files = ("learner.tflite", "litert/core/dist/index.js", wasm)
     return {
         "chromium": seen["chromium"],
         "drawings": len(recognised),
@@ -77,7 +79,7 @@ def measured(seen, site):
             "adaptation": statistics.median(seen["adaptations"]),
             "prediction": statistics.median(q["milliseconds"] for q in seen["queries"]),
         },
-        "bytes": {name: sizes[name] for name in sorted(pathlib.Path(f).name for f in files)},
+        "bytes": {file: (site / file).stat().st_size for file in files},
     }
 
 
