@@ -33,6 +33,7 @@ function redrawn(strokes) {
 
 const browser = await puppeteer.launch({
   executablePath: process.env.CHROMIUM,
+  timeout: 120000, // a machine may be busy
   args: ['--no-sandbox', '--disable-gpu', '--use-fake-device-for-media-stream',
     '--use-fake-ui-for-media-stream'],
 });
@@ -140,6 +141,8 @@ try {
 
   await page.waitForSelector('body[data-offline]');
   await page.setOfflineMode(true);
+  // Chromium stops a worker that has nothing to do; a message starts it.
+  await page.evaluate(async () => (await navigator.serviceWorker.ready).active.postMessage(''));
   const worker = await browser.waitForTarget((target) => target.type() === 'service_worker');
   const session = await worker.createCDPSession(); // a page's mode is not its worker's
   const nothing = {offline: true, latency: 0, downloadThroughput: -1, uploadThroughput: -1};
