@@ -12,10 +12,11 @@ SIDE_BY_SIDE = -n 3 --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-all test-matrix lint format docs clean
+.PHONY: help demo browser-demo test test-all test-matrix lint format docs clean
 
 help:
 	@echo "make demo         meta-train on sine curves, in three minutes"
+	@echo "make browser-demo a page that learns drawn characters, at http://127.0.0.1:8000"
 	@echo "make test         ruff, mypy and the tests"
 	@echo "make test-all     the slow tests as well, and the notebooks"
 	@echo "make test-matrix  the core's tests on other versions of Python, TensorFlow and Keras"
@@ -25,6 +26,9 @@ help:
 
 demo: $(INSTALLED)
 	$(RUN) -m experiments.demo
+
+browser-demo: $(INSTALLED)
+	$(RUN) -m examples.browser
 
 # The programs of these tests run for milliseconds: XLA need not optimise them. test-all lets it.
 test: lint

@@ -1,7 +1,7 @@
 """Brings into the site what pages link to outside of docs/: pictures and tables of recorded runs.
 
 In a page the links are those of the repository, ``../experiments/results/...``, so that they hold
-there as well.
+there as well. What `make browser-demo` has built for the page of browser/ comes along.
 """
 
 import pathlib
@@ -11,6 +11,7 @@ import re
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[1]
+BROWSER = ROOT / "build" / "browser"
 LINK = re.compile(r"\]\((?:\.\./)+(experiments/results/[^)#]+|saved_models/[^)#]+|[A-Z]+\.md)\)")
 
 
@@ -28,6 +29,11 @@ def on_files(files, config):
             files.append(File.generated(config, path, content=(ROOT / path).read_text()))
         else:
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    built = (file for file in BROWSER.rglob("*") if file.suffix in (".js", ".tflite", ".wasm"))
+    for file in sorted(built):
+        path = f"browser/{file.relative_to(BROWSER)}"
+        if path not in files.src_uris:
+            files.append(File.generated(config, path, abs_src_path=str(file)))
     return files
 
 

@@ -31,6 +31,7 @@ import tensorflow as tf
 from experiments.shared.checkpoint import Checkpoint, duration
 from experiments.shared.command_line import run_command, with_defaults
 from experiments.shared.image_settings import Experiment, Settings, Task, check, task_of
+from experiments.shared.jitter import jittered
 from experiments.shared.report import images as report
 from experiments.shared.runs import Run, as_json, defaults_of, results_of
 from keras_maml import MAML, callbacks, evaluation, plots, pretrained
@@ -340,7 +341,11 @@ def episodes_of(
         name: getattr(settings, name) for name in ("ways", "shots", "queries", "meta_batch_size")
     }
     options = {"seed": seeds[split], "rotations": rotations} | sizes | options
-    return load(split).episodes(where=f"split={split!r}", **options)
+    episodes = load(split).episodes(where=f"split={split!r}", **options)
+    if not settings.jitter or split == "test":
+        return episodes
+    numbers = {name: options[name] for name in ("seed", "meta_batch_size")}
+    return jittered(episodes, start=options.get("start", 0), **numbers)
 
 
 def _task_rows(result: evaluation.Evaluation, settings: Settings) -> list[dict[str, float]]:

@@ -53,6 +53,9 @@ class Settings(Task):
     mirrored_classes: bool = simple_parsing.field(  # more classes to train with: mirrored ones
         default=False, negative_prefix="--no-"
     )
+    jitter: bool = simple_parsing.field(  # redraw images in training and validation at random
+        default=False, negative_prefix="--no-"
+    )
     iterations: int = 60_000  # meta-iterations
     cooldown_iterations: int = 0  # the last ones, in which the outer rate falls to 0 as a cosine
     epoch_iterations: int = 500  # between checkpoints

@@ -106,6 +106,7 @@ class ServedLearner:
         support: Any,
         steps: int | tf.Tensor,
         run: Run = IN_TURNS,
+        every_step: bool = False,
     ) -> tf.Tensor:
         """Adapts to every task.
 
@@ -113,15 +114,17 @@ class ServedLearner:
             support: ``(x, y)``, nests of tensors ``[tasks, examples, ...]``.
             steps: The number of inner steps; a tensor ``[tasks]`` if each task has its own.
             run: How the tasks run; by default one after another.
+            every_step: Whether to return the vectors before adaptation and after every step;
+                then the number of steps is no tensor.
 
         Returns:
-            ``[tasks, size]``, a vector for each task.
+            ``[tasks, size]``, a vector for each task; or ``[tasks, steps + 1, size]``.
         """
 
         def one(task: Any, theta: Any, carry: Carry) -> tf.Tensor:
             return self._pack(self._with_statistics(task, theta, carry))
 
-        return self._after_adaptation(one, support, (), steps, run)
+        return self._after_adaptation(one, support, (), steps, run, every_step)
 
     def adapt_and_predict(
         self,
@@ -174,19 +177,24 @@ class ServedLearner:
 
         return _over_tasks(run, one, (weights, x))
 
-    def _after_adaptation(self, function, support, rest, steps, run):
+    def _after_adaptation(self, function, support, rest, steps, run, every_step=False):
         """Maps ``function(task, parameters, carry, *rest)`` over adapted tasks."""
         learner, objective = self.learner, self._objective(run.route)
         theta = learner.parameters()
         own_steps = not isinstance(steps, int)
-        if not own_steps and steps > MAX_UNROLLED_STEPS:
+        if not own_steps and not every_step and steps > MAX_UNROLLED_STEPS:
             steps = tf.constant(steps)
 
         def one(element: Any) -> Any:
             state, support, rest, of_task = element
             inner = InnerLoop(learner.update_rule, of_task[0] if own_steps else steps)
             task = objective.task(support)
-            return function(task, theta, inner.adapt(task, theta, state), *rest)
+            if not every_step:
+                return function(task, theta, inner.adapt(task, theta, state), *rest)
+            carries = [inner.begin(theta, state)]
+            for step in range(steps):
+                carries.append(inner.step(task, theta, carries[-1], step))
+            return tf.stack([function(task, theta, carry, *rest) for carry in carries])
 
         states = task_states(state_variables(learner.model), tf.range(count_tasks(support)))
         elements = states, support, rest, (steps,) if own_steps else ()

@@ -44,12 +44,14 @@ def export_litert(
     query: int = 1,
     steps: int | None = None,
     batch_normalization: str | None = None,
+    every_step: bool = False,
     float16: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Writes a ``.tflite`` file with two signatures, of builtin operations only.
 
-    - ``adapt``: ``x_support [support, ...]`` and ``y_support [support, ...]`` to ``weights [n]``.
+    - ``adapt``: ``x_support [support, ...]`` and ``y_support [support, ...]`` to ``weights [n]``;
+      with ``every_step`` to ``weights [steps + 1, n]``, from which a row is picked to predict with.
     - ``predict_with``: ``x [query, ...]`` and ``weights [n]`` to ``predictions [query, ...]``.
 
     Names of nested inputs and outputs are those of `keras_maml.serving.export.export`.
@@ -61,6 +63,8 @@ def export_litert(
         query: The number of queries.
         steps: The inner steps; by default `evaluation_steps`.
         batch_normalization: ``"transductive"`` or ``"inductive"``; by default the learner's.
+        every_step: Whether ``adapt`` gives the weights before adaptation and after every step,
+            instead of the last alone.
         float16: Whether to keep the learner's weights as float16: a little over half the size.
         overwrite: Whether to replace a file that is already there.
 
@@ -80,11 +84,14 @@ def export_litert(
         >>> adapted = learner.adapt(x, 2 * x)
         >>> learner.export_litert("line.tflite")  # doctest: +SKIP
     """
+    validation.check_flag("every_step", every_step)
     validation.check_flag("float16", float16)
     filepath = pathlib.Path(filepath)
     if filepath.exists() and not overwrite:
         raise FileExistsError(f"{filepath} exists: pass overwrite=True to replace it.")
-    device = DeviceFunctions(learner, "export_litert", support, query, steps, batch_normalization)
+    device = DeviceFunctions(
+        learner, "export_litert", support, query, steps, batch_normalization, every_step
+    )
     content = _converted(device, float16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the interpreter moves to another package
@@ -134,6 +141,7 @@ class DeviceFunctions:
         query: The number of queries.
         steps: The inner steps; by default `evaluation_steps`.
         batch_normalization: See `keras_maml.serving.export.export`.
+        every_step: See `export_litert`.
 
     Raises:
         ValueError: An argument is out of range, or the learner is not ready.
@@ -147,11 +155,13 @@ class DeviceFunctions:
         query: int,
         steps: int | None,
         batch_normalization: str | None,
+        every_step: bool = False,
     ) -> None:
         validation.check_count("support", support, minimum=1)
         validation.check_count("query", query, minimum=1)
         self._steps = learner.evaluation_steps if steps is None else steps
         validation.check_count("steps", self._steps)
+        self._every_step = every_step
         if batch_normalization is not None:
             how = "batch_normalization", batch_normalization, BATCH_NORMALIZATIONS
             validation.check_choice(*how)
@@ -172,7 +182,7 @@ class DeviceFunctions:
         def adapt(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [inputs[name][None] for name in self._support]
             support = keras.tree.pack_sequence_as(self._spec, values)
-            return {"weights": served.adapt(support, self._steps, run)[0]}
+            return {"weights": served.adapt(support, self._steps, run, self._every_step)[0]}
 
         def predict_with(weights: tf.Tensor, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [inputs[name][None] for name in self._query if name != "weights"]
@@ -233,7 +243,8 @@ class DeviceFunctions:
         query = {n: _numbers(random, spec) for n, spec in self._query.items() if n != "weights"}
         right = self.functions("plain")
         weights = right["adapt"](**_tensors(support))["weights"].numpy()
-        for name, inputs in (("adapt", support), ("predict_with", query | {"weights": weights})):
+        last = weights[-1] if self._every_step else weights
+        for name, inputs in (("adapt", support), ("predict_with", query | {"weights": last})):
             ours = run(name, inputs)
             for output, value in right[name](**_tensors(inputs)).items():
                 _compare(name, output, ours[output], value.numpy(), tolerance)

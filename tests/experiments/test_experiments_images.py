@@ -302,6 +302,27 @@ def test_every_split_has_images_and_episodes_of_its_own(tmp_path, monkeypatch, m
     assert len(set(drawn)) == 3  # each with a seed of its own
 
 
+def test_jitter_is_for_training_and_validation(tmp_path, monkeypatch):
+    seen = {True: [], False: []}
+
+    def train(this, learner, settings, make_episodes, validation):
+        sets = make_episodes("train", start=4), validation, make_episodes("test", queries=1)
+        seen[settings.jitter] = [next(iter(episodes)) for episodes in sets]
+        raise HaltError
+
+    monkeypatch.setattr(image_classification, "train", train)
+    for jitter in (True, False):
+        with pytest.raises(HaltError):
+            run = Files(output=str(tmp_path / f"run-{jitter}"))
+            image_classification.run(TINY_GLYPHS, Settings(**TINY, jitter=jitter), run)
+    train, validation, test = (
+        [np.array_equal(a, b) for a, b in zip(*map(tf.nest.flatten, pair), strict=True)]
+        for pair in zip(seen[True], seen[False], strict=True)
+    )
+    assert train == validation == [False, True, False, True]  # other images, the same labels
+    assert all(test)
+
+
 def test_a_run_does_not_go_on_with_other_images(tmp_path):
     data = {"train": "1", "validation": "2", "test": "3"}
     runs.Run(tmp_path, Settings(**TINY), data)

@@ -134,6 +134,23 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+def test_weights_after_every_step(tmp_path):
+    learner, arrays, expected = make_learner(CASES["dense"])
+    path = tmp_path / "a.tflite"
+    learner.export_litert(path, support=6, query=5, every_step=True)
+    interpreter = tf.lite.Interpreter(str(path))
+    support = {name: arrays[name] for name in ("x_support", "y_support")}
+    weights = interpreter.get_signature_runner("adapt")(**support)["weights"]
+    predict = interpreter.get_signature_runner("predict_with")
+    answers = [predict(x=arrays["x"], weights=row)["predictions"] for row in weights]
+    once = learner.adapt(*support.values(), steps=1)
+    for answer, right in zip(
+        answers, (learner(arrays["x"]), once(arrays["x"]), expected), strict=True
+    ):
+        np.testing.assert_allclose(answer, right, rtol=0, atol=1e-4)
+
+
 def test_what_exists_is_replaced_only_on_demand(tmp_path):
     learner, *_ = make_learner(CASES["dense"])
     (tmp_path / "a.tflite").write_bytes(b"mine")
