@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import (
+    algorithms,
     comparison,
     contenders,
     episodes,
@@ -332,6 +333,28 @@ def test_the_times_of_steps_are_read_from_the_results_of_meta_step(tmp_path, mea
     settings = episodes.Settings(meta_step=str(tmp_path / "run"))
     assert episodes.step_times(settings) == {"2 second": 10.0}
     assert episodes.step_times(episodes.Settings(meta_step=str(tmp_path / "none"))) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (algorithms.Settings(algorithms=("mamba",)), r"some of maml, .*, got \['mamba'\]"),
+        (algorithms.Settings(lines=("1",)), "trainings of classifiers"),
+        (algorithms.Settings(lines=("7a",)), "trainings of classifiers"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_any_work(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        algorithms.run(settings, algorithms.Files(str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_algorithms_are_timed_in_turns():
+    settings = algorithms.Settings(algorithms=("maml", "anil"), seconds=0.1)
+    record = algorithms.measure(OMNIGLOT, settings)
+    text = algorithms.table({"2": record})
+    assert text.splitlines()[2].split()[-1] == "1.00" and "anil" in text
 
 
 @pytest.mark.slow

@@ -1,0 +1,137 @@
+"""Times the training step of the family's algorithms, in turns on the same episodes.
+
+    python -m experiments.benchmarks.algorithms
+    python -m experiments.benchmarks.algorithms --lines 2 --algorithms maml anil
+
+A line is one of `experiments.benchmarks.meta_step`; all algorithms take its network, its inner
+steps and its rate. A step is `train_on_batch`: inner loop, meta-gradient and Adam.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import time
+
+import keras
+import tabulate
+import tensorflow as tf
+
+from experiments.benchmarks import timing, work
+from experiments.benchmarks.contenders import ours
+from experiments.benchmarks.store import Store
+from experiments.benchmarks.worker import Worker, WorkerError
+from experiments.shared.command_line import run_command
+from keras_maml import ANIL, BOIL, MAML, FirstOrderMAML, MAMLPlusPlus, MetaSGD
+
+ALGORITHMS = {
+    "maml": MAML,
+    "first-order": FirstOrderMAML,
+    "anil": ANIL,
+    "boil": BOIL,
+    "meta-sgd": MetaSGD,
+    "maml++": MAMLPlusPlus,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the figures depend on."""
+
+    lines: tuple[str, ...] = ("2", "3", "5")  # of experiments.benchmarks.meta_step
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)  # their names
+    seconds: float = 10.0  # of each algorithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where things are."""
+
+    output: str = "runs/benchmarks/algorithms"  # folder of the results
+    overwrite: bool = False  # whether to remove what is in that folder
+
+
+class Training:
+    """An algorithm at work in a process of its own.
+
+    Args:
+        algorithm: Its name in `ALGORITHMS`.
+        line: What it trains on.
+    """
+
+    def __init__(self, algorithm: str, line: work.Work) -> None:
+        self._learner = ALGORITHMS[algorithm](
+            ours.build_network(line), inner_learning_rate=line.rate, inner_steps=line.steps
+        )
+        self._learner.compile(
+            keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(True)
+        )
+        data = [tf.constant(array[0]) for array in work.episodes(line)]
+        self._episode = tuple(data[:2]), tuple(data[2:])
+
+    def time(self, repeats: int) -> list[float]:
+        """Takes a step untimed, and returns the seconds of timed ones."""
+        seconds = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            self._learner.train_on_batch(self._episode)
+            seconds.append(time.perf_counter() - start)
+        return seconds[1:]
+
+
+def run(settings: Settings, files: Files) -> Store:
+    """Measures what is not there yet, and shows the table.
+
+    Raises:
+        ValueError: There is no such algorithm or line, or the line is not one of classification.
+    """
+    unknown = sorted({*settings.algorithms} - {*ALGORITHMS})
+    if unknown:
+        raise ValueError(f"algorithms must be some of {', '.join(ALGORITHMS)}, got {unknown}.")
+    lines = list(work.select(settings.lines, ("second",)))
+    if any(line.ways == 1 or line.evaluation for line in lines):
+        raise ValueError(f"lines must be trainings of classifiers, got {settings.lines}.")
+    store = Store(files.output, settings, table, overwrite=files.overwrite)
+    for line in lines:
+        store.measure(line.line, lambda line=line: measure(line, settings))
+    print(store.text())
+    print(f"Written to {store.path}")
+    return store
+
+
+def measure(line: work.Work, settings: Settings) -> dict:
+    """Times all algorithms on a line, in turns."""
+    with contextlib.ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(Worker("algorithms:Training", name, line))
+            for name in settings.algorithms
+        }
+        for worker in workers.values():
+            worker.call("time", 1)  # compiles
+        times = timing.interleave(workers, seconds=settings.seconds, repeats=3)
+    figures = {name: timing.summary(seconds) for name, seconds in times.items()}
+    return {"title": line.title, "algorithms": figures}
+
+
+def table(records: dict[str, dict]) -> str:
+    """Returns the table: a row per line and algorithm, with its speed beside the first one's."""
+    rows = []
+    for record in records.values():
+        first = next(iter(record["algorithms"].values()))["median_ms"]
+        for name, figures in record["algorithms"].items():
+            low, high = figures["quartiles_ms"]
+            times = f"{figures['median_ms']:.1f} [{low:.1f}, {high:.1f}]"
+            rows.append([record["title"], name, times, f"{first / figures['median_ms']:.2f}"])
+    headers = ["line", "algorithm", "ms a step [quartiles]", "speed"]
+    return tabulate.tabulate(rows, headers, disable_numparse=True)
+
+
+def main() -> None:
+    """Runs the command."""
+    try:
+        run_command("benchmarks.algorithms", __doc__, run, Settings, Files)
+    except WorkerError as error:
+        sys.exit(f"python -m experiments.benchmarks.algorithms: {error}")
+
+
+if __name__ == "__main__":
+    main()
