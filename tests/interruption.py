@@ -1,4 +1,4 @@
-"""Kills a run in a process of its own."""
+"""Runs in processes of their own, that are killed or end by themselves."""
 
 import os
 import pathlib
@@ -12,6 +12,15 @@ from collections.abc import Callable, Sequence
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+
+
+def run(command: Sequence[str]) -> None:
+    """Runs ``python *command`` to its end."""
+    subprocess.run([sys.executable, *command], env=_environment(), cwd=ROOT, check=True)
+
+
 def kill_when(
     ready: Callable[[], bool],
     command: Sequence[str],
@@ -22,11 +31,10 @@ def kill_when(
 
     The process must end with the exit code given; returns what it has written to stderr.
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, stderr=errors
+            [sys.executable, *command], env=_environment(), stdout=subprocess.DEVNULL, stderr=errors
         ) as process,
     ):
         deadline = time.monotonic() + 300

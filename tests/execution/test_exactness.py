@@ -21,9 +21,11 @@ VECTOR, SERIES, IMAGE, VOLUME = (4,), (4, 3), (4, 4, 3), (2, 4, 4, 2)
 
 # For each layer how it is made, and the shape of its input.
 LAYERS = {
-    **{name: (name, {}, VECTOR) for name in ("Dense", "ELU", "Identity", "LeakyReLU", "PReLU")},
+    "Dense": ("Dense", {"units": 3}, VECTOR),
+    "Rescaling": ("Rescaling", {"scale": 0.5}, VECTOR),
+    **{name: (name, {}, VECTOR) for name in ("ELU", "Identity", "LeakyReLU", "PReLU")},
     **{name: (name, {}, VECTOR) for name in ("ReLU", "Softmax", "LayerNormalization", "Flatten")},
-    **{name: (name, {}, VECTOR) for name in ("RMSNormalization", "UnitNormalization", "Rescaling")},
+    **{name: (name, {}, VECTOR) for name in ("RMSNormalization", "UnitNormalization")},
     "BatchNormalization": ("BatchNormalization", {}, VECTOR),
     "GroupNormalization": ("GroupNormalization", {"groups": 2}, VECTOR),
     "ActivityRegularization": ("ActivityRegularization", {"l2": 0.1}, VECTOR),
@@ -33,7 +35,7 @@ LAYERS = {
     "Permute": ("Permute", {"dims": (2, 1)}, SERIES),
     "Masking": ("Masking", {}, SERIES),
     **{
-        f"{k}{n}": (f"{k}{n}", {}, s)
+        f"{k}{n}": (f"{k}{n}", {"pool_size": 2}, s)
         for k in ("MaxPooling", "AveragePooling")
         for n, s in (("1D", SERIES), ("2D", IMAGE), ("3D", VOLUME))
     },
@@ -45,7 +47,7 @@ LAYERS = {
     **{
         f"Adaptive{k}{n}": (f"Adaptive{k}{n}", {"output_size": 2}, s)
         for k in ("MaxPooling", "AveragePooling")
-        for n, s in (("1D", SERIES), ("2D", IMAGE), ("3D", VOLUME))
+        for n, s in (("1D", SERIES), ("2D", IMAGE))
     },
     **{
         f"Conv{n}{t}": (f"Conv{n}{t}", {"filters": 2, "kernel_size": 2}, s)
@@ -92,10 +94,11 @@ NOT_COMPARED = {
     ),
     "has several inputs, integers for inputs, or others' layers inside; see the zoo": (
         "Activation Add AdditiveAttention Attention Average Bidirectional Concatenate ConvLSTM1D "
-        "ConvLSTM2D ConvLSTM3D Dot Embedding GroupQueryAttention Lambda Maximum Minimum "
+        "ConvLSTM2D ConvLSTM3D Dot Embedding GroupedQueryAttention Lambda Maximum Minimum "
         "MultiHeadAttention Multiply Normalization RNN ReversibleEmbedding SpectralNormalization "
         "Subtract TimeDistributed"
     ),
+    "is not computed in float64 by TensorFlow": "AdaptiveAveragePooling3D AdaptiveMaxPooling3D",
     "is no layer of a model of its own": (
         "FlaxLayer GRUCell InputLayer InputSpec JaxLayer LSTMCell Layer SimpleRNNCell "
         "StackedRNNCells TFSMLayer TorchModuleWrapper Wrapper"
@@ -132,7 +135,7 @@ def check(middle, shape, loss="mean_squared_error", outputs=1, last=None):
             _, gradients = learner.meta_gradients(*data)
         except MissingDerivative as error:
             assert any(f"'{name}'" in str(error) for name in names)
-            assert "first_order=True" in str(error)
+            assert "first_order=True" in str(error) or "has no derivative of" in str(error)
             return
         variables = learner.trainable_variables
         directions = [np.where(g == 0, 1, np.sign(g)) for g in gradients]
@@ -160,6 +163,7 @@ def test_layers(name):
         for n in dir(keras.activations)
         if not n.startswith("_")
         and n not in ("deserialize", "get", "serialize")
+        and n not in ("glu", "threshold")  # halves its inputs; takes more arguments
         and callable(getattr(keras.activations, n))
     ],
 )
@@ -189,9 +193,7 @@ def test_losses(name):
 
 
 IMAGES = {
-    "adjust_brightness": lambda x: tf.image.adjust_brightness(x, 0.1),
     "adjust_contrast": lambda x: tf.image.adjust_contrast(x, 1.5),
-    "adjust_gamma": lambda x: tf.image.adjust_gamma(tf.sigmoid(x), 1.5),
     "central_crop": lambda x: tf.image.central_crop(x, 0.5),
     "extract_patches": lambda x: tf.image.extract_patches(
         x, [1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1], "VALID"
@@ -199,10 +201,8 @@ IMAGES = {
     "flip_left_right": tf.image.flip_left_right,
     "hsv_to_rgb": lambda x: tf.image.hsv_to_rgb(tf.sigmoid(x)),
     "image_gradients": lambda x: tf.concat(tf.image.image_gradients(x), -1),
-    "per_image_standardization": tf.image.per_image_standardization,
     "pad_to_bounding_box": lambda x: tf.image.pad_to_bounding_box(x, 1, 1, 6, 6),
     "resize_with_crop_or_pad": lambda x: tf.image.resize_with_crop_or_pad(x, 3, 6),
-    "rgb_to_grayscale": tf.image.rgb_to_grayscale,
     "rgb_to_hsv": lambda x: tf.image.rgb_to_hsv(tf.sigmoid(x)),
     "rgb_to_yiq": tf.image.rgb_to_yiq,
     "rgb_to_yuv": tf.image.rgb_to_yuv,
@@ -211,13 +211,10 @@ IMAGES = {
     "total_variation": lambda x: tf.image.total_variation(x)[:, None],
     "transpose": tf.image.transpose,
 }
-# Those that compute in float32, too coarse for differences, are in the tests of derivatives.
+# adjust_brightness, adjust_gamma, per_image_standardization and rgb_to_grayscale compute in
+# float32, which is too coarse for differences.
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name):
-    if name == "adjust_contrast":  # which has no first derivative either
-        with pytest.raises(MissingDerivative, match="AdjustContrast.*'contrast'"):
-            check([layers.Lambda(IMAGES[name], name="contrast")], IMAGE)
-    else:
-        check([layers.Lambda(IMAGES[name])], IMAGE)
+    check([layers.Lambda(IMAGES[name], name=name)], IMAGE)

@@ -3,16 +3,14 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from interruption import kill_when
+from interruption import kill_when, run
 
 from experiments import glyphs, mini_imagenet, omniglot, publish
 from experiments.shared import command_line, image_classification, runs
@@ -409,8 +407,7 @@ def test_killed_runs_of_the_papers_networks_end_as_if_they_had_not_been(name, tm
     command = [__file__, name, *options(**PAPER[name][1]), "--output"]
     kill_when(lambda: any(killed.glob("checkpoints/epoch-*")), [*command, str(killed)])
     for folder in (killed, whole):
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, *command, str(folder)], env=environment, check=True)
+        run([*command, str(folder)])
     assert_same_runs(killed, whole)
 
 

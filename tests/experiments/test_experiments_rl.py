@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from interruption import kill_when
+from interruption import kill_when, run
 from matplotlib.figure import Figure
 
 from experiments import locomotion, navigation
@@ -63,12 +63,13 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, uninterrupted):
-    folder = tmp_path / "run"
-    command = ["-m", "experiments.navigation", *options(), "--output", str(folder)]
-    kill_when((folder / "maml" / "checkpoints" / "last.npz").exists, command)
+def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path):
+    folder, uninterrupted = tmp_path / "run", tmp_path / "whole"
+    command = ["-m", "experiments.navigation", *options(), "--output"]
+    kill_when((folder / "maml" / "checkpoints" / "last.npz").exists, [*command, str(folder)])
     assert not (folder / "oracle").exists()
-    reinforcement_learning.run(navigation.PROBLEM, SETTINGS, Files(output=str(folder)))
+    for output in (folder, uninterrupted):
+        run([*command, str(output)])
     for method in ("maml", "oracle"):
         for name in ("last.npz", "best.npz"):
             path = f"{method}/checkpoints/{name}"
