@@ -192,7 +192,15 @@ class InnerLoop:
             losses.append(outcome.loss * tf.cast(step_weights[step], outcome.loss.dtype))
         return carry, outcome._replace(loss=tf.add_n(losses))
 
-    def trajectory(self, task: Task, parameters: Parameters, state: Any, *, unrolled: bool) -> Any:
+    def trajectory(
+        self,
+        task: Task,
+        parameters: Parameters,
+        state: Any,
+        *,
+        unrolled: bool,
+        measure: Callable[[Parameters, Carry], Any] | None = None,
+    ) -> Any:
         """Measures a task before adaptation and after every step.
 
         Args:
@@ -201,17 +209,19 @@ class InnerLoop:
             state: The task's first state.
             unrolled: Whether each step is traced by itself. A loop compiles quickly, but XLA does
                 not compile what vectorising over tasks makes of one.
+            measure: Returns a nest of tensors; by default the task's ``outcome``.
 
         Returns:
             The outcomes, every tensor with a leading axis of ``steps + 1``.
         """
+        measure = measure or task.outcome
 
         def turn(step: int | tf.Tensor, carry: Carry) -> tuple[Carry, Any]:
             carry = self.step(task, parameters, carry, step)
-            return carry, task.outcome(parameters, carry)
+            return carry, measure(parameters, carry)
 
         carry = self.begin(parameters, state)
-        first = task.outcome(parameters, carry)
+        first = measure(parameters, carry)
         if unrolled:
             outcomes = [first]
             for step in range(self.steps):

@@ -189,12 +189,13 @@ class ServedLearner:
             state, support, rest, of_task = element
             inner = InnerLoop(learner.update_rule, of_task[0] if own_steps else steps)
             task = objective.task(support)
-            if not every_step:
-                return function(task, theta, inner.adapt(task, theta, state), *rest)
-            carries = [inner.begin(theta, state)]
-            for step in range(steps):
-                carries.append(inner.step(task, theta, carries[-1], step))
-            return tf.stack([function(task, theta, carry, *rest) for carry in carries])
+
+            def measure(theta: Any, carry: Carry) -> Any:
+                return function(task, theta, carry, *rest)
+
+            if every_step:
+                return inner.trajectory(task, theta, state, unrolled=True, measure=measure)
+            return measure(theta, inner.adapt(task, theta, state))
 
         states = task_states(state_variables(learner.model), tf.range(count_tasks(support)))
         elements = states, support, rest, (steps,) if own_steps else ()
