@@ -14,6 +14,7 @@ from tf_agents.trajectories import Trajectory, time_step
 from keras_maml import validation
 from keras_maml.algorithm.inner_loop import Carry, Parameters
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
+from keras_maml.execution import tracing
 from keras_maml.execution.functional import Tensors, as_tensors
 from keras_maml.execution.task_map import map_sequentially
 from keras_maml.rl import distributions
@@ -193,7 +194,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             training_data_spec=(policies[1].trajectory_spec,) * (inner_steps + 1),
             train_step_counter=counter,
         )
-        self._compile = functools.partial(tf.function, jit_compile=jit_compile, autograph=False)
+        self._compile = functools.partial(tracing.function, jit_compile=jit_compile)
         self._compiled_train = self._compile(self._meta_step)
         self._inner_steps: dict[tuple, Callable] = {}
         self._adaptation_steps = 0

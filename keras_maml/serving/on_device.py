@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from keras_maml import validation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
+from keras_maml.execution import tracing
 from keras_maml.execution.forms import Route
 from keras_maml.execution.tasks import Run
 from keras_maml.files import whole
@@ -191,10 +192,8 @@ class DeviceFunctions:
             return {name: output[0] for name, output in outputs.items()}
 
         return {
-            "adapt": tf.function(adapt, autograph=False).get_concrete_function(**self._support),
-            "predict_with": tf.function(predict_with, autograph=False).get_concrete_function(
-                **self._query
-            ),
+            "adapt": tracing.function(adapt).get_concrete_function(**self._support),
+            "predict_with": tracing.function(predict_with).get_concrete_function(**self._query),
         }
 
     def explained(self, target: str, operations: Sequence[str], message: str) -> str:
