@@ -27,7 +27,7 @@ from experiments import glyphs, omniglot
 from experiments.shared import image_settings
 from experiments.shared.algorithms import ALGORITHMS
 from experiments.shared.checkpoint import duration
-from experiments.shared.command_line import run_command, with_defaults
+from experiments.shared.command_line import run_command, values_of, with_defaults
 from experiments.shared.comparison_table import summary, times
 from experiments.shared.image_classification import SPLITS, checksum, episodes_of
 from experiments.shared.image_settings import Experiment, Task
@@ -84,15 +84,11 @@ class Files:
 
 def main() -> None:
     """Runs a comparison as a command."""
-    parser = simple_parsing.ArgumentParser(
-        add_help=False, add_option_string_dash_variants=simple_parsing.DashVariant.DASH
-    )
-    parser.add_arguments(Sizes, "sizes")
     run_command(
         "compare",
         __doc__,
         lambda values, files: run(Settings(**dataclasses.asdict(values)), files),
-        with_defaults(defaults(parser.parse_known_args()[0].sizes)),
+        with_defaults(defaults(values_of(Sizes))),
         Files,
     )
 

@@ -20,17 +20,11 @@ from experiments.benchmarks import timing, work
 from experiments.benchmarks.contenders import ours
 from experiments.benchmarks.store import Store
 from experiments.benchmarks.worker import Worker, WorkerError
+from experiments.shared.algorithms import ALGORITHMS
 from experiments.shared.command_line import run_command
-from keras_maml import ANIL, BOIL, MAML, FirstOrderMAML, MAMLPlusPlus, MetaSGD
 
-ALGORITHMS = {
-    "maml": MAML,
-    "first-order": FirstOrderMAML,
-    "anil": ANIL,
-    "boil": BOIL,
-    "meta-sgd": MetaSGD,
-    "maml++": MAMLPlusPlus,
-}
+# Those that take the network, the steps and the rate of all.
+NAMES = ("maml", "first-order", "anil", "boil", "meta-sgd", "maml++")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Settings:
     """What the figures depend on."""
 
     lines: tuple[str, ...] = ("2", "3", "5")  # of experiments.benchmarks.meta_step
-    algorithms: tuple[str, ...] = tuple(ALGORITHMS)  # their names
+    algorithms: tuple[str, ...] = NAMES  # their names
     seconds: float = 10.0  # of each algorithm
 
 
@@ -54,12 +48,12 @@ class Training:
     """An algorithm at work in a process of its own.
 
     Args:
-        algorithm: Its name in `ALGORITHMS`.
+        algorithm: One of `NAMES`.
         line: What it trains on.
     """
 
     def __init__(self, algorithm: str, line: work.Work) -> None:
-        self._learner = ALGORITHMS[algorithm](
+        self._learner = ALGORITHMS[algorithm].make(
             ours.build_network(line), inner_learning_rate=line.rate, inner_steps=line.steps
         )
         self._learner.compile(
@@ -84,9 +78,9 @@ def run(settings: Settings, files: Files) -> Store:
     Raises:
         ValueError: There is no such algorithm or line, or the line is not one of classification.
     """
-    unknown = sorted({*settings.algorithms} - {*ALGORITHMS})
+    unknown = sorted({*settings.algorithms} - {*NAMES})
     if unknown:
-        raise ValueError(f"algorithms must be some of {', '.join(ALGORITHMS)}, got {unknown}.")
+        raise ValueError(f"algorithms must be some of {', '.join(NAMES)}, got {unknown}.")
     lines = list(work.select(settings.lines, ("second",)))
     if any(line.ways == 1 or line.evaluation for line in lines):
         raise ValueError(f"lines must be trainings of classifiers, got {settings.lines}.")

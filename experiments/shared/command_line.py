@@ -36,6 +36,19 @@ def run_command(name: str, description: str, run: Callable, *arguments: type) ->
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
+def values_of(kind: type) -> Any:
+    """Returns what the command line says of a dataclass alone, whatever else is asked for.
+
+    Args:
+        kind: A dataclass, whose values choose the defaults of other options.
+    """
+    parser = simple_parsing.ArgumentParser(
+        add_help=False, add_option_string_dash_variants=simple_parsing.DashVariant.DASH
+    )
+    parser.add_arguments(kind, "values")
+    return parser.parse_known_args()[0].values
+
+
 def with_plain_flags(kind: type) -> type:
     """Returns a dataclass whose booleans are taken back by ``--no-name``, not by ``--noname``.
 

@@ -25,11 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import simple_parsing
 import tensorflow as tf
 
 from experiments.shared.checkpoint import Checkpoint, duration
-from experiments.shared.command_line import run_command, with_defaults
+from experiments.shared.command_line import run_command, values_of, with_defaults
 from experiments.shared.image_settings import Experiment, Settings, Task, check, task_of
 from experiments.shared.jitter import jittered
 from experiments.shared.report import images as report
@@ -59,16 +58,11 @@ def main(experiment: Experiment, description: str) -> None:
         experiment: The experiment.
         description: What ``--help`` says.
     """
-    parser = simple_parsing.ArgumentParser(
-        add_help=False, add_option_string_dash_variants=simple_parsing.DashVariant.DASH
-    )
-    parser.add_arguments(Task, "task")
-    defaults = experiment.defaults(parser.parse_known_args()[0].task)
     run_command(
         experiment.name,
         description,
         lambda values, files: run(experiment, Settings(**dataclasses.asdict(values)), files),
-        with_defaults(defaults),
+        with_defaults(experiment.defaults(values_of(Task))),
         Files,
     )
 
