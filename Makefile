@@ -7,7 +7,8 @@ INSTALLED = $(VENV)/installed
 TOOLS = $(VENV)/tools
 TOOLS_INSTALLED = $(TOOLS)/installed
 # Tracing and compiling take most of the time, on one core. Three processes, each with whole files
-# of tests, keep two cores busy: now and then one waits for a process of its own.
+# of tests, keep two cores busy: now and then one waits for a process of its own. With the slow
+# tests, three of them fill 23 GB.
 SIDE_BY_SIDE = -n 3 --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -35,7 +36,7 @@ test: lint
 	XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN) -m pytest $(SIDE_BY_SIDE)
 
 test-all: lint
-	$(RUN) -m pytest $(SIDE_BY_SIDE) -m "slow or not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "slow or not slow"
 	PYTHONPATH="$(CURDIR)" $(RUN) -m pytest --nbmake --nbmake-timeout=1800 docs/notebooks
 
 # Every environment is kept beside the first; ONLY="3.13-newest" makes one of them alone.
