@@ -18,6 +18,7 @@ from keras_maml.learners.family import (
 from keras_maml.learners.maml import MAML
 from keras_maml.serving.export import export
 from keras_maml.serving.on_device import export_litert
+from keras_maml.serving.onnx_export import export_onnx
 from keras_maml.serving.pretrained import load
 from keras_maml.version import __version__
 
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 # Learners are exported by a room above theirs, which they do not import.
-MAML.exporters.update(saved_model=export, litert=export_litert)
+MAML.exporters.update(saved_model=export, litert=export_litert, onnx=export_onnx)
 
 # Public names of modules that stand in rooms. They are imported when they are used: figures and
 # tables bring in packages that training does without.

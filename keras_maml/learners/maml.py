@@ -404,6 +404,10 @@ class MAML(LearnerOfParts):
         """Writes a file that adapts on a device; see `keras_maml.serving.on_device`."""
         self.exporters["litert"](self, filepath, **settings)
 
+    def export_onnx(self, filepath: str | os.PathLike, **settings: Any) -> None:
+        """Writes ONNX models that adapt; see `keras_maml.serving.onnx_export`."""
+        self.exporters["onnx"](self, filepath, **settings)
+
     # --- inside -----------------------------------------------------------------------------
 
     def _map_tasks(

@@ -132,7 +132,7 @@ def export(
             "shapes=[(1, 5, 25)] for one task of 5 support examples and 25 queries."
         )
     filepath = pathlib.Path(filepath)
-    _check_destination(filepath, overwrite)
+    check_destination(filepath, overwrite)
     check_ready(learner, "export")
     served = ServedLearner(learner, batch_normalization)
     if "predict_with" in signatures and batch_normalization is None:
@@ -208,18 +208,30 @@ def _without_names_of_gradients(file: pathlib.Path) -> None:
 # --- files -----------------------------------------------------------------------------------
 
 
-def _check_destination(filepath: pathlib.Path, overwrite: bool) -> None:
-    if not os.path.lexists(filepath) or (filepath.is_dir() and not any(filepath.iterdir())):
+def check_destination(
+    folder: pathlib.Path, overwrite: bool, what: str = "a SavedModel", mark: str = "saved_model.pb"
+) -> None:
+    """Checks that nothing is lost where a folder is to be written.
+
+    Args:
+        folder: The folder.
+        overwrite: Whether it may replace one of its kind.
+        what: What it is to hold.
+        mark: The file by which its kind is known.
+
+    Raises:
+        FileExistsError: There is something else, or something that may not be replaced.
+    """
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (filepath / "saved_model.pb").is_file():
+    if not (folder / mark).is_file():
         raise FileExistsError(
-            f"{filepath} exists and is not a SavedModel: choose another folder, such as "
-            f"{filepath / '1'}."
+            f"{folder} exists and is not {what}: choose another folder, such as {folder / '1'}."
         )
     if not overwrite:
         raise FileExistsError(
-            f"{filepath} already holds a SavedModel: choose another folder (the next version "
-            "number), or pass overwrite=True to replace it."
+            f"{folder} already holds {what}: choose another folder (the next version number), or "
+            "pass overwrite=True to replace it."
         )
 
 

@@ -173,8 +173,9 @@ class DeviceFunctions:
             warn_of_single_queries(served, stacklevel=5)
         self._spec = x, y = plain(learner.support_spec)
         self._support = _of_size(named("x_support", x) | named("y_support", y), support)
+        self._x = _of_size(named("x", x), query)
         weights = {"weights": tf.TensorSpec([served.size], served.dtype, "weights")}
-        self._query = _of_size(named("x", x), query) | weights
+        self._query = self._x | weights
 
     def functions(self, route: Route = "portable") -> dict[str, Any]:
         """Traces ``adapt`` and ``predict_with``, by default of operations that devices have."""
@@ -185,10 +186,10 @@ class DeviceFunctions:
             support = keras.tree.pack_sequence_as(self._spec, values)
             return {"weights": served.adapt(support, self._steps, run, self._every_step)[0]}
 
-        def predict_with(weights: tf.Tensor, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            values = [inputs[name][None] for name in self._query if name != "weights"]
+        def predict_with(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            weights, *values = [inputs[name][None] for name in ("weights", *self._x)]
             x = keras.tree.pack_sequence_as(self._spec[0], values)
-            outputs = named_outputs(served.predict_with(weights[None], x, run))
+            outputs = named_outputs(served.predict_with(weights, x, run))
             return {name: output[0] for name, output in outputs.items()}
 
         return {
@@ -239,7 +240,7 @@ class DeviceFunctions:
         """
         random = np.random.default_rng(0)
         support = {name: _numbers(random, spec) for name, spec in self._support.items()}
-        query = {n: _numbers(random, spec) for n, spec in self._query.items() if n != "weights"}
+        query = {name: _numbers(random, spec) for name, spec in self._x.items()}
         right = self.functions("plain")
         weights = right["adapt"](**_tensors(support))["weights"].numpy()
         last = weights[-1] if self._every_step else weights

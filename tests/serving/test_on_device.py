@@ -1,8 +1,10 @@
 """Files for devices adapt as the learner does, or name the layer that cannot."""
 
+import itertools
 import os
 import subprocess
 import venv
+import warnings
 
 import keras
 import numpy as np
@@ -44,6 +46,13 @@ def relu_convolution():
     return keras.Sequential(stack)
 
 
+def activations():
+    """What ONNX's formulas are for, and more classes than one axis."""
+    kinds = ("tanh", "sigmoid", "softplus", "elu")
+    stack = [(layers.Dense(4, kind), layers.UnitNormalization()) for kind in kinds]
+    return keras.Sequential([keras.Input((2, 3)), *itertools.chain(*stack), layers.Dense(3)])
+
+
 CASES = {name: zoo.CASES[name] for name in ("dense", "lstm", "attention")}
 CASES["relu_convolution"] = zoo.Case(relu_convolution, (6, 6, 2), zoo.SPARSE)
 
@@ -58,26 +67,54 @@ def make_learner(case, **settings):
     return learner, arrays, expected
 
 
-def run(path, arrays):
-    interpreter = tf.lite.Interpreter(str(path))
+def export(kind, learner, path, **how):
+    getattr(learner, f"export_{kind}")(path, **({"support": 6, "query": 5} | how))
+
+
+def opened(kind, path):
+    """Returns the two functions that a file or folder holds, by name."""
+    names = ("adapt", "predict_with")
+    if kind == "litert":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the interpreter moves to another package
+            interpreter = tf.lite.Interpreter(str(path))
+        return {name: interpreter.get_signature_runner(name) for name in names}
+    import onnxruntime
+
+    def function(name):
+        session = onnxruntime.InferenceSession(path / f"{name}.onnx")
+        outputs = [output.name for output in session.get_outputs()]
+        return lambda **inputs: dict(zip(outputs, session.run(outputs, inputs), strict=True))
+
+    return {name: function(name) for name in names}
+
+
+def run(kind, path, arrays):
+    functions = opened(kind, path)
     support = {name: arrays[name] for name in ("x_support", "y_support")}
-    weights = interpreter.get_signature_runner("adapt")(**support)["weights"]
-    predict = interpreter.get_signature_runner("predict_with")
-    return predict(x=arrays["x"], weights=weights)["predictions"]
+    weights = functions["adapt"](**support)["weights"]
+    return functions["predict_with"](x=arrays["x"], weights=weights)["predictions"]
 
 
-@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+@pytest.fixture(params=["litert", "onnx"])
+def kind(request):
+    if request.param == "onnx":
+        for package in ("tf2onnx", "onnxruntime"):
+            pytest.importorskip(package, reason="needs the extra onnx")
+    return request.param
+
+
 @pytest.mark.parametrize(
     "name", ["dense", "lstm", zoo.slow("attention"), zoo.slow("relu_convolution")]
 )
-def test_a_device_adapts_as_the_learner_does(name, tmp_path):
+def test_a_device_adapts_as_the_learner_does(kind, name, tmp_path):
     learner, arrays, expected = make_learner(CASES[name])
     before = learner(tf.constant(arrays["x"])).numpy()
-    learner.export_litert(tmp_path / "a.tflite", support=6, query=5)
-    answer = run(tmp_path / "a.tflite", arrays)
+    export(kind, learner, tmp_path / "a")
+    answer = run(kind, tmp_path / "a", arrays)
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-4)
     assert np.abs(answer - before).max() > 1e-3
-    assert os.listdir(tmp_path).count("a.tflite") == 1
+    assert os.listdir(tmp_path) == ["a"]
 
 
 @pytest.mark.slow
@@ -89,7 +126,7 @@ def test_a_device_without_tensorflow_adapts_as_the_learner_does(tmp_path):
     subprocess.run(install, env=environment, check=True)
     for name, case in CASES.items():
         learner, arrays, expected = make_learner(case)
-        learner.export_litert(tmp_path / f"{name}.tflite", support=6, query=5)
+        export("litert", learner, tmp_path / f"{name}.tflite")
         np.savez(tmp_path / "arrays.npz", **arrays)
         files = [str(tmp_path / file) for file in (f"{name}.tflite", "arrays.npz", "answer.npy")]
         subprocess.run([python, "-c", CLIENT, *files], env=environment, check=True)
@@ -97,32 +134,32 @@ def test_a_device_without_tensorflow_adapts_as_the_learner_does(tmp_path):
         np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 def test_half_precision_is_smaller_and_nearly_the_same(tmp_path):
     stack = [layers.Dense(200, "tanh"), layers.Dense(60, "relu"), layers.Dense(1)]
     wide = zoo.Case(lambda: keras.Sequential([keras.Input((3,)), *stack]), (3,))
     learner, arrays, expected = make_learner(wide, adapted_layers="head")
-    learner.export_litert(tmp_path / "a.tflite", support=6, query=5)
-    learner.export_litert(tmp_path / "b.tflite", support=6, query=5, float16=True)
+    export("litert", learner, tmp_path / "a.tflite")
+    export("litert", learner, tmp_path / "b.tflite", float16=True)
     sizes = [(tmp_path / f"{name}.tflite").stat().st_size for name in "ab"]
     assert sizes[1] < 0.75 * sizes[0]
-    answer = run(tmp_path / "b.tflite", arrays)
+    answer = run("litert", tmp_path / "b.tflite", arrays)
     np.testing.assert_allclose(answer, expected, rtol=0, atol=2e-2)
 
 
-def test_a_layer_without_a_form_is_named_and_nothing_is_written(tmp_path):
-    stack = [keras.Input((3,)), layers.Dense(4, "elu", name="curved"), layers.Dense(1)]
+def test_a_layer_without_a_form_is_named_and_nothing_is_written(kind, tmp_path):
+    activation, lacking = {"litert": ("elu", "EluGrad"), "onnx": ("selu", "SeluGrad")}[kind]
+    stack = [keras.Input((3,)), layers.Dense(4, activation, name="curved"), layers.Dense(1)]
     learner, *_ = make_learner(zoo.Case(lambda: keras.Sequential(stack), (3,)))
-    with pytest.raises(ValueError, match=r"'curved' cannot adapt on a device: .* EluGrad"):
-        learner.export_litert(tmp_path / "a.tflite")
+    with pytest.raises(ValueError, match=rf"'curved' cannot adapt on a device: .* {lacking}"):
+        export(kind, learner, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_computes_something_else_is_refused(kind, tmp_path, monkeypatch):
     learner, *_ = make_learner(CASES["dense"])
     other, *_ = make_learner(CASES["dense"])
     other.model.set_weights([weight + 0.1 for weight in learner.model.get_weights()])
-    wrong = on_device.DeviceFunctions(other, "", 5, 1, None, None).functions()
+    wrong = on_device.DeviceFunctions(other, "", 6, 5, None, None).functions()
     functions = on_device.DeviceFunctions.functions
     monkeypatch.setattr(
         on_device.DeviceFunctions,
@@ -130,19 +167,17 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
         lambda self, route="portable": wrong if route == "portable" else functions(self, route),
     )
     with pytest.raises(ValueError, match="The converted adapt is wrong: its weights are up to"):
-        learner.export_litert(tmp_path / "a.tflite")
+        export(kind, learner, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
-def test_weights_after_every_step(tmp_path):
+def test_weights_after_every_step(kind, tmp_path):
     learner, arrays, expected = make_learner(CASES["dense"])
-    path = tmp_path / "a.tflite"
-    learner.export_litert(path, support=6, query=5, every_step=True)
-    interpreter = tf.lite.Interpreter(str(path))
+    export(kind, learner, tmp_path / "a", every_step=True)
+    functions = opened(kind, tmp_path / "a")
     support = {name: arrays[name] for name in ("x_support", "y_support")}
-    weights = interpreter.get_signature_runner("adapt")(**support)["weights"]
-    predict = interpreter.get_signature_runner("predict_with")
+    weights = functions["adapt"](**support)["weights"]
+    predict = functions["predict_with"]
     answers = [predict(x=arrays["x"], weights=row)["predictions"] for row in weights]
     once = learner.adapt(*support.values(), steps=1)
     for answer, right in zip(
@@ -151,11 +186,45 @@ def test_weights_after_every_step(tmp_path):
         np.testing.assert_allclose(answer, right, rtol=0, atol=1e-4)
 
 
-def test_what_exists_is_replaced_only_on_demand(tmp_path):
+def test_what_exists_is_replaced_only_on_demand(kind, tmp_path):
     learner, *_ = make_learner(CASES["dense"])
-    (tmp_path / "a.tflite").write_bytes(b"mine")
+    path = tmp_path / "a"
+    if kind == "onnx":
+        path.mkdir()
+        path /= "adapt.onnx"
+    path.write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="overwrite=True"):
-        learner.export_litert(tmp_path / "a.tflite")
-    assert (tmp_path / "a.tflite").read_bytes() == b"mine"
-    learner.export_litert(tmp_path / "a.tflite", overwrite=True)
-    assert (tmp_path / "a.tflite").stat().st_size > 1000
+        export(kind, learner, tmp_path / "a")
+    assert path.read_bytes() == b"mine"
+    export(kind, learner, tmp_path / "a", overwrite=True)
+    assert set(opened(kind, tmp_path / "a")) == {"adapt", "predict_with"}
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path):
+    learner, *_ = make_learner(CASES["dense"])
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not a learner in ONNX"):
+        export("onnx", learner, tmp_path, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_gradients_that_onnx_lacks_are_its_formulas(tmp_path):
+    pytest.importorskip("tf2onnx", reason="needs the extra onnx")
+    case = zoo.Case(activations, (2, 3))
+    for loss in (
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+    ):
+        sparse = "Sparse" in type(loss).__name__
+        learner = MAML(case.build(), 0.3, 2)
+        learner.compile("sgd", loss, run_eagerly=True)
+        random = np.random.default_rng(0)
+        x, y = random.normal(size=(6, 2, 3)).astype("float32"), random.integers(3, size=(6, 2))
+        y = y.astype("int32") if sparse else np.eye(3, dtype="float32")[y]
+        expected = learner.adapt(x, y)(x[:5])
+        path = tmp_path / type(loss).__name__
+        export("onnx", learner, path)
+        answer = run("onnx", path, {"x_support": x, "y_support": y, "x": x[:5]})
+        np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
+        assert np.abs(answer - learner(x[:5])).max() > 1e-3
