@@ -37,7 +37,7 @@ class Session:
             The seconds to the first result, tracing and compilation included and imports not,
             and what `contenders` says the arrays are.
         """
-        self._resident = _memory("VmRSS")
+        self._resident = memory("VmRSS")
         _reset_peak()
         start = time.perf_counter()
         self._step, arrays = self._module.prepare(work, weights, episodes, **(options or {}))
@@ -64,7 +64,7 @@ class Session:
 
     def peak_memory(self) -> float:
         """Returns the peak of the resident size minus that before the first step, in GB."""
-        return _memory("VmHWM") - self._resident
+        return memory("VmHWM") - self._resident
 
     def peak_memory_of_steps(self) -> float:
         """Returns the same of a step alone, after what compiling needed has been given back."""
@@ -73,7 +73,8 @@ class Session:
         return self.peak_memory()
 
 
-def _memory(field: str) -> float:
+def memory(field: str) -> float:
+    """Returns a figure of this process from Linux's /proc, in GB."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024 / 1e9

@@ -1,8 +1,10 @@
 """From a learner and the support set of one task to a model of its own.
 
-A copy of the wrapped model takes the fast weights; all copies predict with one program.
+A copy of the wrapped model takes the fast weights, when it is needed: all copies predict with one
+program, and for that no copy is.
 """
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +22,8 @@ from keras_maml.execution.functional import (
     is_step,
     state_variables,
 )
-from keras_maml.learners.adapted import TransductiveModel
+from keras_maml.learners.adapted import TransductiveModel, warn_of_one_alone
+from keras_maml.learners.deferred import deferred
 from keras_maml.private_keras import flatten_layers
 
 # From tensors of all variables of a model and its inputs to its predictions.
@@ -40,20 +43,35 @@ def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: s
     Returns:
         The adapted copy of the learner's model, compiled as the learner is.
     """
+    model, inductive = learner.model, batch_normalization == "inductive"
     fast, state = _adapt(learner, support, tf.constant(steps))
-    values = [*zip(learner.partition().initial, fast, strict=True)]
-    inductive = batch_normalization == "inductive"
-    pairs = zip(state_variables(learner.model), state, strict=True)
-    values += [(variable, value) for variable, value in pairs if inductive or is_step(variable)]
-    copy = copy_with_values(learner.model, support[0], values)
-    adapted = copy if inductive or not batch_normalizations(copy) else TransductiveModel(copy)
-    adapted.compile(**learner.compile_arguments())
+    pairs = [*zip(learner.partition().initial, fast, strict=True)]
+    pairs += [
+        (variable, value)
+        for variable, value in zip(state_variables(model), state, strict=True)
+        if inductive or is_step(variable)
+    ]
+    adapted = {id(variable): value for variable, value in pairs}
+    values = [
+        adapted[id(variable)] if id(variable) in adapted else tf.convert_to_tensor(variable)
+        for variable in model.variables
+    ]
     program = learner.compiled_function(
-        ("predict", batch_normalization),
-        lambda: prediction_program(learner.model, batch_normalization),
+        ("predict", batch_normalization), lambda: prediction_program(model, batch_normalization)
     )
-    share_prediction(adapted, copy, program)
-    return adapted
+    inductive = inductive or not batch_normalizations(model)
+    compile_model = learner.compiler()
+
+    def make() -> keras.Model:
+        copy = copy_with_values(model, support[0], values)
+        made = copy if inductive else TransductiveModel(copy)
+        compile_model(made)
+        predict = shared_predict(program, lambda: as_tensors(list(copy.variables)), not inductive)
+        vars(made)["predict"] = types.MethodType(predict, made)
+        return made
+
+    ready = {"predict": shared_predict(program, lambda: values, not inductive)}
+    return deferred(type(model) if inductive else TransductiveModel, make, ready)
 
 
 def _adapt(learner: Any, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
@@ -103,45 +121,54 @@ def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
     return tracing.function(predict, reduce_retracing=True)
 
 
-def share_prediction(adapted: keras.Model, copy: keras.Model, program: Program) -> None:
-    """Lets an adapted model predict arrays with a program that others have compiled before it.
+def shared_predict(program: Program, values: Callable[[], Tensors], whole: bool) -> Callable:
+    """Returns a method `predict` for arrays with a program that others have compiled before.
 
     Keras would trace every new model anew.
 
     Args:
-        adapted: The model; its `predict` changes.
-        copy: It, or the copy that it wraps, with the variables that the program takes.
         program: See `prediction_program`.
+        values: Returns what it takes.
+        whole: Whether all examples are one batch.
     """
-    own = adapted.predict
+    warned = not whole
 
-    def predict(x: Any, batch_size: int | None = None, verbose: Any = "auto", **kwargs: Any) -> Any:
+    def predict(
+        self: keras.Model,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        **kwargs: Any,
+    ) -> Any:
+        nonlocal warned
         arrays = not isinstance(x, tf.data.Dataset) and all(
             isinstance(array, (np.ndarray, tf.Tensor)) for array in keras.tree.flatten(x)
         )
         if kwargs or verbose not in (0, "auto") or not arrays:
-            return own(x, batch_size=batch_size, verbose=verbose, **kwargs)
-        values, x = as_tensors(list(copy.variables)), as_tensors(x)
+            own = type(self).predict
+            return own(self, x, batch_size=batch_size, verbose=verbose, **kwargs)
+        of_model, x = values(), as_tensors(x)
         count = len(keras.tree.flatten(x)[0])
-        size = count if isinstance(adapted, TransductiveModel) else batch_size or 256
+        size = count if whole else batch_size or 256
+        if count == 1 and not warned:
+            warned = True
+            warn_of_one_alone()
         parts = [
-            program(values, keras.tree.map_structure(lambda t, i=i: t[i : i + size], x))
+            program(of_model, keras.tree.map_structure(lambda t, i=i: t[i : i + size], x))
             for i in range(0, count, size)
         ]
         return keras.tree.map_structure(lambda *outputs: np.concatenate(outputs), *parts)
 
-    vars(adapted)["predict"] = predict
+    return predict
 
 
-def copy_with_values(
-    model: keras.Model, x: Any, values: Sequence[tuple[keras.Variable, tf.Tensor]]
-) -> keras.Model:
-    """Copies a model and gives some variables of the copy other values.
+def copy_with_values(model: keras.Model, x: Any, values: Sequence[tf.Tensor]) -> keras.Model:
+    """Copies a model and gives the variables of the copy other values.
 
     Args:
         model: A built model.
         x: A few inputs, to build a subclassed model with.
-        values: Variables of the model, and what those of the copy are to hold.
+        values: What the variables of the copy are to hold, in their order.
 
     Returns:
         A model of the same class; the layers that were frozen are.
@@ -158,9 +185,8 @@ def copy_with_values(
             f"{type(model).__name__} cannot be copied: {error} Give it a get_config() that "
             "returns the arguments of its constructor."
         ) from error
-    others = {id(variable): value for variable, value in values}
-    for ours, theirs in zip(model.variables, copy.variables, strict=True):
-        theirs.assign(others.get(id(ours), ours))
+    for variable, value in zip(copy.variables, values, strict=True):
+        variable.assign(value)
     for ours, theirs in zip(flatten_layers(model), flatten_layers(copy), strict=True):
         if theirs.trainable != ours.trainable:
             theirs.trainable = ours.trainable

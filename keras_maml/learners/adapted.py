@@ -138,12 +138,7 @@ class TransductiveModel(WrappedModel):
         """Calls the wrapped model, normalising with the statistics of ``x``."""
         if keras.tree.flatten(x)[0].shape[0] == 1 and "_warned" not in self.__dict__:
             self.__dict__["_warned"] = True
-            warnings.warn(
-                "One example alone is normalised by its own statistics, so its prediction means "
-                "little. Predict a whole query set at once, or adapt with "
-                'batch_normalization="inductive", which takes the statistics of the support set.',
-                stacklevel=2,
-            )
+            warn_of_one_alone()
         return super().call(x, training)
 
     def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
@@ -162,3 +157,13 @@ class TransductiveModel(WrappedModel):
         if not isinstance(x, tf.data.Dataset) and hasattr(keras.tree.flatten(x)[0], "shape"):
             batch_size = len(keras.tree.flatten(x)[0])
         return super().predict(x, batch_size=batch_size, **kwargs)
+
+
+def warn_of_one_alone() -> None:
+    """Warns that a transductive prediction of one example means little."""
+    warnings.warn(
+        "One example alone is normalised by its own statistics, so its prediction means "
+        "little. Predict a whole query set at once, or adapt with "
+        'batch_normalization="inductive", which takes the statistics of the support set.',
+        stacklevel=3,
+    )

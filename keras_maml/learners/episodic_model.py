@@ -110,14 +110,16 @@ class EpisodicModel(CompiledModel):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def compile_arguments(self) -> dict[str, Any]:
-        """Returns what another model is to be compiled with, to be measured as this one."""
-        arguments = dict(self._compile_config.config)
-        optimizer = self.optimizer
-        arguments["optimizer"] = type(optimizer).from_config(optimizer.get_config())
-        for name in ("metrics", "weighted_metrics"):
-            arguments[name] = clone_metrics(arguments[name])
-        return arguments
+    def compiler(self) -> Callable[[keras.Model], None]:
+        """Returns what compiles other models as this one is compiled now."""
+        config, optimizer = self._compile_config.config, self.optimizer
+
+        def compile_model(model: keras.Model) -> None:
+            of_its_own = type(optimizer).from_config(optimizer.get_config())
+            metrics = {n: clone_metrics(config[n]) for n in ("metrics", "weighted_metrics")}
+            model.compile(**{**config, **metrics, "optimizer": of_its_own})
+
+        return compile_model
 
     def build_on(self, episodes: Any) -> None:
         """Checks episodes and builds model, metrics and optimizer for them, without training.

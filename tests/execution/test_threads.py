@@ -57,7 +57,7 @@ def test_adapting_in_threads_leaves_the_model_as_it_is(learner, model):
     learner.build_on(tf.nest.map_structure(lambda t: t[None], (make_task(6), make_task(6))))
     before = model(x, training=False).numpy()
     alone = [learner.adapt(*make_task(k))(x).numpy() for k in (1, 2, 3, 4, 5, 6)]
-    learner.compile(**learner.compile_arguments())  # traces anew
+    learner.compiler()(learner)  # traces anew
     together = in_threads(lambda k: learner.adapt(*make_task(k))(x).numpy(), (1, 2, 3, 4, 5, 6))
     for ours, expected in zip(together, alone, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
@@ -107,7 +107,7 @@ def test_training_in_one_thread_beside_adapting_and_predicting_in_another(learne
     learner.set_weights([v for v in learner.get_weights()])
     for variable, value in zip(learner.trainable_variables, before, strict=True):
         variable.assign(value)
-    learner.compile(**learner.compile_arguments())
+    learner.compiler()(learner)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         fit = pool.submit(lambda: learner.fit(data, epochs=5, verbose=0).history)
         others = [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import (
+    adaptation,
     algorithms,
     comparison,
     contenders,
@@ -350,6 +351,13 @@ def test_what_cannot_be_compared_is_said_before_any_work(settings, message, tmp_
 
 
 @pytest.mark.slow
+def test_adapting_is_timed_by_its_parts():
+    record = adaptation.measure(adaptation.Settings(calls=3, steps=1), "without convolutions")
+    assert len(record["adapt_ms"]) == len(record["predict_ms"]) == 3
+    assert len(record["first_of_a_size_ms"]) == len(adaptation.SIZES) - 1
+    assert f"{np.median(record['adapt_ms']):.1f}" in adaptation.table({"dense": record})
+
+
 def test_algorithms_are_timed_in_turns():
     settings = algorithms.Settings(algorithms=("maml", "anil"), seconds=0.1)
     record = algorithms.measure(OMNIGLOT, settings)

@@ -1,5 +1,6 @@
 """Batch normalisation: whose statistics are used, and that nobody shares them by accident."""
 
+import functools
 import warnings
 
 import keras
@@ -122,11 +123,13 @@ def test_a_transductive_prediction_does_not_depend_on_how_it_is_cut_and_warns_on
     for verbose in (0, 1):  # with a program that is shared, and with Keras's own
         cut = adapted.predict(query[0][0], batch_size=2, verbose=verbose)
         np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-6)
-    with pytest.warns(UserWarning, match="One example alone is normalised by its own"):
-        adapted(query[0][0][:1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        adapted(query[0][0][:1])
+    again = learner.adapt(support[0][0], support[1][0], batch_normalization="transductive")
+    for predict in (adapted, functools.partial(again.predict, verbose=0)):
+        with pytest.warns(UserWarning, match="One example alone is normalised by its own"):
+            predict(query[0][0][:1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            predict(query[0][0][:1])
 
 
 def test_support_sets_of_many_sizes_share_a_program():

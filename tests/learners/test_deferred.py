@@ -1,0 +1,114 @@
+"""What `adapt` returns is a model from the start, and makes it when it is needed."""
+
+import copy
+import threading
+
+import keras
+import numpy as np
+import pytest
+import zoo
+
+from keras_maml import MAML
+from keras_maml.learners import adaptation
+from keras_maml.learners.deferred import deferred
+
+(SUPPORT, QUERY) = zoo.episodes(zoo.CASES["dense"])
+X, Y, XQ = SUPPORT[0][0], SUPPORT[1][0], QUERY[0][0]
+
+
+@pytest.fixture(name="learner")
+def make_learner():
+    learner = MAML(zoo.CASES["dense"].build(), 0.1)
+    learner.compile("sgd", zoo.CASES["dense"].loss, jit_compile=False)
+    return learner
+
+
+@pytest.fixture(name="copies")
+def count_copies(monkeypatch):
+    copies, make = [], adaptation.copy_with_values
+
+    def counted(*arguments):
+        copies.append(make(*arguments))
+        return copies[-1]
+
+    monkeypatch.setattr(adaptation, "copy_with_values", counted)
+    return copies
+
+
+def test_predicting_needs_no_copy_and_a_copy_predicts_the_same(learner, copies):
+    adapted = learner.adapt(X, Y)
+    assert isinstance(adapted, type(learner.model))
+    before = adapted.predict(XQ, verbose=0)
+    assert not copies
+    np.testing.assert_allclose(adapted(XQ), before, rtol=1e-6)
+    assert len(copies) == 1
+    np.testing.assert_allclose(adapted.predict(XQ, verbose=0), before, rtol=1e-6)
+    assert type(adapted) is type(learner.model)
+    assert len(copies) == 1
+
+
+def test_it_keeps_the_weights_it_was_adapted_with(learner):
+    early, late = learner.adapt(X, Y), learner.adapt(X, Y)
+    expected = early.get_weights()
+    learner.fit((SUPPORT, QUERY), verbose=0)
+    for weights, same in zip(late.get_weights(), expected, strict=True):
+        assert np.array_equal(weights, same)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda adapted: adapted.evaluate(XQ, np.asarray(QUERY[1][0]), verbose=0),
+        lambda adapted: adapted.fit(X, Y, verbose=0),
+        lambda adapted: adapted.predict(XQ, verbose=1),
+        lambda adapted: adapted.summary(print_fn=lambda *_, **__: None),
+        lambda adapted: setattr(adapted, "trainable", False),
+        lambda adapted: keras.Sequential([keras.Input(XQ.shape[1:]), adapted]),
+        lambda adapted: keras.models.clone_model(adapted),
+        lambda adapted: copy.deepcopy(adapted),
+        lambda adapted: vars(adapted)["built"],
+    ],
+)
+def test_whatever_is_done_with_it_first_is_done_with_a_model(learner, copies, use):
+    adapted = learner.adapt(X, Y)
+    use(adapted)
+    assert len(copies) == 1
+    assert adapted.compiled
+
+
+def test_training_it_changes_its_predictions(learner):
+    adapted = learner.adapt(X, Y)
+    before = adapted.predict(XQ, verbose=0)
+    adapted.set_weights([np.zeros_like(weight) for weight in adapted.get_weights()])
+    assert np.any(before)
+    assert not np.any(adapted.predict(XQ, verbose=0))
+
+
+def test_many_threads_that_use_it_first_get_one_model(learner, copies):
+    adapted, results = learner.adapt(X, Y), []
+    start = threading.Barrier(8)
+
+    def use():
+        start.wait()
+        results.append(adapted(XQ).numpy())
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(copies) == 1
+    assert len(results) == 8
+    for result in results:
+        np.testing.assert_allclose(result, results[0], rtol=1e-6)
+
+
+def test_a_failure_is_told_to_everybody_who_asks():
+    def fail():
+        raise ValueError("no")
+
+    nothing = deferred(keras.Model, fail, {"predict": lambda self, text: len(text)})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            nothing.summary()
+    assert nothing.predict("four") == 4
