@@ -15,6 +15,7 @@ from typing import Protocol
 
 MAX_NAME_BYTES = 80
 _SUFFIX = ".weights"
+_PAGE_BYTES = 2**14
 
 
 class Store(Protocol):
@@ -150,6 +151,8 @@ class SQLiteStore:
         if getattr(self._local, "process", None) != os.getpid():
             connection = sqlite3.connect(self._path, self._timeout, isolation_level=None)
             connection.execute("PRAGMA synchronous=FULL")
+            # Of a new file: of two kilobytes a record, smaller pages would be half empty.
+            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
             self._local.connection, self._local.process = connection, os.getpid()
         connection = self._local.connection
         # Writers queue at the beginning: one that waits half-way would have to give up.
