@@ -15,9 +15,9 @@ import keras
 import numpy as np
 import tabulate
 
+from experiments.benchmarks.memory import megabytes
 from experiments.benchmarks.store import Store
 from experiments.shared.command_line import run_command
-from experiments.benchmarks.session import memory
 from keras_maml import MAML, networks
 
 SIZES = range(5, 25)
@@ -86,7 +86,7 @@ def measure(settings: Settings, name: str) -> dict:
 
     first, *sizes = [sum(call(size)) for size in SIZES]
     gc.collect()
-    before = memory("VmRSS")
+    before = megabytes()
     later = np.array([call(SIZES[i % len(SIZES)]) for i in range(settings.calls)])
     gc.collect()
     return {
@@ -95,7 +95,7 @@ def measure(settings: Settings, name: str) -> dict:
         "first_of_a_size_ms": list(1e3 * np.array(sizes)),
         "adapt_ms": list(1e3 * later[:, 0]),
         "predict_ms": list(1e3 * later[:, 1]),
-        "growth_mb": 1e3 * (memory("VmRSS") - before),
+        "growth_mb": megabytes() - before,
     }
 
 

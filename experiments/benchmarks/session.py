@@ -1,12 +1,11 @@
 """A contender at work in its own process: first result, timed steps, memory."""
 
-import pathlib
 import time
 from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks import contenders
+from experiments.benchmarks import contenders, memory
 from experiments.benchmarks.work import Work
 
 
@@ -37,8 +36,8 @@ class Session:
             The seconds to the first result, tracing and compilation included and imports not,
             and what `contenders` says the arrays are.
         """
-        self._resident = memory("VmRSS")
-        _reset_peak()
+        self._resident = memory.megabytes()
+        memory.reset_peak()
         start = time.perf_counter()
         self._step, arrays = self._module.prepare(work, weights, episodes, **(options or {}))
         output = self._step()
@@ -64,22 +63,10 @@ class Session:
 
     def peak_memory(self) -> float:
         """Returns the peak of the resident size minus that before the first step, in GB."""
-        return memory("VmHWM") - self._resident
+        return (memory.megabytes("peak") - self._resident) / 1e3
 
     def peak_memory_of_steps(self) -> float:
         """Returns the same of a step alone, after what compiling needed has been given back."""
-        _reset_peak()
+        memory.reset_peak()
         self._step()
         return self.peak_memory()
-
-
-def memory(field: str) -> float:
-    """Returns a figure of this process from Linux's /proc, in GB."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024 / 1e9
-    raise OSError(f"/proc/self/status has no {field}: memory is measured on Linux only.")
-
-
-def _reset_peak() -> None:
-    pathlib.Path("/proc/self/clear_refs").write_text("5")

@@ -13,7 +13,10 @@ from experiments.benchmarks import (
     algorithms,
     comparison,
     contenders,
+    customers,
+    devices,
     episodes,
+    load,
     meta_step,
     report,
     serving,
@@ -373,3 +376,47 @@ def test_served_learners_are_compared_and_timed():
     assert len(record["contenders"]) == 6 + torch
     text = serving.table({"2 tasks, 2 clients": record})
     assert "fixed sizes, XLA, C loader" in text and "requests/s" in text
+
+
+def test_what_a_served_benchmark_lacks_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="PyTorch is not installed: .* or pass --no-torch"):
+        serving.run(serving.Settings(), serving.Selection(output=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match=r"some of sinusoid, .*, got \['parrot'\]"):
+        selection = devices.Selection(learners=("parrot",), output=str(tmp_path / "run"))
+        devices.run(devices.Settings(), selection)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_files_for_devices_are_compared_and_timed():
+    pytest.importorskip("tf2onnx", reason="needs the extra onnx")
+    record = devices.measure("sinusoid", devices.Settings(seconds=0.01, repeats=1))
+    errors = {name: figures["error"] for name, figures in record["contenders"].items()}
+    assert len(errors) == 3 and max(errors.values()) < 1e-2
+    assert errors["LiteRT"] < 1e-5 and errors["ONNX Runtime"] < 1e-5
+    lines = devices.table({"sinusoid": record}).splitlines()
+    assert lines[2].split()[:2] == ["sinusoid", "LiteRT"]
+
+
+@pytest.mark.slow
+def test_ten_thousand_customers_adapt_in_one_call_in_bounded_memory():
+    record = customers.measure(customers.Settings(predictions=5000))
+    assert record["customers"] == 10_000
+    half = record["precisions"]["float16"]
+    assert half["record_bytes"] < half["file_bytes"] < 2000
+    assert half["same"] > 0.99
+    for figures in record["precisions"].values():
+        assert figures["predictions"] / figures["predict_seconds"] > 1000
+        assert figures["adapt_megabytes"] < 500 and figures["predict_megabytes"] < 500
+    assert "10,000" in customers.table({"customers": record})
+
+
+@pytest.mark.slow
+def test_a_server_under_load_answers_right_and_does_not_grow():
+    pytest.importorskip("uvicorn", reason="needs the extra serving")
+    record = load.measure(load.Settings())
+    assert record["wrong"] == 0 and record["requests"] > 500
+    before, after = record["megabytes"]
+    assert after < before + 30
+    assert "0 wrong" in load.table({"8 clients": record})

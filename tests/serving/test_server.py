@@ -1,16 +1,13 @@
 """The server answers as the learner does, and whatever a client sends, it is never its fault."""
 
-import concurrent.futures
 import contextlib
 import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 
 import keras
 import numpy as np
@@ -268,41 +265,3 @@ def test_the_server_listens_answers_and_stops_when_told(learner, tmp_path):
         _, errors = process.communicate(timeout=60)
         assert "Traceback" not in errors
     assert SQLiteStore(tmp_path / "customers.sqlite").names() == ["ada"]
-
-
-@pytest.mark.slow
-def test_many_clients_for_two_minutes_get_right_answers_and_memory_does_not_grow(
-    learner, episode, tmp_path
-):
-    pytest.importorskip("uvicorn", reason="needs the extra serving")
-    columns, expected = episode
-    learner.save(tmp_path / "line.keras")
-
-    def resident(process):
-        lines = pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
-
-    with running(str(tmp_path / "line.keras")) as (client, process):
-        one = {name: value[:1] for name, value in columns.items()}
-        body = {"signature_name": "adapt_and_predict", "inputs": one}
-
-        def ask(number, until):
-            count, path = 0, f"/v1/customers/{number}"
-            while time.monotonic() < until and count < 5000:
-                index = (number + count) % 3
-                request = {"x": columns["x_support"][index], "y": columns["y_support"][index]}
-                assert client.post(f"{path}/adapt", json=request).status_code == 200
-                answer = client.post(f"{path}/predict", json={"x": columns["x_query"][index]})
-                found = answer.json()["predictions"]
-                np.testing.assert_allclose(found, expected[index], rtol=0, atol=1e-5)
-                answer = client.post("/v1/models/line:predict", json=body).json()["outputs"]
-                np.testing.assert_allclose(answer, expected[:1], rtol=0, atol=1e-5)
-                count += 1
-            return count
-
-        with concurrent.futures.ThreadPoolExecutor(8) as threads:
-            warm = time.monotonic() + 10
-            assert all(threads.map(ask, range(8), [warm] * 8))
-            before = resident(process)
-            assert all(threads.map(ask, range(8), [time.monotonic() + 120] * 8))
-        assert resident(process) < before + 30  # MB
