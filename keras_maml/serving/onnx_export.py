@@ -28,6 +28,8 @@ from keras_maml.serving.on_device import DeviceFunctions
 FILES = {"adapt": "adapt.onnx", "predict_with": "predict_with.onnx"}
 OPSET = 17
 """The version of ONNX's operations that is asked for: of 2022, so that older runtimes have it."""
+MIN_BYTES = 1000
+"""Of a constant for which it is seen whether others tell it."""
 TOLERANCE = 1e-4
 """How far a model's numbers may be from TensorFlow's, in parts of the largest or of 1."""
 
@@ -138,7 +140,48 @@ def _converted(function: Any) -> bytes:
         opset=OPSET,
         custom_op_handlers=handlers,
     )
+    _store_once(model.graph)
     return model.SerializeToString()
+
+
+def _store_once(graph: Any) -> None:
+    """Keeps no constant that others tell: tf2onnx broadcasts and reshapes them beforehand."""
+    from onnx import helper, numpy_helper
+
+    kept: dict[tuple[str, bytes], str] = {}  # the names of constants by content
+    constants, nodes = [], []
+
+    def keep(array: np.ndarray, name: str) -> str:
+        constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    for tensor in graph.initializer:
+        whole = part = numpy_helper.to_array(tensor)
+        if whole.nbytes < MIN_BYTES:
+            constants.append(tensor)
+            continue
+        for axis in range(whole.ndim):
+            first = part.take([0], axis)
+            part = first if np.array_equal(part, np.broadcast_to(first, part.shape)) else part
+        key = part.dtype.str, part.tobytes()
+        if part.size == whole.size and key not in kept:
+            constants.append(tensor)
+            kept[key] = tensor.name
+            continue
+        if key not in kept:
+            kept[key] = keep(part, f"{tensor.name}/part")
+        name = kept[key]
+        for operation, shape, result in (
+            ("Reshape", part.shape, f"{tensor.name}/reshaped"),
+            ("Expand", whole.shape, tensor.name),
+        ):
+            sizes = keep(np.array(shape, np.int64), f"{result}/shape")
+            nodes.append(helper.make_node(operation, [name, sizes], [result], f"{result}/make"))
+            name = result
+    nodes += graph.node
+    for field, content in ((graph.initializer, constants), (graph.node, nodes)):
+        del field[:]
+        field.extend(content)
 
 
 @contextlib.contextmanager

@@ -228,3 +228,20 @@ def test_gradients_that_onnx_lacks_are_its_formulas(tmp_path):
         answer = run("onnx", path, {"x_support": x, "y_support": y, "x": x[:5]})
         np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
         assert np.abs(answer - learner(x[:5])).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_no_large_constant_of_an_onnx_model_is_told_by_others(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    pytest.importorskip("tf2onnx", reason="needs the extra onnx")
+    stack = [layers.Conv2D(16, 3, padding="same"), layers.Flatten(), layers.Dense(3, "softmax")]
+    model = keras.Sequential([keras.Input((9, 9, 4)), *stack])
+    case = zoo.Case(lambda: model, (9, 9, 4), zoo.SPARSE)
+    learner, arrays, expected = make_learner(case)
+    export("onnx", learner, tmp_path / "a")
+    answer = run("onnx", tmp_path / "a", arrays)
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-4)
+    tensors = onnx.load(tmp_path / "a" / "adapt.onnx").graph.initializer
+    large = [a for a in map(onnx.numpy_helper.to_array, tensors) if a.nbytes > 1000]
+    assert len({a.tobytes() for a in large}) == len(large)
+    assert not [a.shape for a in large if any(np.all(a == a.take([0], i)) for i in range(a.ndim))]
