@@ -2,7 +2,7 @@
 
 All inputs but those of ``serving_default`` have the tasks as their first axis, see `signatures`.
 Tasks and inner steps of the signatures whose sizes are free are loops of plain TensorFlow
-operations; those of fixed shapes run all tasks at once, compiled by XLA if asked.
+operations; those of fixed shapes run tasks as training does, compiled by XLA if asked.
 
 The number of inner steps has signatures of its own: a SavedModel can give an input a default
 value, but Python's loader refuses a request that leaves such an input out (TensorFlow 2.21).
@@ -79,7 +79,7 @@ def export(
             `evaluation_steps`.
         batch_normalization: ``"transductive"`` or ``"inductive"``; by default the learner's.
         shapes: Triples ``(tasks, support, query)``. Each adds signatures for just these numbers,
-            in which tasks run at once, named as in ``adapt_and_predict_1x5x25``.
+            in which tasks run as in training, named as in ``adapt_and_predict_1x5x25``.
         jit_compile: Whether XLA compiles those. TensorFlow Serving then needs the flag
             ``--xla_cpu_compilation_enabled``.
         overwrite: Whether to replace a SavedModel that is already there.

@@ -127,7 +127,7 @@ class Tracer:
     def of_fixed_sizes(
         self, signatures: Sequence[str], sizes: tuple[int, int, int], jit_compile: bool
     ) -> dict[str, Function]:
-        """Traces signatures in which tasks run at once.
+        """Traces signatures in which tasks run as in training: at once unless turns are faster.
 
         Args:
             signatures: Which.
@@ -159,16 +159,21 @@ class Tracer:
         functions = {}
         for kind in signatures:
             step, inputs, numbers = kinds[kind]
-            function = functools.partial(self._compiled, step, inputs, jit_compile)
+            function = functools.partial(
+                self._compiled, step, inputs, jit_compile, max(numbers[1:])
+            )
             name = f"{kind}_{'x'.join(map(str, numbers))}"
             functions[name] = self._trace(name, function, inputs, inputs)
         return functions
 
-    def _compiled(self, step: Callable, specs: Specs, jit_compile: bool, inputs: Inputs) -> Inputs:
+    def _compiled(
+        self, step: Callable, specs: Specs, jit_compile: bool, examples: int, inputs: Inputs
+    ) -> Inputs:
         # A program that XLA compiles has no room for messages: shapes are checked before.
         hidden = unchecked(inputs)
         inputs = {name: tf.ensure_shape(hidden[name], specs[name].shape) for name in specs}
-        return self.served.learner.tasks.call(step, inputs, jit_compile=jit_compile)
+        tasks = self.served.learner.tasks
+        return tasks.call(step, inputs, jit_compile=jit_compile, examples=examples)
 
     def _specs(
         self,

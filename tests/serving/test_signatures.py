@@ -12,6 +12,7 @@ import zoo
 from tensorflow.core.framework import tensor_pb2
 
 from keras_maml import MAML
+from keras_maml.execution import tasks
 from keras_maml.serving import warmup
 from keras_maml.serving.fast_weights import ServedLearner
 
@@ -113,6 +114,16 @@ def test_signatures_of_fixed_shapes_answer_the_same(name, jit_compile, tmp_path)
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
     with pytest.raises(tf.errors.InvalidArgumentError):
         signatures["adapt_3x6"](x_support=x[:, :4], y_support=y[:, :4])
+
+
+@pytest.mark.slow
+def test_tasks_with_large_patches_take_turns_in_signatures_of_fixed_shapes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "MAX_PATCHES", 0)
+    learner, (x, y), x_query, expected = make_learner("small", batch_normalization="inductive")
+    assert not learner.tasks.run_at_once(5)
+    signatures = load(learner, tmp_path, shapes=[(3, 6, 5)], jit_compile=True)
+    answer = signatures["adapt_and_predict_3x6x5"](x_support=x, y_support=y, x_query=x_query)
+    np.testing.assert_allclose(answer["predictions"], expected, rtol=0, atol=1e-5)
 
 
 def test_the_export_can_normalise_otherwise_than_the_learner(tmp_path):
