@@ -1,7 +1,7 @@
 """Models whose steps are compiled, as one program or as several."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ from keras_maml import validation
 from keras_maml.execution import tracing
 from keras_maml.execution.tasks import MODES, Tasks
 from keras_maml.learners.adapted import WrappedModel
+from keras_maml.learners.patience import PATIENCE, first_call_explained
 from keras_maml.learners.settings import Setting
 from keras_maml.private_keras import flatten_layers
 
@@ -51,27 +52,41 @@ class CompiledModel(WrappedModel):
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes what `fit` calls; see `keras_maml.execution.compilation` for how it is compiled."""
-        with self._compiled_by_step():
-            super().make_train_function(force)
+        self._make_explained("train", force)
 
     def make_test_function(self, force: bool = False) -> None:
         """Makes what `evaluate` calls, likewise."""
-        with self._compiled_by_step():
-            super().make_test_function(force)
+        self._make_explained("test", force)
 
     def make_predict_function(self, force: bool = False) -> None:
         """Makes what `predict` calls, likewise."""
-        with self._compiled_by_step():
-            super().make_predict_function(force)
+        self._make_explained("predict", force)
 
-    @contextlib.contextmanager
-    def _compiled_by_step(self) -> Iterator[None]:
-        """Keeps Keras from compiling a step as one program: a step may be several."""
-        jit_compile, self.jit_compile = self.jit_compile, False
+    def _make_explained(self, kind: str, force: bool) -> None:
+        name = f"{kind}_function"
+        before = getattr(self, name)
+        jit_compile = self.jit_compile
         try:
-            yield
+            self.jit_compile = False  # or Keras compiles a step as one program: it may be several
+            getattr(super(), f"make_{name}")(force)
         finally:
             self.jit_compile = jit_compile
+        made = getattr(self, name)
+        if made is not before:
+            message = functools.partial(self.slow_to_compile, f"{kind} step")
+            setattr(self, name, first_call_explained(made, message))
+
+    def slow_to_compile(self, what: str) -> str:
+        """Returns what to say of a step whose first call takes long.
+
+        Args:
+            what: Names the step.
+        """
+        compiler = "XLA compiles" if self.jit_compile else "TensorFlow prepares"
+        return (
+            f"The first {what} of {self.name} is not done after {PATIENCE:.0f} s: it is traced, "
+            f"and {compiler} it, once for each shape of the episodes."
+        )
 
     @property
     def tasks(self) -> Tasks:
@@ -103,7 +118,10 @@ class CompiledModel(WrappedModel):
 
         def make() -> Callable:
             compiled = tracing.function(lambda *a: self.run_step(step, *a))
-            return compiled.get_concrete_function(*arguments)
+            trace = first_call_explained(
+                compiled.get_concrete_function, lambda: self.slow_to_compile("step")
+            )
+            return trace(*arguments)
 
         return self.compiled_function(key, make)(*arguments)
 

@@ -30,6 +30,7 @@ from keras_maml.learners.metrics import stateless_result
 from keras_maml.learners.parts import LearnerOfParts, meta_gradient_of
 from keras_maml.learners.settings import Setting
 from keras_maml.learners.without_xla import without_xla_where_it_fails
+from keras_maml.private_keras import flatten_layers
 
 
 @keras.saving.register_keras_serializable(package="keras_maml")
@@ -287,6 +288,19 @@ class MAML(LearnerOfParts):
             return tf.reduce_mean(after.loss), gradients
 
         return self.call_compiled("meta_gradients", compute, *episode)
+
+    def slow_to_compile(self, what: str) -> str:
+        """Returns what to say of a step whose first call takes long, and what would be faster."""
+        faster = [f"fewer inner steps than {self.inner_steps}"] if self.inner_steps > 1 else []
+        if any(isinstance(layer, keras.layers.RNN) for layer in flatten_layers(self.model)):
+            faster.append("shorter sequences")
+        if not self.first_order:
+            faster.append("meta_gradient='first_order'")
+        if self.jit_compile:
+            faster.append("compile(jit_compile=False), whose steps take longer")
+        return (
+            f"{super().slow_to_compile(what)} Faster to compile: {'; '.join(faster) or 'nothing'}."
+        )
 
     def meta_step_graph(self, support: Any, query: Any) -> tf.Graph:
         """Traces the adaptation and its meta-gradient, for TensorBoard's graph page.
