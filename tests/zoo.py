@@ -231,6 +231,11 @@ def slow(value: Any) -> Any:
     return pytest.param(value, marks=pytest.mark.slow)
 
 
+def slow_if(condition: bool, *values: Any) -> Any:
+    """Values of parameters; for the slow tests alone if the condition holds."""
+    return pytest.param(*values, marks=[pytest.mark.slow] if condition else [])
+
+
 def cases(*, late: tuple[str, ...] = SLOW, of: Callable[[Case], bool] = lambda case: True) -> list:
     """The names of the models, as values of a parameter; some are for the slow tests."""
     names = [name for name, case in CASES.items() if of(case)]

@@ -43,7 +43,7 @@ def routed(name, **route):
 # --- against other mathematics ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", zoo.cases())
+@pytest.mark.parametrize("name", zoo.cases(late=(*zoo.SLOW, "tuple_inputs")))
 def test_second_order_gradient_equals_finite_differences(name):
     learner, _, gradients = routed(name, **SEQUENTIAL)
     assert_equals_finite_differences(learner, gradients, zoo.episodes(zoo.CASES[name]))
@@ -153,7 +153,12 @@ def assert_same(computed, expected):
     )
 
 
-@pytest.mark.parametrize("name", zoo.cases(of=lambda case: case.vectorizes))
+# The forms of single layers are tested in execution/; here of each kind of state one model.
+ONCE_MORE = (*zoo.SLOW, "convolution", "normalization", "subclassed", "shared_weights")
+ONCE_MORE += ("dictionary_inputs", "tuple_inputs", "frozen", "embedding")
+
+
+@pytest.mark.parametrize("name", zoo.cases(late=ONCE_MORE, of=lambda case: case.vectorizes))
 def test_vectorized_equals_sequential(name):
     assert_same(routed(name, **VECTORIZED), routed(name, **SEQUENTIAL))
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from zoo import slow, slow_if
 
 import keras_maml
 from keras_maml import MAML, update_rules
@@ -129,12 +130,12 @@ def assert_gradients(found, wanted):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-12)
 
 
-PAIRS = [("per_layer_per_step", route) for route in ROUTES]
-# What XLA compiles takes long, and is shown with one rule already.
-PAIRS += [
-    pytest.param("learned_momentum", route, marks=[] if options else [pytest.mark.slow])
-    for route, (_, options) in ROUTES.items()
-]
+# Every route with one of the rules; XLA's take long, and are those of the rule with less to it.
+FAST = {
+    "per_layer_per_step": ("compiled", "turns", "chunked turns", "rematerialized turns"),
+    "learned_momentum": ("vectorized", "eager", "chunked", "rematerialized"),
+}
+PAIRS = [slow_if(route not in FAST[rule], rule, route) for rule in RULES for route in ROUTES]
 
 
 @pytest.mark.usefixtures("float64")
@@ -146,8 +147,9 @@ def test_the_meta_gradient_of_a_rule_is_that_of_a_plain_loop(rule, route):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("route", ["turns", "rematerialized"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "route"), [("per_layer_per_step", "turns"), ("learned_momentum", "rematerialized")]
+)
 def test_in_first_order_a_rule_still_gets_its_gradient(rule, route):
     settings, options = ROUTES[route]
     learner = make_learner(rule, options, first_order=True, **settings)
@@ -205,7 +207,8 @@ def test_what_a_rule_learns_is_used_wherever_a_learner_adapts(tmp_path):
     np.testing.assert_allclose(answer["predictions"][0], predictions)
 
 
-@pytest.mark.parametrize("rule", RULES)
+# test_family saves the other rule, within MAMLPlusPlus.
+@pytest.mark.parametrize("rule", [slow("per_layer_per_step"), "learned_momentum"])
 def test_training_goes_on_bit_for_bit_from_a_file(rule, tmp_path):
     learner = make_learner(rule, ROUTES["turns"][1], task_map="sequential")
     before = [v.numpy() for v in learner.update_rule.trainable_variables]

@@ -63,6 +63,7 @@ def test_arguments_are_checked(arguments, message):
         glyphs(**arguments)
 
 
+@pytest.mark.slow  # test_pretrained trains a smaller one
 def test_a_learner_recognises_new_glyphs_after_seconds_of_training():
     network = keras.Sequential(
         [

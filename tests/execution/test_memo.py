@@ -41,8 +41,8 @@ INDUCTIVE = {"batch_normalization": "inductive"}
         *((name, {}) for name in ("regularized", "nested", "dropout")),
         *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("paper", "attention")),
         ("nested", {"rematerialize": True}),
-        ("nested", {"first_order": True}),
-        ("nested", INDUCTIVE),
+        zoo.slow_if(True, "nested", {"first_order": True}),
+        zoo.slow_if(True, "nested", INDUCTIVE),
         ("normalization", INDUCTIVE),
     ],
 )

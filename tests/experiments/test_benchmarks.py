@@ -110,9 +110,9 @@ def test_a_contender_computes_what_the_reference_does(
 
 
 def test_first_order_is_something_else():
-    weights, episodes = in_float64(OMNIGLOT)
-    first = dataclasses.replace(OMNIGLOT, order="first")
-    second = compute(comparison.REFERENCE, OMNIGLOT, weights, episodes)
+    weights, episodes = in_float64(SINUSOID)
+    first = dataclasses.replace(SINUSOID, order="first")
+    second = compute(comparison.REFERENCE, SINUSOID, weights, episodes)
     found = comparison.errors(compute(comparison.REFERENCE, first, weights, episodes), second)
     assert found.loss < 1e-14 and found.gradient > 1e-3
 
@@ -166,17 +166,17 @@ class Local:
 
 
 def test_a_contender_that_is_off_fails_the_benchmark(monkeypatch):
-    weights, episodes = in_float64(OMNIGLOT)
-    exact = compute(comparison.REFERENCE, OMNIGLOT, weights, episodes)
+    weights, episodes = in_float64(SINUSOID)
+    exact = compute(comparison.REFERENCE, SINUSOID, weights, episodes)
     monkeypatch.setattr(comparison, "reference", lambda *_, **__: (exact, comparison.Errors(1, 1)))
     monkeypatch.setattr(timing.machine, "sgemm_rates", dict)
     monkeypatch.setattr(timing, "initial_weights", lambda line: weights)
     monkeypatch.setattr(timing.work, "episodes", lambda line: episodes)
     monkeypatch.setattr(timing, "Worker", Local)
     with pytest.raises(
-        comparison.ComparisonError, match=r"PyTorch loop differs on line o second \(tiny Omniglot"
+        comparison.ComparisonError, match=r"PyTorch loop differs on line s second \(tiny sinusoid"
     ):
-        timing.measure(OMNIGLOT, ("PyTorch loop",), seconds=0, repeats=1, limit=60)
+        timing.measure(SINUSOID, ("PyTorch loop",), seconds=0, repeats=1, limit=60)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 1.1])

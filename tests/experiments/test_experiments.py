@@ -294,6 +294,7 @@ def test_the_sinusoid_experiment_writes_what_it_says(tmp_path, capsys):
     assert (output / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_what_it_lists(tmp_path, capsys):
     settings = dataclasses.replace(demo.SETTINGS, iterations=20, epoch_iterations=10, test_tasks=10)
     demo.run(str(tmp_path / "demo"), settings)
@@ -359,7 +360,8 @@ def annealed(tmp_path_factory, without_xla):
 
 
 # Within the epochs of first order and of all losses; before and within those of the last one.
-@pytest.mark.parametrize("after", [slow(5), 14, slow(20), slow(25)])
+@pytest.mark.parametrize("after", [5, 14, 20, 25])
+@pytest.mark.slow
 def test_annealing_goes_on_where_it_was_interrupted(tmp_path, annealed, requested, after):
     with pytest.raises(KeyboardInterrupt):
         train_annealed(tmp_path, requested(after))

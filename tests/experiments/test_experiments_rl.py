@@ -116,7 +116,7 @@ def test_a_run_writes_results_figures_and_policies(uninterrupted):
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["trained", "tested again"])
-def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_path, again):
+def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_path, again, capsys):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
     # Other weights than the last ones, as when the best epoch is an earlier one.
@@ -126,8 +126,11 @@ def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_pat
     if again:
         best = {n: v + (0.01 if n.startswith("arr_") else 0) for n, v in best.items()}
         np.savez(path, **best)
-        settings = dataclasses.replace(SETTINGS, test_rollouts=4)
-        reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+        capsys.readouterr()
+        settings = dataclasses.replace(SETTINGS, test_steps=1)
+        record = reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+        assert "before adaptation," not in capsys.readouterr().out  # what training prints
+        assert max(row["step"] for row in record["results"]) == 1
     saved = tf.saved_model.load(str(folder / "policy" / "maml")).model_variables
     values = [tf.convert_to_tensor(v).numpy()[0] for v in saved if v.shape.rank]
     weights = [best[f"arr_{i}"] for i in range(len(best) - 1)]
@@ -244,6 +247,7 @@ def test_the_settings_are_those_of_the_paper():
     assert rates == [0.1, 0.05, 0.05]
 
 
+@pytest.mark.slow
 def test_every_inner_step_is_in_the_history_and_an_iteration_that_is_not_finite_is_counted(
     tmp_path, monkeypatch, caplog
 ):
@@ -290,15 +294,6 @@ def test_what_is_done_within_an_epoch_is_saved_at_ctrl_c(tmp_path, monkeypatch, 
             assert all(np.array_equal(ours[key], theirs[key]) for key in theirs.files)
 
 
-def test_other_settings_of_the_test_are_tested_without_training(uninterrupted, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(uninterrupted, folder)
-    settings = dataclasses.replace(SETTINGS, test_steps=1)
-    record = reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
-    assert "before adaptation," not in capsys.readouterr().out  # what training prints
-    assert max(row["step"] for row in record["results"]) == 1
-
-
 def test_ten_skips_in_a_row_end_the_run(tmp_path, monkeypatch):
     def never(*_):
         raise FloatingPointError("no good.")
@@ -311,6 +306,7 @@ def test_ten_skips_in_a_row_end_the_run(tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_meta_iterations_accounts_for_all_of_their_time(tmp_path):
     problems = {"navigation": dataclasses.replace(navigation.PROBLEM, settings=SETTINGS)}
     settings = meta_iteration.Settings(tasks=("navigation",), repeats=1)

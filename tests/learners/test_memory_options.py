@@ -28,7 +28,7 @@ def assert_equal(results, expected, rtol):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *(("dense", options) for options in OPTIONS),
+        *(zoo.slow_if(options != OPTIONS[2], "dense", options) for options in OPTIONS),
         pytest.param("normalization", OPTIONS[2], marks=pytest.mark.slow),
         ("transposed_convolution", OPTIONS[2]),  # one task after another
     ],

@@ -13,7 +13,9 @@ from keras_maml import MAML
 FAST = {"jit_compile": False}
 
 
-LATE = (*zoo.SLOW, "paper", "lstm", "normalization", "attention")  # trained in other tests, too
+# Trained in other tests, too.
+LATE = (*zoo.SLOW, "paper", "lstm", "normalization", "attention", "dropout", "nested", "dense")
+LATE += ("shared_weights", "frozen")
 
 
 @pytest.mark.parametrize("name", zoo.cases(late=LATE))

@@ -21,10 +21,10 @@ def make_learner(name):
     return learner
 
 
-PAPER = pytest.param("paper", marks=pytest.mark.slow)
+LATE = map(zoo.slow, ("dense", "paper", "dictionary_inputs"))
 
 
-@pytest.mark.parametrize("name", ["dense", "dropout", PAPER, "subclassed", "dictionary_inputs"])
+@pytest.mark.parametrize("name", ["dropout", "subclassed", *LATE])
 def test_training_continues_bit_for_bit(name, tmp_path):
     learner, data = make_learner(name), zoo.episodes(zoo.CASES[name])
     learner.fit(data, epochs=2, verbose=0)

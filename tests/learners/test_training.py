@@ -45,7 +45,7 @@ def test_history_and_progress_have_metrics_before_and_after(capsys):
 @pytest.mark.parametrize(
     ("settings", "options"),
     [
-        ({}, {"jit_compile": True}),
+        zoo.slow_if(True, {}, {"jit_compile": True}),
         ({"task_chunk": 2}, {"run_eagerly": True}),
         ({"rematerialize": True}, {"jit_compile": False}),
     ],
@@ -85,7 +85,7 @@ def test_predict_adapts_to_each_task_and_needs_no_query_targets():
     assert learner.predict(meta_batches(4), verbose=0, steps=3).shape == (9, 5, 1)
 
 
-@pytest.mark.parametrize("task_map", ["vectorized", "sequential"])
+@pytest.mark.parametrize("task_map", ["vectorized", zoo.slow("sequential")])
 def test_one_batch_at_a_time_is_what_an_epoch_is(task_map):
     data = zoo.episodes(CASE)
     learners = [make_learner(settings={"task_map": task_map}) for _ in range(2)]
@@ -126,13 +126,14 @@ def test_many_steps_in_one_call_end_the_same():
     assert_same_state(one, many)
 
 
-@pytest.mark.parametrize("options", [{"jit_compile": False}, {"run_eagerly": True}])
-def test_every_way_of_running_ends_alike(options):
-    compiled, other = make_learner(jit_compile=True), make_learner(**options)
-    for learner in (compiled, other):
+def test_every_way_of_running_ends_alike():
+    ways = ({"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True})
+    learners = [make_learner(**options) for options in ways]
+    for learner in learners:
         learner.fit(meta_batches(3), verbose=0)
-    for a, b in zip(compiled.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for weights in zip(*(learner.get_weights() for learner in learners), strict=True):
+        for other in weights[1:]:
+            np.testing.assert_allclose(other, weights[0], rtol=1e-4, atol=1e-6)
 
 
 def test_xla_is_on_unless_asked_otherwise():

@@ -341,6 +341,17 @@ def test_steps_of_the_export_and_of_each_task(dense, tmp_path, capsys):
         np.testing.assert_allclose(answer[index], expected(index, steps), rtol=0, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A signature of an exported learner."""
+    path = tmp_path_factory.mktemp("exported") / "1"
+    case = zoo.CASES["dense"]
+    learner = make_learner(case)
+    learner.build_on(zoo.episodes(case))
+    learner.export(path, signatures=["adapt_and_predict"], verbose=False)
+    return signature(path, "adapt_and_predict_steps")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -356,13 +367,12 @@ def test_steps_of_the_export_and_of_each_task(dense, tmp_path, capsys):
         ({"steps": 1}, r"steps must have the shape \[tasks\], .* got\] \[\]"),
     ],
 )
-def test_malformed_requests_say_what_is_wrong(dense, tmp_path, changes, message):
-    dense[0].export(tmp_path / "1", verbose=False)
+def test_malformed_requests_say_what_is_wrong(exported, changes, message):
     inputs = {"x_support": (1, 4, 3), "y_support": (1, 4, 1), "x_query": (1, 5, 3)} | changes
     inputs = {name: np.ones(shape, np.float32) for name, shape in inputs.items() if name != "steps"}
     inputs["steps"] = np.int32(changes.get("steps", [1]))
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        call(tmp_path / "1", inputs, "adapt_and_predict_steps")
+        exported(**{name: tf.constant(value) for name, value in inputs.items()})
 
 
 def test_a_learner_that_cannot_be_exported_says_why(dense, tmp_path):
@@ -376,6 +386,9 @@ def test_a_learner_that_cannot_be_exported_says_why(dense, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+ONE = {"signatures": ["adapt_and_predict"]}  # what is traced most quickly
+
+
 def contents(folder):
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -383,14 +396,14 @@ def contents(folder):
 def test_what_exists_is_replaced_only_on_demand(dense, tmp_path):
     learner, (support, query) = dense
     path = tmp_path / "model" / "1"
-    learner.export(path, steps=0, verbose=False)
+    learner.export(path, steps=0, **ONE, verbose=False)
     before = contents(tmp_path)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         learner.export(path)
     with pytest.raises(FileExistsError, match="not a SavedModel"):
         learner.export(path.parent, overwrite=True)
     assert contents(tmp_path) == before
-    learner.export(path, overwrite=True, verbose=False)
+    learner.export(path, overwrite=True, **ONE, verbose=False)
     expected = learner.predict((support, query), verbose=0)
     answer = call(path, request(support, query))
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
@@ -399,7 +412,7 @@ def test_what_exists_is_replaced_only_on_demand(dense, tmp_path):
 
 def test_a_failure_half_way_leaves_nothing(dense, tmp_path, monkeypatch):
     learner, _ = dense
-    learner.export(tmp_path / "1", verbose=False)
+    learner.export(tmp_path / "1", **ONE, verbose=False)
     before = contents(tmp_path)
 
     def fail(module, folder, signatures, options):
@@ -410,6 +423,6 @@ def test_a_failure_half_way_leaves_nothing(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(tf.saved_model, "save", fail)
     for path in (tmp_path / "1", tmp_path / "new" / "folder" / "1"):
         with pytest.raises(OSError, match="disk full"):
-            learner.export(path, overwrite=True)
+            learner.export(path, overwrite=True, **ONE)
     assert contents(tmp_path) == before
     assert os.listdir(tmp_path) == ["1"]

@@ -30,6 +30,7 @@ def learner():
         optimizer=keras.optimizers.Adam(0.005, clipvalue=0.5),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        jit_compile=False,
     )
     training = episodes.glyphs(ways=WAYS, queries=5, meta_batch_size=16)
     learner.fit(training, steps_per_epoch=150, verbose=0)
