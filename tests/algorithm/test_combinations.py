@@ -144,7 +144,7 @@ def test_every_route_computes_a_combination(name, route):
     assert_as_plain_loop(name, route)
 
 
-@pytest.mark.parametrize("route", ["turns", "vectorized"])
+@pytest.mark.parametrize("route", ["turns", zoo.slow("vectorized")])
 @pytest.mark.parametrize("name", [name for name in COMBINATIONS if "every step" in name])
 def test_the_losses_of_every_step_are_rematerialized(name, route):
     assert_as_plain_loop(name, route, meta_gradient=meta_gradients.Exact(rematerialize=True))

@@ -87,7 +87,7 @@ def test_a_meta_batch_is_cut_into_equal_parts(tasks, task_chunk, cores, expected
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "settings",
-    [{"rematerialize": True}, {"task_chunk": 1}, zoo.slow({"first_order": True})],
+    [{"rematerialize": True}, *map(zoo.slow, ({"task_chunk": 1}, {"first_order": True}))],
     ids=str,
 )
 def test_the_meta_gradient_of_parts_is_that_of_the_whole(settings, cores):

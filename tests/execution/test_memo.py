@@ -38,8 +38,11 @@ INDUCTIVE = {"batch_normalization": "inductive"}
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *((name, {}) for name in ("regularized", "nested", "dropout")),
-        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("paper", "attention")),
+        *((name, {}) for name in ("regularized", "dropout")),
+        *(
+            pytest.param(name, {}, marks=pytest.mark.slow)
+            for name in ("nested", "paper", "attention")
+        ),
         ("nested", {"rematerialize": True}),
         zoo.slow_if(True, "nested", {"first_order": True}),
         zoo.slow_if(True, "nested", INDUCTIVE),

@@ -73,7 +73,7 @@ def test_derivatives_equal_the_unrolled_ones(case, order):
     np.testing.assert_allclose(traced(*case[1]), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_second_derivatives_for_many_tasks_at_once(jit_compile):
     looped = derivative(recurrence, LSTM, 2)
     tasks = [tf.stack([value, 2 * value, value]) for value in LSTM[1][1:]]

@@ -115,7 +115,7 @@ def test_recurrent_dropout_of_everything_forgets(make):
 
 
 # Of each way through the code one; the others are slow to trace.
-FAST = ("gru_reset_before", "own_cell", "noisy", "masked")
+FAST = ("own_cell", "noisy", "masked")
 SLOW = {"dropout", "bidirectional", *KINDS} - {*FAST}
 
 

@@ -64,13 +64,13 @@ def test_what_neither_vectorises_nor_compiles_runs_all_the_same(caplog):
         learner.fit((zoo.episodes(case) for _ in range(2)), steps_per_epoch=2, verbose=0)
 
 
-def test_models_whose_layers_allow_it_are_vectorised():
-    for name in ("convolution", "attention", "dropout"):
-        case = zoo.CASES[name]
-        learner = MAML(case.build(), 0.1)
-        learner.compile("sgd", case.loss, jit_compile=False)
-        learner.meta_gradients(*zoo.episodes(case))
-        assert learner.tasks.run_at_once()
+@pytest.mark.parametrize("name", [*map(zoo.slow, ("convolution", "attention")), "dropout"])
+def test_models_whose_layers_allow_it_are_vectorised(name):
+    case = zoo.CASES[name]
+    learner = MAML(case.build(), 0.1)
+    learner.compile("sgd", case.loss, jit_compile=False)
+    learner.meta_gradients(*zoo.episodes(case))
+    assert learner.tasks.run_at_once()
 
 
 def test_an_error_of_the_function_itself_is_raised_as_it_is():

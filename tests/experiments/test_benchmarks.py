@@ -61,7 +61,7 @@ def cases():
     """Every contender on every line; what takes ten seconds to trace or to compile is slow."""
     for name in OTHERS:
         for line in FAST:
-            ways = name.startswith("keras_maml ") and line is OMNIGLOT  # of ours, which is fast
+            ways = name.startswith("keras_maml ")  # of ours, which other tests compare
             slow = ways or (line is MINI_IMAGENET and not name.startswith("PyTorch"))
             marks = [pytest.mark.slow] if slow else []
             yield pytest.param(name, line, id=f"{name}-{line.line}", marks=marks)

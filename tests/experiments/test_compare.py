@@ -183,7 +183,6 @@ def test_a_finished_comparison_is_extended_without_training_again(
         run(folder)
 
 
-@pytest.mark.slow
 def test_more_iterations_continue_every_training(whole, tmp_path):
     run(tmp_path, algorithms=("anil",), seeds=(0,), iterations=2)
     run(tmp_path, algorithms=("anil",), seeds=(0,))

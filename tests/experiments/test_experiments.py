@@ -91,6 +91,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, who
     assert [row["iterations"] for row in history] == [10.0, 20.0, 30.0, 40.0]
 
 
+@pytest.mark.slow  # test_compare makes one longer
 def test_a_run_can_be_made_longer(tmp_path, whole):
     train(tmp_path / "short", 20)
     longer, _ = train(tmp_path / "short", 40)

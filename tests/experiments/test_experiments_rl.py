@@ -146,6 +146,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(uninterrupted, capsys):
     assert (uninterrupted / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_films_show_the_first_task_and_the_unlikest(uninterrupted, capsys):
     settings = dataclasses.replace(SETTINGS, methods=("maml",))
     with pytest.raises(FileExistsError, match="methods"):

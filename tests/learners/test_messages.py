@@ -157,7 +157,7 @@ def dataset_with_nan_at(step, steps=12):
     return tf.data.Dataset.from_tensor_slices(((x, y), (x, y)))
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 4])
+@pytest.mark.parametrize("steps_per_execution", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_training_stops_at_the_first_loss_that_is_not_finite(steps_per_execution):
     options = {"steps_per_execution": steps_per_execution}
     good, learner = make_learner(**options), make_learner(**options)

@@ -226,7 +226,7 @@ def test_clipping_limits_the_step():
 @pytest.mark.parametrize(
     "scaling",
     [
-        lambda: keras.optimizers.SGD(0.1, loss_scale_factor=1024.0),
+        zoo.slow(lambda: keras.optimizers.SGD(0.1, loss_scale_factor=1024.0)),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
     ],
 )
@@ -256,6 +256,7 @@ def test_the_gradient_norm_is_that_of_the_meta_gradient():
     assert learner.fit(data, verbose=0).history["gradient_norm"][0] == pytest.approx(norm, 1e-5)
 
 
+@pytest.mark.slow
 def test_sinusoids_are_learned():
     keras.utils.set_random_seed(0)
     model = keras.Sequential(

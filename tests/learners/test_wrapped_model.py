@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from zoo import slow
 
 from keras_maml import MAML
 
@@ -41,7 +42,7 @@ def masked(recurrent):
         lambda: layers.Bidirectional(layers.GRU(3, return_sequences=True)),
     ],
 )
-@pytest.mark.parametrize("task_map", ["vectorized", "sequential"])
+@pytest.mark.parametrize("task_map", [slow("vectorized"), "sequential"])
 def test_masks_mean_what_they_mean_in_keras(recurrent, task_map):
     model = masked(recurrent())
     draw = np.random.default_rng(0).integers

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from zoo import CASES, SMALL, episodes
+from zoo import CASES, episodes
 
 from keras_maml import MAML
 
-CASE = SMALL
+CASE = CASES["nested"]
 
 
 def make_learner(mode, case=CASE, **settings):

@@ -6,7 +6,6 @@ import pytest
 import rl_zoo
 import tensorflow as tf
 from rl_zoo import draw, equal, make_agent, make_sampler, values
-from zoo import slow
 
 from keras_maml.algorithm.update_rules import (
     GradientDescent,
@@ -240,7 +239,8 @@ def test_it_goes_on_from_what_it_saved_bit_for_bit(environment):
     assert skipped[-1].numpy() == 1 and skipped[-2].numpy() == before[-2] + 1
 
 
-@pytest.mark.parametrize("rule", [slow(MetaSGD), PerLayerPerStep])
+@pytest.mark.slow  # two agents and an environment of their own
+@pytest.mark.parametrize("rule", [MetaSGD, PerLayerPerStep])
 def test_learned_rates_of_a_head_are_trained_on_navigation_and_saved(rule):
     settings = {"adapted_layers": "head", "outer": TrustRegion(max_kl=MAX_KL, damping=0.1)}
     vector = environments.TaskVectorEnv("Navigation2D-v0", 8, horizon=4)

@@ -263,7 +263,7 @@ def dense():
     return learner, episode
 
 
-@pytest.mark.parametrize("name", ["dictionary_inputs", "tuple_inputs", "small"])
+@pytest.mark.parametrize("name", [zoo.slow("dictionary_inputs"), "tuple_inputs", zoo.slow("small")])
 def test_a_loaded_learner_can_be_exported_at_once(name, tmp_path):
     case = CASES[name]
     learner = make_learner(case)
