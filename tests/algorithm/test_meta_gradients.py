@@ -154,7 +154,15 @@ def assert_same(computed, expected):
 
 
 # The forms of single layers are tested in execution/; here of each kind of state one model.
-ONCE_MORE = (*zoo.SLOW, "convolution", "normalization", "nested", "subclassed", "shared_weights")
+ONCE_MORE = (
+    *zoo.SLOW,
+    "lstm",
+    "convolution",
+    "normalization",
+    "nested",
+    "subclassed",
+    "shared_weights",
+)
 ONCE_MORE += ("dictionary_inputs", "tuple_inputs", "frozen", "embedding")
 
 

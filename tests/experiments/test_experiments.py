@@ -215,6 +215,7 @@ def test_a_folder_that_a_run_is_using_is_refused(tmp_path):
     runs.Run(tmp_path, TINY)
 
 
+@pytest.mark.slow
 def test_another_process_is_told_that_the_folder_is_in_use(tmp_path):
     run = runs.Run(tmp_path, TINY)
     command = ["-m", "experiments.sinusoid", "--output", str(tmp_path)]
@@ -398,6 +399,7 @@ def test_what_is_done_within_an_epoch_is_saved_at_ctrl_c(tmp_path, whole, reques
     assert left == ["epoch-000004.weights.h5"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_command_with_one_line_and_the_same_command_continues(tmp_path):
     options = ["--methods", "maml", "--seeds", "0", "--epoch-iterations", "100"]
     options += ["--iterations", "1000000", "--output", str(tmp_path / "run")]

@@ -163,7 +163,7 @@ def test_what_processes_that_were_killed_had_kept_is_there(tmp_path):
         subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "ab"
     ]
     for writer in writers:
-        for _ in range(20):
+        for _ in range(5):
             assert writer.stdout.readline()
     for writer in writers:
         writer.send_signal(signal.SIGKILL)
@@ -171,7 +171,7 @@ def test_what_processes_that_were_killed_had_kept_is_there(tmp_path):
     for name, writer in zip("ab", writers, strict=True):
         rest, _ = writer.communicate()
         whole = [line for line in rest.splitlines(keepends=True) if line.endswith("\n")]
-        promised += [f"{name}-{i}" for i in range(20 + len(whole))]
+        promised += [f"{name}-{i}" for i in range(5 + len(whole))]
     store = SQLiteStore(path)
     assert store.get(promised) == [name.encode() * 100 for name in promised]
     # Of a transaction that was interrupted there is all or nothing.

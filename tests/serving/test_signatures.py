@@ -65,7 +65,7 @@ def test_weights_kept_and_used_later_predict_as_the_learner_does(name, tmp_path)
 
 def test_requests_joined_by_a_batching_server_stay_two_tasks(tmp_path):
     learner, (x, y), x_query, expected = make_learner("dense")
-    signatures = load(learner, tmp_path)
+    signatures = load(learner, tmp_path, signatures=["adapt_and_predict"])
     requests = [
         {"x_support": x[i : i + 1], "y_support": y[i : i + 1], "x_query": x_query[i : i + 1]}
         for i in range(2)
@@ -88,7 +88,7 @@ def test_sizes_that_the_model_leaves_open_are_free_in_requests(tmp_path):
     draw = np.random.default_rng(0).standard_normal
     learner.adapt(draw((4, 5, 2), "float32"), draw((4, 5, 1), "float32"))
     x, y = draw((2, 4, 7, 2), "float32"), draw((2, 4, 7, 1), "float32")
-    signatures = load(learner, tmp_path)
+    signatures = load(learner, tmp_path, signatures=["adapt", "predict_with"])
     specs = signatures["adapt"].structured_input_signature[1]
     assert specs["x_support"].shape.as_list() == [None, None, None, 2]
     assert specs["y_support"].shape.as_list() == [None, None, None, 1]
@@ -102,7 +102,7 @@ def test_sizes_that_the_model_leaves_open_are_free_in_requests(tmp_path):
         signatures["predict_with"](x=tf.zeros((1, 2, 3, 4)), weights=weights)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [zoo.slow(False), True])
 @pytest.mark.parametrize("name", ["dense", zoo.slow("small")])
 def test_signatures_of_fixed_shapes_answer_the_same(name, jit_compile, tmp_path):
     learner, (x, y), x_query, expected = make_learner(name, batch_normalization="inductive")
@@ -145,10 +145,11 @@ def test_the_export_can_normalise_otherwise_than_the_learner(tmp_path):
 def test_a_transductive_learner_served_one_query_at_a_time_is_warned_of(tmp_path):
     learner, *_ = make_learner("small")
     with pytest.warns(UserWarning, match='batch_normalization="inductive"') as caught:
-        learner.export(tmp_path / "1", verbose=False)
+        learner.export(tmp_path / "1", signatures=["predict_with"], verbose=False)
     assert caught[0].filename == __file__
     # Said so, or without single predictions: no warning, which would be an error here.
-    learner.export(tmp_path / "2", batch_normalization="transductive", verbose=False)
+    settings = {"signatures": ["predict_with"], "batch_normalization": "transductive"}
+    learner.export(tmp_path / "2", **settings, verbose=False)
     learner.export(tmp_path / "3", signatures=["adapt_and_predict"], verbose=False)
 
 
