@@ -130,7 +130,7 @@ def assert_gradients(found, wanted):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-12)
 
 
-# Every route with one of the rules; XLA's take long, and are those of the rule with less to it.
+# Every route with one of the rules; turns of XLA's are those in chunks, and in test_compilation.
 FAST = {
     "per_layer_per_step": ("compiled", "turns", "chunked turns", "rematerialized turns"),
     "learned_momentum": ("vectorized", "eager", "chunked", "rematerialized"),
