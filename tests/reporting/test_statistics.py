@@ -92,6 +92,8 @@ def test_the_same_choice_holds_everywhere(mode):
 
 def test_the_flag_changes_the_meta_gradient():
     learners = [make_learner(mode) for mode in ("transductive", "inductive")]
+    for learner in learners:
+        learner.compile("sgd", CASE.loss, run_eagerly=True)
     learners[1].set_weights(learners[0].get_weights())
     gradients = [learner.meta_gradients(*episodes(CASE))[1][0] for learner in learners]
     assert not np.allclose(gradients[0], gradients[1], rtol=1e-2)
