@@ -195,7 +195,7 @@ def test_masked_steps_count_in_no_metric(task_map):
     model = keras.Sequential([keras.Input((6,)), *stack, layers.Dense(2)])
     learner = MAML(model, 0.1, inner_steps=0, task_map=task_map)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    learner.compile("sgd", loss, metrics=["accuracy"], jit_compile=False)
+    learner.compile("sgd", loss, metrics=["accuracy"])
     random = np.random.default_rng(0)
     x, y = random.integers(0, 3, (2, 4, 6)), random.integers(0, 2, (2, 4, 6))
     right = [np.argmax(model.predict(task, verbose=0), -1) for task in x] == y
