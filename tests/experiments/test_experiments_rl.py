@@ -116,7 +116,7 @@ def test_a_run_writes_results_figures_and_policies(uninterrupted):
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["trained", "tested again"])
-def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_path, again, capsys):
+def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_path, again):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
     # Other weights than the last ones, as when the best epoch is an earlier one.
@@ -126,11 +126,8 @@ def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_pat
     if again:
         best = {n: v + (0.01 if n.startswith("arr_") else 0) for n, v in best.items()}
         np.savez(path, **best)
-        capsys.readouterr()
-        settings = dataclasses.replace(SETTINGS, test_steps=1)
-        record = reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
-        assert "before adaptation," not in capsys.readouterr().out  # what training prints
-        assert max(row["step"] for row in record["results"]) == 1
+        settings = dataclasses.replace(SETTINGS, test_rollouts=4)
+        reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
     saved = tf.saved_model.load(str(folder / "policy" / "maml")).model_variables
     values = [tf.convert_to_tensor(v).numpy()[0] for v in saved if v.shape.rank]
     weights = [best[f"arr_{i}"] for i in range(len(best) - 1)]
@@ -293,6 +290,16 @@ def test_what_is_done_within_an_epoch_is_saved_at_ctrl_c(tmp_path, monkeypatch, 
         path = f"maml/checkpoints/{name}"
         with np.load(folder / path) as ours, np.load(uninterrupted / path) as theirs:
             assert all(np.array_equal(ours[key], theirs[key]) for key in theirs.files)
+
+
+@pytest.mark.slow
+def test_other_settings_of_the_test_are_tested_without_training(uninterrupted, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    settings = dataclasses.replace(SETTINGS, test_steps=1)
+    record = reinforcement_learning.run(navigation.PROBLEM, settings, Files(output=str(folder)))
+    assert "before adaptation," not in capsys.readouterr().out  # what training prints
+    assert max(row["step"] for row in record["results"]) == 1
 
 
 def test_ten_skips_in_a_row_end_the_run(tmp_path, monkeypatch):
