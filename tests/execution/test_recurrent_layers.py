@@ -155,6 +155,7 @@ def test_the_meta_gradient_is_the_unrolled_one(kind, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_long_sequence_compiles():
     stack = [layers.LSTM(3), layers.Dense(1)]
     learner = MAML(keras.Sequential([keras.Input((70, 2)), *stack]), 0.1, task_map="vectorized")

@@ -72,7 +72,9 @@ def test_tasks_never_share_statistics(mode):
     )
 
 
-@pytest.mark.parametrize("mode", ["transductive", "inductive"])
+@pytest.mark.parametrize(
+    "mode", ["transductive", pytest.param("inductive", marks=pytest.mark.slow)]
+)
 def test_the_same_choice_holds_everywhere(mode):
     learner = trained_once(mode)
     (support, query) = episodes(CASE, tasks=2)
