@@ -31,13 +31,14 @@ def FirstOrderMAML(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802 - a
     return MAML(model, meta_gradient="first_order", **kwargs)
 
 
-def ANIL(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802
+def ANIL(model: keras.Model, *, adapted_layers: Any = "head", **kwargs: Any) -> MAML:  # noqa: N802
     """Almost no inner loop: only the last layer with weights is adapted.
 
         w <- w - alpha grad_w L_support(theta, w),    w the head; the body theta is meta-trained.
 
     Args:
         model: Any `keras.Model`.
+        adapted_layers: The head, where that is more or less than the last layer with weights.
         **kwargs: Of `keras_maml.MAML`. The authors' settings: one step with rate 0.1.
 
     Source: Raghu, Raghu, Bengio, Vinyals, Rapid Learning or Feature Reuse?, ICLR 2020.
@@ -47,14 +48,15 @@ def ANIL(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802
         >>> len(ANIL(keras.Sequential(stack)).partition().initial)
         2
     """
-    return MAML(model, adapted_layers="head", **kwargs)
+    return MAML(model, adapted_layers=adapted_layers, **kwargs)
 
 
-def BOIL(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802
+def BOIL(model: keras.Model, *, adapted_layers: Any = "body", **kwargs: Any) -> MAML:  # noqa: N802
     """Body only in the inner loop: all but the last layer with weights are adapted.
 
     Args:
         model: Any `keras.Model`.
+        adapted_layers: The body, where that is not all but the last layer with weights.
         **kwargs: Of `keras_maml.MAML`. The authors' settings: one step with rate 0.5.
 
     Source: Oh, Yoo, Kim, Yun, BOIL: Towards Representation Change for Few-Shot Learning, ICLR 2021.
@@ -64,7 +66,7 @@ def BOIL(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802
         >>> [tuple(weight.shape) for weight in BOIL(keras.Sequential(stack)).partition().initial]
         [(1, 2), (2,)]
     """
-    return MAML(model, adapted_layers="body", **kwargs)
+    return MAML(model, adapted_layers=adapted_layers, **kwargs)
 
 
 def MetaSGD(model: keras.Model, inner_learning_rate: float = 0.01, **kwargs: Any) -> MAML:  # noqa: N802

@@ -229,6 +229,17 @@ def test_parts_at_their_simplest_are_maml(settings):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-13)
 
 
+def test_where_all_layers_are_the_head_anil_is_maml():
+    keras.utils.set_random_seed(1)
+    stack = [keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3,)), *stack])
+    learner = ANIL(model, adapted_layers="all", inner_steps=STEPS, inner_learning_rate=0.3, **PLAIN)
+    learner.compile("sgd", "mse", jit_compile=False)
+    _, gradients = learner.meta_gradients(*episodes())
+    for ours, theirs in zip(gradients, maml(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-13)
+
+
 def test_where_there_is_only_a_head_anil_is_maml():
     results = []
     for algorithm in (ANIL, MAML):
