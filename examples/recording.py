@@ -1,0 +1,43 @@
+"""What the examples share: their options, and what they leave in a folder."""
+
+import argparse
+import inspect
+import json
+import pathlib
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.shared import runs
+from keras_maml.files import write_json
+from keras_maml.reporting import plots
+
+
+def run(main: Callable) -> None:
+    """Calls an example with what was typed: its arguments are the options."""
+    parser = argparse.ArgumentParser(
+        description=inspect.getmodule(main).__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, parameter in inspect.signature(main).parameters.items():
+        default = parameter.default
+        kind = str if default is None else type(default)
+        parser.add_argument(f"--{name}", type=kind, default=default, help="default: %(default)s")
+    main(**vars(parser.parse_args()))
+
+
+def record(folder: str, figure: Figure, seed: int, results: dict) -> dict:
+    """Writes picture.png and results.json, prints the results and returns them."""
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    plots.save(figure, path / "picture.png")
+    results = keras.tree.map_structure(_rounded, results)
+    write_json(path / "results.json", runs.made_with() | {"seed": seed, "results": results})
+    print(json.dumps(results, indent=1), f"{folder}/picture.png", sep="\n")
+    return results
+
+
+def _rounded(value):
+    return value if isinstance(value, str | int) else np.round(value, 4).tolist()
