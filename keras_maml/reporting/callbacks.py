@@ -31,7 +31,8 @@ class AdaptationSummary(keras.callbacks.Callback):
         tasks: How many of their tasks to evaluate.
         steps: The number of inner steps; by default the learner's `evaluation_steps`.
         figure: Draws the picture from the learner; by default none.
-        every: Epochs between two summaries.
+        every: Epochs between two summaries; the first and the last epoch have one in any case, so
+            that a short run shows something, too.
 
     Example:
         >>> import keras_maml, tempfile
@@ -66,8 +67,8 @@ class AdaptationSummary(keras.callbacks.Callback):
             tf.summary.graph(self.model.meta_step_graph(support, query))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Evaluates and writes, every few epochs."""
-        if (epoch + 1) % self._every:
+        """Evaluates and writes: after the first epoch, the last, and every few between."""
+        if 0 < epoch < self.params["epochs"] - 1 and (epoch + 1) % self._every:
             return
         learner = self.model
         with _averaged_weights(learner), self._writer.as_default(step=epoch):
