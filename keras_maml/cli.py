@@ -9,7 +9,8 @@
     keras-maml demo
 
 LEARNER is the name of a pretrained learner, or a .keras file, or a folder that holds learner.keras
-and card.json. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+and card.json, or hf://owner/name on the Hugging Face Hub. Exit codes: 0 done, 1 failed, 2 wrong
+usage, 130 interrupted.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import numpy as np
 from keras_maml import episodes, networks
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.episodes.image_files import decode, resize
+from keras_maml.learners.adapted import HUB
 from keras_maml.learners.maml import MAML
 from keras_maml.serving import pretrained
 from keras_maml.version import __version__
@@ -232,10 +234,11 @@ def _demo(values: argparse.Namespace) -> tuple[Report, str]:
 def _load(learner: str) -> tuple[MAML, Report]:
     """Returns a learner by name, file or folder, and its card."""
     path = pathlib.Path(learner).expanduser()
-    if path.is_file():
-        found = pretrained.read(path)
+    on_hub = learner.startswith(HUB)
+    if on_hub or path.is_file():
+        found = pretrained.read(learner if on_hub else path)
         if not isinstance(found, MAML):
-            raise ValueError(f"{path} holds a {type(found).__name__}, not a learner.")
+            raise ValueError(f"{learner} holds a {type(found).__name__}, not a learner.")
         return found, {}
     if (path / pretrained.LEARNER).is_file():
         folder = path.resolve()

@@ -14,6 +14,9 @@ from keras_maml.files import whole
 from keras_maml.learners.low_rank import LowRankFactors
 from keras_maml.private_keras import inputs_of, is_functional
 
+HUB = "hf://"
+"""How Keras's paths on the Hugging Face Hub begin."""
+
 
 class WrappedModel(keras.Model):
     """A model around another one, which it saves with itself.
@@ -62,7 +65,8 @@ class WrappedModel(keras.Model):
         """Saves the model as `keras.Model.save` does: whole, or not at all.
 
         Args:
-            filepath: A path that ends with ``.keras``.
+            filepath: A path that ends with ``.keras``; or ``hf://owner/name``, which Keras uploads
+                to the Hugging Face Hub with the package huggingface_hub.
             overwrite: Whether to replace a file that is there.
             **kwargs: As in `keras.Model.save`.
 
@@ -70,11 +74,14 @@ class WrappedModel(keras.Model):
             ValueError: The path has another ending: the model could not be loaded from such a file.
             FileExistsError: The file is there and not to be replaced.
         """
+        if str(filepath).startswith(HUB):
+            super().save(filepath, overwrite=overwrite, **kwargs)
+            return
         filepath = pathlib.Path(filepath)
         if filepath.suffix != ".keras":
             raise ValueError(
-                f"A {type(self).__name__} is saved to a file that ends with .keras, got "
-                f"{str(filepath)!r}. For serving call export."
+                f"A {type(self).__name__} is saved to a file that ends with .keras, or to "
+                f"{HUB}owner/name, got {str(filepath)!r}. For serving call export."
             )
         if filepath.exists() and not overwrite:
             raise FileExistsError(
