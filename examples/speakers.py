@@ -39,17 +39,20 @@ def recordings(path=None):
     return np.swapaxes(np.array(x, "float32"), 1, 2), np.array(speakers)
 
 
-def learner(ways):
-    """A network over all frames, which adapts as a whole."""
-    layers = [keras.layers.Flatten(), keras.layers.Dense(64, "relu"), keras.layers.Dense(ways)]
-    model = keras.Sequential([keras.Input((FRAMES, 12)), *layers])
-    learner = keras_maml.MAML(model, 0.1, inner_steps=3)
+def learner(ways, shape):
+    """A linear classifier: six speakers are too few to learn a deeper one from.
+
+    What is meta-learned is how far each weight goes in a step: which coefficients tell men apart.
+    """
+    scores = keras.layers.Dense(ways, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), scores])
+    learner = keras_maml.MetaSGD(model, 0.02, inner_steps=3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     learner.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
     return learner
 
 
-def main(iterations=2000, tasks=200, seed=0, folder="runs/speakers", data=None):
+def main(iterations=400, tasks=200, seed=0, folder="runs/speakers", data=None):
     """Meta-trains three times, each time without three of the speakers, and tests on those."""
     x, speakers = recordings(data)
     names, sizes = np.unique(speakers), {"ways": 3, "shots": 5, "seed": seed}
@@ -63,7 +66,7 @@ def main(iterations=2000, tasks=200, seed=0, folder="runs/speakers", data=None):
         test = keras_maml.episodes.from_arrays(
             x[~old], speakers[~old], queries=15, meta_batch_size=20, tasks=tasks, **sizes
         )
-        start = learner(len(new))
+        start = learner(len(new), x.shape[1:])
         start.fit(training, epochs=2, steps_per_epoch=iterations // 2, verbose=2)
         result = keras_maml.evaluation.evaluate(start, test, tasks=tasks)
         curves[" ".join(new)] = (
