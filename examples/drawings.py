@@ -35,11 +35,11 @@ def field(seed):
     return keras.Sequential([keras.Input((2,)), waves, *hidden, keras.layers.Dense(1, "sigmoid")])
 
 
-def main(iterations=2000, tasks=80, seed=0, folder="runs/drawings"):
+def main(iterations=1000, tasks=80, seed=0, folder="runs/drawings"):
     """Meta-trains on 64 glyphs and draws others."""
     keras.utils.set_random_seed(seed)
     half = {"shots": SIZE**2 // 2, "queries": SIZE**2 // 2, "seed": seed}
-    training = keras_maml.episodes.from_tasks(pictures("train"), meta_batch_size=8, **half)
+    training = keras_maml.episodes.from_tasks(pictures("train"), meta_batch_size=4, **half)
     test = keras_maml.episodes.from_tasks(pictures("test"), meta_batch_size=8, tasks=tasks, **half)
     learner = keras_maml.MetaSGD(field(seed), 0.1, inner_steps=2)
     learner.compile(keras.optimizers.Adam(1e-3), "mean_squared_error")
