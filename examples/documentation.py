@@ -41,7 +41,7 @@ def docstrings(fewest=20):
     return texts[many], modules[many]
 
 
-def main(iterations=500, tasks=400, seed=0, folder="runs/documentation"):
+def main(iterations=200, tasks=400, seed=0, folder="runs/documentation"):
     """Meta-trains on 70 % of the modules, and tells the others apart."""
     keras.utils.set_random_seed(seed)
     texts, modules = docstrings()
@@ -61,7 +61,10 @@ def main(iterations=500, tasks=400, seed=0, folder="runs/documentation"):
     )
 
     layers = [
-        keras.layers.Embedding(WORDS, 128, embeddings_initializer="random_normal", mask_zero=True),
+        # Random directions for the words, which training changes a little.
+        keras.layers.Embedding(
+            WORDS, 128, keras.initializers.RandomNormal(0.0, 1.0), mask_zero=True
+        ),
         keras.layers.GlobalAveragePooling1D(),
         keras.layers.UnitNormalization(),
         keras.layers.Dense(5, kernel_initializer="zeros"),
