@@ -61,11 +61,12 @@ def main(iterations=400, tasks=200, seed=0, folder="runs/speakers", data=None):
     for new in names.reshape(3, -1):
         keras.utils.set_random_seed(seed)
         old = ~np.isin(speakers, new)
+        scaled = (x - x[old].mean((0, 1))) / x[old].std((0, 1))
         training = keras_maml.episodes.from_arrays(
-            x[old], speakers[old], queries=5, meta_batch_size=8, **sizes
+            scaled[old], speakers[old], queries=5, meta_batch_size=8, **sizes
         )
         test = keras_maml.episodes.from_arrays(
-            x[~old], speakers[~old], queries=15, meta_batch_size=20, tasks=tasks, **sizes
+            scaled[~old], speakers[~old], queries=15, meta_batch_size=20, tasks=tasks, **sizes
         )
         start = learner(len(new), x.shape[1:])
         start.fit(training, epochs=2, steps_per_epoch=iterations // 2, verbose=2)
