@@ -35,7 +35,7 @@ def field(seed):
     return keras.Sequential([keras.Input((2,)), waves, *hidden, keras.layers.Dense(1, "sigmoid")])
 
 
-def main(iterations=1000, tasks=80, seed=0, folder="runs/drawings"):
+def main(iterations=500, tasks=80, seed=0, folder="runs/drawings"):
     """Meta-trains on 64 glyphs and draws others."""
     keras.utils.set_random_seed(seed)
     half = {"shots": SIZE**2 // 2, "queries": SIZE**2 // 2, "seed": seed}
