@@ -55,12 +55,12 @@ def test_recordings_are_stretched_to_as_many_frames(vowels):
 
 
 def test_the_solution_solves_the_equation():
-    c, k, width = 0.5, 3.0, 1e-3
+    c, k, width = np.float64(0.5), np.float64(3.0), 1e-3
     time = np.linspace(0.1, 6, 50)
     before, now, after = (oscillator.solution(t, c, k) for t in (time - width, time, time + width))
     residual = (after - 2 * now + before) / width**2 + c * (after - before) / (2 * width) + k * now
     np.testing.assert_allclose(residual, 0, atol=1e-5)
-    assert oscillator.solution(0.0, c, k) == 1
+    assert oscillator.solution(np.float64(0.0), c, k) == 1
 
 
 def test_new_pictures_and_new_modules_are_others():
