@@ -43,7 +43,7 @@ def measurements(seed, queries=32, **stream):
     return keras_maml.episodes.episode_dataset(make, **stream)
 
 
-def main(iterations=5000, tasks=500, seed=0, folder="runs/oscillator"):
+def main(iterations=2500, tasks=500, seed=0, folder="runs/oscillator"):
     """Meta-trains on oscillators and draws the courses of new ones."""
     keras.utils.set_random_seed(seed)
     layers = [keras.layers.Dense(64, "tanh") for _ in range(3)]
