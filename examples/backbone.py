@@ -41,7 +41,7 @@ def main(iterations=500, epochs=30, tasks=200, seed=0, folder="runs/backbone", w
     # On features of length one, a step of this size is about as long as a score.
     head = keras.layers.Dense(WAYS, kernel_initializer="zeros")
     model = keras.Sequential([backbone, keras.layers.UnitNormalization(), head])
-    learner = keras_maml.ANIL(model, inner_learning_rate=5.0, inner_steps=5)
+    learner = keras_maml.ANIL(model, inner_learning_rate=20.0, inner_steps=5)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     learner.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
     sizes = {"ways": WAYS, "shots": 1, "queries": 5, "seed": seed}
