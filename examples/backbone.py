@@ -38,8 +38,9 @@ def main(iterations=500, epochs=30, tasks=200, seed=0, folder="runs/backbone", w
     """Freezes a backbone, meta-trains a head on it, and tells new glyphs apart."""
     keras.utils.set_random_seed(seed)
     backbone = backbone_of(weights, epochs, seed)
-    # On features of length one, a step of this size is about as long as a score.
-    head = keras.layers.Dense(WAYS, kernel_initializer="zeros")
+    # All classes begin alike: on features of length one, the first step then finds the examples
+    # that are most alike, and what is meta-learned is where the next ones lead.
+    head = keras_maml.layers.SharedHead(WAYS)
     model = keras.Sequential([backbone, keras.layers.UnitNormalization(), head])
     learner = keras_maml.ANIL(model, inner_learning_rate=20.0, inner_steps=5)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

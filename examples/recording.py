@@ -16,7 +16,10 @@ from keras_maml.reporting import plots
 
 
 def run(main: Callable) -> None:
-    """Calls an example with what was typed: its arguments are the options."""
+    """Calls an example with what was typed: its arguments are the options.
+
+    Results that are in the folder already are kept unless ``--overwrite`` is typed.
+    """
     parser = argparse.ArgumentParser(
         description=inspect.getmodule(main).__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -25,7 +28,13 @@ def run(main: Callable) -> None:
         default = parameter.default
         kind = str if default is None else type(default)
         parser.add_argument(f"--{name}", type=kind, default=default, help="default: %(default)s")
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    values = vars(parser.parse_args())
+    there = pathlib.Path(values["folder"]) / "results.json"
+    if there.exists() and not values.pop("overwrite"):
+        parser.error(f"{there} is there: choose another --folder, or add --overwrite.")
+    values.pop("overwrite", None)
+    main(**values)
 
 
 def record(folder: str, figure: Figure, seed: int, results: dict) -> dict:

@@ -46,6 +46,19 @@ def test_example(name, tmp_path, vowels, monkeypatch):
     assert np.isfinite([*numbers(results)]).all()
 
 
+def test_results_that_are_there_are_kept_unless_asked(tmp_path, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr("sys.argv", ["example", "--folder", str(tmp_path)])
+    recording.run(example := lambda seed=0, folder="": called.append((seed, folder)))
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        recording.run(example)
+    assert "add --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["example", "--overwrite", "--seed=3", f"--folder={tmp_path}"])
+    recording.run(example)
+    assert called == [(0, str(tmp_path)), (3, str(tmp_path))]
+
+
 def test_recordings_are_stretched_to_as_many_frames(vowels):
     x, names = speakers.recordings(vowels)
     assert x.shape == (9 * 22, speakers.FRAMES, 2)
