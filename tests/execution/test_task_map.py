@@ -47,19 +47,28 @@ class Bessel(keras.layers.Layer):
         return tf.math.special.bessel_j0(x)
 
 
-def test_what_neither_vectorises_nor_compiles_runs_all_the_same(caplog):
+def bessel_learner():
+    """A learner that neither vectorises nor compiles, and the kind of its episodes."""
     stack = [keras.layers.Conv2DTranspose(2, 3), Bessel(), keras.layers.Flatten()]
     model = keras.Sequential([keras.Input((3, 3, 1)), *stack, keras.layers.Dense(1)])
-    case = zoo.Case(lambda: model, (3, 3, 1))
     learner = MAML(model, 0.1)
     learner.compile("sgd", "mean_squared_error")
+    return learner, zoo.Case(lambda: model, (3, 3, 1))
+
+
+def test_what_neither_vectorises_nor_compiles_runs_all_the_same(caplog):
+    learner, case = bessel_learner()
     for seed in range(2):
         learner.fit(zoo.episodes(case, seed=seed), verbose=0)
     assert learner.optimizer.iterations == 2 and not learner.jit_compile
     said = [record.getMessage() for record in caplog.records if record.name == "keras_maml"]
     assert len(said) == 2 and "cannot be vectorised" in said[0]
     assert said[1].startswith("XLA cannot compile BesselJ0") and "jit_compile=False" in said[1]
-    learner.compile("sgd", "mean_squared_error")
+
+
+@pytest.mark.slow
+def test_what_does_not_compile_and_is_read_once_says_what_to_do():
+    learner, case = bessel_learner()
     with pytest.raises(ValueError, match="XLA cannot compile.*compile with jit_compile=False"):
         learner.fit((zoo.episodes(case) for _ in range(2)), steps_per_epoch=2, verbose=0)
 

@@ -361,6 +361,7 @@ def test_adapting_is_timed_by_its_parts():
     assert f"{np.median(record['adapt_ms']):.1f}" in adaptation.table({"dense": record})
 
 
+@pytest.mark.slow
 def test_algorithms_are_timed_in_turns():
     settings = algorithms.Settings(algorithms=("maml", "anil"), seconds=0.1)
     record = algorithms.measure(OMNIGLOT, settings)

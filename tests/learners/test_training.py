@@ -109,10 +109,11 @@ def test_adapt_leaves_the_learner_as_it_was_and_returns_a_usable_model(tmp_path)
     adapted = learner.adapt(x[0], y[0], steps=5)
     for ours, theirs in zip(before, learner.get_weights(), strict=True):
         assert np.array_equal(ours, theirs)
-    assert type(adapted) is type(learner.model) and adapted is not learner.model
+    assert isinstance(adapted, type(learner.model)) and adapted is not learner.model
     first, *_ = learner.adapt(x[0], y[0], steps=0).evaluate(x[0], y[0], verbose=0)
     last, *_ = adapted.evaluate(x[0], y[0], verbose=0)
     assert last < first
+    assert type(adapted) is type(learner.model)  # once more was asked than to predict
     adapted.save(tmp_path / "adapted.keras")
     loaded = keras.models.load_model(tmp_path / "adapted.keras")
     predictions = adapted.predict(x[1], verbose=0)
