@@ -30,10 +30,10 @@ def run(main: Callable) -> None:
         parser.add_argument(f"--{name}", type=kind, default=default, help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
     values = vars(parser.parse_args())
+    overwrite = values.pop("overwrite")
     there = pathlib.Path(values["folder"]) / "results.json"
-    if there.exists() and not values.pop("overwrite"):
+    if there.exists() and not overwrite:
         parser.error(f"{there} is there: choose another --folder, or add --overwrite.")
-    values.pop("overwrite", None)
     main(**values)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tabulate
 
 from experiments.benchmarks.memory import megabytes
-from experiments.benchmarks.store import Store
+from experiments.benchmarks.store import Store, check_known
 from experiments.shared.command_line import run_command
 from keras_maml import MAML, networks
 
@@ -50,12 +50,11 @@ class Selection:
 
 def run(settings: Settings, selection: Selection) -> Store:
     """Measures what is not there yet, and shows the table."""
+    check_known("networks", selection.networks, NETWORKS)
     store = Store(selection.output, settings, table, overwrite=selection.overwrite)
     for name in selection.networks:
         store.measure(name, lambda name=name: measure(settings, name))
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def measure(settings: Settings, name: str) -> dict:

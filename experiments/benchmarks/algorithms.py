@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from experiments.benchmarks import timing, work
 from experiments.benchmarks.contenders import ours
-from experiments.benchmarks.store import Store
+from experiments.benchmarks.store import Store, check_known
 from experiments.benchmarks.worker import Worker, WorkerError
 from experiments.shared.algorithms import ALGORITHMS
 from experiments.shared.command_line import run_command
@@ -78,18 +78,14 @@ def run(settings: Settings, files: Files) -> Store:
     Raises:
         ValueError: There is no such algorithm or line, or the line is not one of classification.
     """
-    unknown = sorted({*settings.algorithms} - {*NAMES})
-    if unknown:
-        raise ValueError(f"algorithms must be some of {', '.join(NAMES)}, got {unknown}.")
+    check_known("algorithms", settings.algorithms, NAMES)
     lines = list(work.select(settings.lines, ("second",)))
     if any(line.ways == 1 or line.evaluation for line in lines):
         raise ValueError(f"lines must be trainings of classifiers, got {settings.lines}.")
     store = Store(files.output, settings, table, overwrite=files.overwrite)
     for line in lines:
         store.measure(line.line, lambda line=line: measure(line, settings))
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def measure(line: work.Work, settings: Settings) -> dict:

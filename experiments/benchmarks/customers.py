@@ -49,9 +49,7 @@ def run(settings: Settings, files: Files) -> Store:
     """Measures what is not there yet, and shows the table."""
     store = Store(files.output, settings, table, overwrite=files.overwrite)
     store.measure("customers", lambda: measure(settings))
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def measure(settings: Settings) -> dict:

@@ -21,7 +21,7 @@ import numpy as np
 import tabulate
 
 from experiments.benchmarks import timing
-from experiments.benchmarks.store import Store
+from experiments.benchmarks.store import Store, check_known
 from experiments.benchmarks.worker import Worker, WorkerError
 from experiments.shared.command_line import run_command
 
@@ -49,15 +49,11 @@ class Selection:
 
 def run(settings: Settings, selection: Selection) -> Store:
     """Measures what is not there yet, and shows the table."""
-    unknown = sorted(set(selection.learners) - set(LEARNERS))
-    if unknown:
-        raise ValueError(f"learners must be some of {', '.join(LEARNERS)}, got {unknown}.")
+    check_known("learners", selection.learners, LEARNERS)
     store = Store(selection.output, settings, table, overwrite=selection.overwrite)
     for name in selection.learners:
         store.measure(name, lambda name=name: measure(name, settings))
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def measure(name: str, settings: Settings) -> dict:

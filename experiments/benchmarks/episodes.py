@@ -69,9 +69,7 @@ def run(settings: Settings, files: Files) -> Store:
             return figures | {"title": pipeline.title, "step_ms": steps.get(pipeline.key)}
 
         store.measure(pipeline.title, measure)
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def step_times(settings: Settings) -> dict[str, float]:

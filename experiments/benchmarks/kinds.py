@@ -44,9 +44,7 @@ def run(settings: Settings, selection: Selection) -> Store:
     store = Store(selection.output, settings, table, overwrite=selection.overwrite)
     for name, measure in KINDS.items():
         store.measure(name, lambda measure=measure: measure(settings))
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def backbone() -> keras.Model:

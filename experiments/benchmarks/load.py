@@ -60,9 +60,7 @@ def run(settings: Settings, files: Files) -> Store:
     """Measures, and shows the table."""
     store = Store(files.output, settings, table, overwrite=files.overwrite)
     store.measure(f"{settings.clients} clients", lambda: measure(settings))
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def measure(settings: Settings) -> dict:

@@ -19,7 +19,7 @@ from typing import Any
 import tabulate
 
 from experiments.benchmarks import timing
-from experiments.benchmarks.store import Store
+from experiments.benchmarks.store import Store, check_known
 from experiments.locomotion import PROBLEMS
 from experiments.shared.agent_settings import Problem
 from experiments.shared.command_line import run_command
@@ -52,17 +52,13 @@ def run(settings: Settings, files: Files, problems: dict[str, Problem] = PROBLEM
     Raises:
         ValueError: An unknown task, or less than one repeat.
     """
-    unknown = sorted({*settings.tasks} - {*problems})
-    if unknown:
-        raise ValueError(f"tasks must be some of {', '.join(problems)}, got {unknown}.")
+    check_known("tasks", settings.tasks, problems)
     if settings.repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {settings.repeats}.")
     store = Store(files.output, settings, table, overwrite=files.overwrite)
     for task in settings.tasks:
         store.measure(task, functools.partial(measure, settings, problems[task]))
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def measure(settings: Settings, problem: Problem) -> dict[str, Any]:

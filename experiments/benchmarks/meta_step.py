@@ -74,9 +74,7 @@ def run(settings: Settings, selection: Selection) -> Store:
         _measure_scaling(store, settings)
     if "memory" in tables:
         _measure_memory(store, settings)
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def _measure_line(line: work.Work, settings: Settings) -> dict:

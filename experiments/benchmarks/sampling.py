@@ -52,9 +52,7 @@ def run(settings: Settings, files: Files) -> Store:
     store = Store(files.output, settings, table, overwrite=files.overwrite)
     for name, physics in itertools.product(ENVIRONMENTS, PHYSICS):
         store.measure(f"{name} {physics}", functools.partial(measure, settings, name, physics))
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def measure(settings: Settings, name: str, physics: str) -> dict:

@@ -59,9 +59,7 @@ def run(settings: Settings, selection: Selection) -> Store:
                 f"{tasks} tasks, {clients} clients",
                 lambda tasks=tasks, clients=clients: measure(settings, line(tasks), clients),
             )
-    print(store.text())
-    print(f"Written to {store.path}")
-    return store
+    return store.shown()
 
 
 def line(tasks: int) -> work.Work:

@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from experiments.benchmarks import machine
@@ -68,3 +68,26 @@ class Store:
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         head = f"{about['cpu']}, {about['threads']} threads; {versions}; {'; '.join(made)}."
         return f"{head}\n\n{self._table(self.records)}\n"
+
+    def shown(self) -> "Store":
+        """Prints the table and where it is; returns itself."""
+        print(self.text())
+        print(f"Written to {self.path}")
+        return self
+
+
+def check_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Checks what is to be measured.
+
+    Args:
+        name: Of the option.
+        given: What was asked for.
+        known: What there is.
+
+    Raises:
+        ValueError: Something is not known.
+    """
+    known = list(known)
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"{name} must be some of {', '.join(known)}, got {unknown}.")
