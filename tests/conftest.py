@@ -6,6 +6,7 @@ import keras
 import pytest
 
 from keras_maml.learners import patience
+from keras_maml.learners.episodic_model import EpisodicModel
 
 # Traced programs are millions of objects. Looking for garbage among them as often as Python does
 # by itself takes a seventh of the time.
@@ -31,3 +32,16 @@ def fresh_keras():
 def float64():
     """Double precision, for comparisons with finite differences."""
     keras.config.set_floatx("float64")
+
+
+@pytest.fixture(scope="module")
+def without_xla():
+    """XLA takes seconds for every program; test_meta_gradients shows that it changes nothing."""
+    compile_ = EpisodicModel.compile
+
+    def plain(learner, *args, jit_compile=False, **kwargs):
+        compile_(learner, *args, jit_compile=jit_compile, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EpisodicModel, "compile", plain)
+        yield

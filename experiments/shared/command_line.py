@@ -60,9 +60,7 @@ def with_plain_flags(kind: type) -> type:
         for f in dataclasses.fields(kind)
         if isinstance(f.default, bool)
     ]
-    changed = dataclasses.make_dataclass(kind.__name__, flags, bases=(kind,), frozen=True)
-    changed.__doc__ = kind.__doc__
-    return changed
+    return with_fields(kind, flags)
 
 
 def with_defaults(settings: Any) -> type:
@@ -76,9 +74,18 @@ def with_defaults(settings: Any) -> type:
         (f.name, f.type, dataclasses.field(default=getattr(settings, f.name), metadata=f.metadata))
         for f in dataclasses.fields(kind)
     ]
-    changed = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
-    changed.__doc__ = kind.__doc__
-    return changed
+    return with_fields(kind, fields)
+
+
+def with_fields(kind: type, fields: list[tuple]) -> type:
+    """Returns a dataclass like ``kind`` with fields of other defaults.
+
+    It says that it comes from ``kind``'s module: what ``--help`` says is looked for in its source.
+    """
+    where = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    return dataclasses.make_dataclass(
+        kind.__name__, fields, bases=(kind,), namespace=where, frozen=True
+    )
 
 
 def as_typed() -> str:

@@ -163,7 +163,7 @@ ONCE_MORE = (
     "subclassed",
     "shared_weights",
 )
-ONCE_MORE += ("dictionary_inputs", "tuple_inputs", "frozen", "embedding")
+ONCE_MORE += ("dictionary_inputs", "tuple_inputs", "frozen", "embedding", "paper")
 
 
 @pytest.mark.parametrize("name", zoo.cases(late=ONCE_MORE, of=lambda case: case.vectorizes))

@@ -32,7 +32,9 @@ def vowels(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name if name == "drawings" else slow(name) for name in NAMES])
-def test_example(name, tmp_path, vowels, monkeypatch):
+def test_example(name, tmp_path, vowels, monkeypatch, request):
+    if name == "drawings":
+        request.getfixturevalue("without_xla")
     example = importlib.import_module(f"examples.{name}")
     settings = {"iterations": 10, "tasks": 200, "folder": tmp_path / "run"}
     settings |= {"speakers": {"data": vowels}, "backbone": {"epochs": 1}}.get(name, {})

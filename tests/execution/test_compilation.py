@@ -111,6 +111,7 @@ def test_training_and_evaluation_are_those_of_one_program(cores):
         assert_close(found, results[0])
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit_and_with_several_steps_in_one_call(cores):
     cores(2)
     stacked = tf.nest.map_structure(
@@ -135,8 +136,9 @@ def test_meta_batches_of_unknown_size_are_taken_as_they_come(cores):
     assert_close(*histories)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("tasks", [zoo.slow(4), 9])  # two parts for two cores, and three
+@pytest.mark.parametrize("tasks", [4, 9])  # two parts for two cores, and three
 def test_large_parts_keep_to_a_core_each(tasks, cores, monkeypatch):
     cores(2)
     data = zoo.episodes(CASE, tasks=tasks)

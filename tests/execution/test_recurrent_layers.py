@@ -115,8 +115,8 @@ def test_recurrent_dropout_of_everything_forgets(make):
 
 
 # Of each way through the code one; the others are slow to trace.
-FAST = ("own_cell", "noisy", "masked")
-SLOW = {"dropout", "bidirectional", *KINDS} - {*FAST}
+FAST = ("own_cell", "noisy")
+SLOW = {"dropout", "bidirectional", "masked", *KINDS} - {*FAST}
 
 
 @pytest.mark.usefixtures("float64")

@@ -62,7 +62,7 @@ def cases():
     for name in OTHERS:
         for line in FAST:
             ways = name.startswith("keras_maml ")  # of ours, which other tests compare
-            slow = ways or (line is MINI_IMAGENET and not name.startswith("PyTorch"))
+            slow = ways or (line is not SINUSOID and not name.startswith("PyTorch"))
             marks = [pytest.mark.slow] if slow else []
             yield pytest.param(name, line, id=f"{name}-{line.line}", marks=marks)
         for line in SLOW:

@@ -183,6 +183,7 @@ def test_a_finished_comparison_is_extended_without_training_again(
         run(folder)
 
 
+@pytest.mark.slow
 def test_more_iterations_continue_every_training(whole, tmp_path):
     run(tmp_path, algorithms=("anil",), seeds=(0,), iterations=2)
     run(tmp_path, algorithms=("anil",), seeds=(0,))
@@ -252,6 +253,7 @@ def test_the_clock_goes_on_where_other_processes_ended(monkeypatch, steps, stops
     assert logs["iterations"] == {0: 4, 2: 2}[steps]
 
 
+@pytest.mark.slow
 def test_equal_time_ends_training_within_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingClock, "_elapsed", lambda clock: 1.0)
     record = run(

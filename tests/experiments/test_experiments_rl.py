@@ -115,7 +115,9 @@ def test_a_run_writes_results_figures_and_policies(uninterrupted):
     assert [step for step, tag, _ in events if tag == "return"] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["trained", "tested again"])
+@pytest.mark.parametrize(
+    "again", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["trained", "tested again"]
+)
 def test_the_saved_policy_is_the_best_one_that_was_tested(uninterrupted, tmp_path, again):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)

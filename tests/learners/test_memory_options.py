@@ -61,8 +61,9 @@ def test_it_is_the_same_in_first_order_and_without_steps(settings):
     assert_equal(learner.meta_gradients(*data), expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("options", [zoo.slow(OPTIONS[0]), OPTIONS[1]], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_training_and_evaluation_are_the_same(options):
     case = zoo.CASES["dropout"]
     data = zoo.episodes(case, tasks=5)

@@ -105,7 +105,7 @@ def kind(request):
 
 
 @pytest.mark.parametrize(
-    "name", ["dense", "lstm", zoo.slow("attention"), zoo.slow("relu_convolution")]
+    "name", ["dense", *map(zoo.slow, ("lstm", "attention", "relu_convolution"))]
 )
 def test_a_device_adapts_as_the_learner_does(kind, name, tmp_path):
     learner, arrays, expected = make_learner(CASES[name])

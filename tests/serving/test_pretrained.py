@@ -100,6 +100,7 @@ def accuracy(learner, ways, size=28, channels=1):
     return result.curve("accuracy")
 
 
+@pytest.mark.slow
 def test_a_learner_trained_for_seconds_adapts_to_freshly_drawn_glyphs(folder):
     curve = accuracy(keras_maml.load("glyphs", folder), WAYS)
     assert curve[0] < 0.5 and curve[-1] > 0.7
