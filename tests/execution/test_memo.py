@@ -46,7 +46,7 @@ INDUCTIVE = {"batch_normalization": "inductive"}
         ("nested", {"rematerialize": True}),
         zoo.slow_if(True, "nested", {"first_order": True}),
         zoo.slow_if(True, "nested", INDUCTIVE),
-        ("normalization", INDUCTIVE),
+        zoo.slow_if(True, "normalization", INDUCTIVE),
     ],
 )
 def test_remembering_changes_no_number(name, settings, monkeypatch):

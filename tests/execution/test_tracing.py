@@ -28,7 +28,8 @@ def train(task_map, **settings):
     learner.adapt(x[0], y[0]).predict(x_query[0], verbose=0)
 
 
-@pytest.mark.parametrize("task_map", [zoo.slow("vectorized"), "sequential"])
+@pytest.mark.slow
+@pytest.mark.parametrize("task_map", ["vectorized", "sequential"])
 def test_a_learner_leaves_no_graph_behind(task_map):
     train(task_map, rematerialize=True)
     before = count_graphs()

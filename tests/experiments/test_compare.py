@@ -129,6 +129,7 @@ def test_seeds_differ_in_weights_and_training_and_share_the_test(whole, tmp_path
     assert not np.array_equal(*networks_of)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_ends_with_the_same_table(whole, tmp_path, monkeypatch):
     def interrupting(function, call):
         calls = []

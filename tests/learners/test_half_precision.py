@@ -32,7 +32,7 @@ DATA = zoo.episodes(zoo.CASES["dense"])
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"first_order": True}, {"rematerialize": True, "task_map": "sequential"}],
+    [{}, {"first_order": True}, zoo.slow({"rematerialize": True, "task_map": "sequential"})],
     ids=str,
 )
 def test_the_meta_gradient_is_nearly_that_of_float32(settings):

@@ -42,7 +42,9 @@ def test_the_meta_gradient_is_the_same(name, options):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("compile_arguments", [{"jit_compile": True}, {"run_eagerly": True}])
+@pytest.mark.parametrize(
+    "compile_arguments", [zoo.slow({"jit_compile": True}), {"run_eagerly": True}]
+)
 def test_it_is_the_same_compiled_and_eager(compile_arguments):
     case = zoo.CASES["dense"]
     data = zoo.episodes(case, tasks=3)

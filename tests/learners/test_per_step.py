@@ -83,7 +83,7 @@ def forward(weights, gamma, beta, x, x_statistics):
         slow_if(True, {}, [0.0, 1.0]),
         ({"batch_normalization": "inductive", "query_loss": query_losses.MultiStep}, [0.5, 0.5]),
         ({"rematerialize": True, "query_loss": query_losses.MultiStep}, [0.5, 0.5]),
-        ({"task_map": "vectorized"}, [0.0, 1.0]),
+        slow_if(True, {"task_map": "vectorized"}, [0.0, 1.0]),
     ],
 )
 def test_every_step_has_its_scale_and_offset(settings, step_weights):
@@ -160,6 +160,7 @@ def test_only_models_that_can_be_copied_get_other_layers():
     assert learner.query_loss.step_weights(5).shape == (5,)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_first_order_comes_first_and_then_the_exact_gradient():
     annealing = [callbacks.DerivativeOrderAnnealing(1)]

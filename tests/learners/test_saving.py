@@ -21,10 +21,10 @@ def make_learner(name):
     return learner
 
 
-LATE = map(zoo.slow, ("dense", "paper", "dictionary_inputs"))
+LATE = map(zoo.slow, ("dense", "subclassed", "paper", "dictionary_inputs"))
 
 
-@pytest.mark.parametrize("name", ["dropout", "subclassed", *LATE])
+@pytest.mark.parametrize("name", ["dropout", *LATE])
 def test_training_continues_bit_for_bit(name, tmp_path):
     learner, data = make_learner(name), zoo.episodes(zoo.CASES[name])
     learner.fit(data, epochs=2, verbose=0)

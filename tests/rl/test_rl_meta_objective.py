@@ -203,7 +203,7 @@ def test_the_meta_gradient_equals_finite_differences(name):
     np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["one step", "penalty"])
+@pytest.mark.parametrize("name", ["one step", slow("penalty")])
 def test_the_meta_gradient_of_weights_that_drew_nothing(name):
     """Where no divergence is zero, and so has a gradient."""
     case, expected = CASES[name], in_numpy(CASES[name])

@@ -47,7 +47,7 @@ def load(learner, folder, **settings):
     return tf.saved_model.load(str(folder / "1")).signatures
 
 
-@pytest.mark.parametrize("name", ["dense", "small", *map(zoo.slow, [*CASES][2:])])
+@pytest.mark.parametrize("name", ["dense", *map(zoo.slow, [*CASES][1:])])
 def test_weights_kept_and_used_later_predict_as_the_learner_does(name, tmp_path):
     learner, (x, y), x_query, expected = make_learner(name, **CASES[name])
     signatures = load(learner, tmp_path)
