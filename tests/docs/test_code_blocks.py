@@ -84,10 +84,9 @@ def somewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [*programs()])
 def test_the_blocks_of_a_page_run(page, somewhere):
     program = "\n".join(blocks(page, "python"))
-    if "keras_maml.rl" in program:
-        # Imported by keras_maml.rl alone, which gives it the Keras that it needs.
-        if importlib.util.find_spec("tf_agents") is None:
-            pytest.skip("the extra 'rl' is not installed")
+    # TF-Agents is imported by keras_maml.rl alone, which gives it the Keras that it needs.
+    if "keras_maml.rl" in program and importlib.util.find_spec("tf_agents") is None:
+        pytest.skip("the extra 'rl' is not installed")
     for pattern, replacement in SMALLER:
         program = re.sub(pattern, replacement, program)
     exec(compile(program, str(page), "exec"), somewhere)
