@@ -92,9 +92,13 @@ class CompiledModel(WrappedModel):
     def tasks(self) -> Tasks:
         """How the tasks of a meta-batch run."""
         if self.__dict__.get("_tasks") is None:
-            names = [layer.name for layer in flatten_layers(self.model)]
+            layers = list(flatten_layers(self.model))
             self.__dict__["_tasks"] = Tasks(
-                self.task_map, self.task_chunk, patch_bytes=self.patch_bytes, layer_names=names
+                self.task_map,
+                self.task_chunk,
+                patch_bytes=self.patch_bytes,
+                loops=any(isinstance(layer, keras.layers.RNN) for layer in layers),
+                layer_names=[layer.name for layer in layers],
             )
         return self.__dict__["_tasks"]
 
