@@ -121,11 +121,14 @@ class CompiledModel(WrappedModel):
         key = key, str(spec_of(arguments))  # in less time than TensorFlow needs for it
 
         def make() -> Callable:
-            compiled = tracing.function(lambda *a: self.run_step(step, *a))
-            trace = first_call_explained(
-                compiled.get_concrete_function, lambda: self.slow_to_compile("step")
-            )
-            return trace(*arguments)
+            function, traced = tracing.function(lambda *a: self.run_step(step, *a)), []
+
+            def call(*arguments: Any) -> Any:
+                if not traced:
+                    traced.append(function.get_concrete_function(*arguments))
+                return traced[0](*arguments)  # where XLA compiles it
+
+            return first_call_explained(call, lambda: self.slow_to_compile("step"))
 
         return self.compiled_function(key, make)(*arguments)
 
