@@ -302,7 +302,7 @@ def input_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(re.escape(MARK) + r"(.*?)\]", str(error.message), re.DOTALL)
+        found = re.search(re.escape(MARK) + r"(.*?)(?:\]|'?$)", str(error.message), re.DOTALL)
         if found is None:
             raise
         raise ValueError(found[1].replace("\\n", " ")) from None

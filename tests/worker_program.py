@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 import keras_maml
@@ -14,18 +15,18 @@ import keras_maml
 MODELS = {
     "dense": lambda: [
         keras.Input((1,)),
-        layers.Dense(16, "relu"),
+        layers.Dense(16, "tanh"),
         layers.BatchNormalization(),
         layers.Dropout(0.5, seed=4),
         layers.Dense(1),
     ],
     "convolution": lambda: [
         keras.Input((8, 8, 1)),
-        layers.Conv2D(4, 3, padding="same"),
+        layers.Conv2D(4, 3, padding="same", use_bias=False),
         layers.BatchNormalization(),
-        layers.Activation("relu"),
+        layers.Activation("softplus"),
         layers.Dropout(0.3, seed=2),
-        layers.MaxPooling2D(2),
+        layers.AveragePooling2D(2),
         layers.Flatten(),
         layers.Dense(3),
     ],
@@ -33,11 +34,12 @@ MODELS = {
 
 # Arguments of the optimizer, of the learner and of compile.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "dense": ("dense", {}, {"inner_steps": 2}, {}),
+    "dense": ("dense", {"use_ema": True, "clipnorm": 0.5}, {}, {}),
     "in turns": ("convolution", {}, {"task_map": "sequential"}, {}),
     "at once": ("convolution", {"clipnorm": 0.05}, {"task_map": "vectorized"}, {}),
     "global_clipnorm": ("dense", {"global_clipnorm": 0.1}, {}, {}),
     "ema": ("dense", {"use_ema": True, "weight_decay": 0.01}, {"measure_before": False}, {}),
+    "several steps": ("dense", {}, {"inner_steps": 3}, {}),
     "accumulation": ("dense", {"gradient_accumulation_steps": 2}, {"inner_steps": 1}, {}),
     "scaled": ("dense", {"loss_scale_factor": 8.0}, {"first_order": True}, {}),
     "chunks": ("convolution", {}, {"task_chunk": 1, "rematerialize": True}, {}),
@@ -53,7 +55,7 @@ def run(case: str, workers: keras_maml.Workers | None, shard: tuple[int, int]) -
     # Only worker 0 has the weights of one process to begin with.
     keras.utils.set_random_seed(7 + shard[0])
     model = keras.Sequential(MODELS[kind]())
-    learner = keras_maml.MAML(model, inner_learning_rate=0.05, **of_learner)
+    learner = keras_maml.MAML(model, inner_learning_rate=0.02, **of_learner)
     classifies = kind == "convolution"
     learner.compile(
         keras.optimizers.Adam(0.01, **of_optimizer),
@@ -93,13 +95,42 @@ def run(case: str, workers: keras_maml.Workers | None, shard: tuple[int, int]) -
         "test_on_batch": learner.test_on_batch(batch),
         "predict_on_batch": learner.predict_on_batch(batch),
         "weights afterwards": learner.get_weights(),
-        "state of the optimizer": [np.array(v) for v in learner.optimizer.variables],
+        "state of the optimizer": [v.numpy() for v in learner.optimizer.variables],
     }
+
+
+def wrong(workers: keras_maml.Workers) -> dict[str, Any]:
+    """Gives workers data that do not fit together; prints what they are told."""
+    learner = keras_maml.MAML(keras.Sequential(MODELS["dense"]()))
+    learner.compile("sgd", loss="mean_squared_error", workers=workers)
+    sinusoid, shard = keras_maml.episodes.sinusoid, workers.shard
+    more = 1 + workers.index
+    arrays = next(iter(sinusoid(meta_batch_size=4, shard=shard)))
+    uneven = tf.data.Dataset.from_tensor_slices(
+        keras.tree.map_structure(lambda a: tf.concat([a, a[:more]], 0), arrays)
+    ).batch(2)
+    for train in (
+        lambda: learner.fit(sinusoid(meta_batch_size=4, tasks=8)),
+        lambda: learner.fit(sinusoid(meta_batch_size=2, tasks=4 + 2 * more, shard=shard)),
+        lambda: learner.fit(sinusoid(meta_batch_size=2 * more, tasks=12 * more, shard=shard)),
+        lambda: learner.fit(arrays, batch_size=1),
+        lambda: learner.fit(arrays, validation_split=0.5),
+        lambda: learner.fit(uneven, verbose=0),
+    ):
+        try:
+            train()
+            print("was not refused")
+        except ValueError as error:
+            print(error)
+    return {}
 
 
 if __name__ == "__main__":
     all_workers = keras_maml.Workers()
     folder, *cases = sys.argv[1:]
-    results = {case: run(case, all_workers, all_workers.shard) for case in cases}
+    results = {
+        case: wrong(all_workers) if case == "wrong" else run(case, all_workers, all_workers.shard)
+        for case in cases
+    }
     path = pathlib.Path(folder) / f"{all_workers.index}.pickle"
     path.write_bytes(pickle.dumps(results))
