@@ -6,16 +6,23 @@ of one flat tensor in every meta-step, after which all workers take the same upd
 scope, so that Keras's losses, metrics and optimizers are those of one process.
 """
 
+import contextlib
+import functools
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import context as _context
 
 from keras_maml import validation
 from keras_maml.execution import tracing
 
 _ROLES = ("chief", "worker")
+
+SILENCE = 60
+"""Seconds without a sign of life after which a worker counts as lost, and the others stop."""
 
 
 class Workers:
@@ -178,7 +185,8 @@ def _place(text: str) -> tuple[int, int]:
 
 def _connect() -> tf.distribute.Strategy:
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with _patient():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         if "startup" not in str(error):
             raise
@@ -194,6 +202,22 @@ def _connect() -> tf.distribute.Strategy:
             "process per device, each with CUDA_VISIBLE_DEVICES of its own."
         )
     return strategy
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Lets workers be silent for longer than the ten seconds that the strategy allows.
+
+    A busy machine does not hear from a worker that compiles for as long. There is no public way.
+    """
+    context = _context.context()
+    context.configure_coordination_service = functools.partial(
+        context.configure_coordination_service, heartbeat_timeout_in_ms=1000 * SILENCE
+    )
+    try:
+        yield
+    finally:
+        del context.configure_coordination_service
 
 
 def _common_dtype(tensors: list[tf.Tensor]) -> tf.DType:
