@@ -109,20 +109,27 @@ def wrong(workers: keras_maml.Workers) -> dict[str, Any]:
     uneven = tf.data.Dataset.from_tensor_slices(
         keras.tree.map_structure(lambda a: tf.concat([a, a[:more]], 0), arrays)
     ).batch(2)
+    broken = keras.tree.map_structure(
+        lambda a: tf.stack([a, a * (np.nan if workers.index == 1 else 1.0)]), arrays
+    )
+    broken = tf.data.Dataset.from_tensor_slices(broken)
+    learner.build_on(sinusoid(meta_batch_size=4, tasks=4, shard=shard))
     for train in (
         lambda: learner.fit(sinusoid(meta_batch_size=4, tasks=8)),
         lambda: learner.fit(sinusoid(meta_batch_size=2, tasks=4 + 2 * more, shard=shard)),
         lambda: learner.fit(sinusoid(meta_batch_size=2 * more, tasks=12 * more, shard=shard)),
         lambda: learner.fit(arrays, batch_size=1),
         lambda: learner.fit(arrays, validation_split=0.5),
+        lambda: learner.fit(broken, verbose=0),
         lambda: learner.fit(uneven, verbose=0),
+        lambda: learner.predict(uneven, verbose=0),
     ):
         try:
             train()
             print("was not refused")
-        except ValueError as error:
+        except (ValueError, FloatingPointError) as error:
             print(error)
-    return {}
+    return {"weights": learner.get_weights()}
 
 
 if __name__ == "__main__":

@@ -110,8 +110,15 @@ class Workers:
 
         Returns:
             The nest of tensors ``[count * tasks, ...]``.
+
+        Raises:
+            InvalidArgumentError: Workers had different numbers of tasks; on all of them.
         """
-        return self.sum(tf.nest.map_structure(self._placed, nest))
+        first = tf.convert_to_tensor(tf.nest.flatten(nest)[0])
+        # Messages of different lengths would end the connection without a word of why.
+        of_open_size = [] if first.shape[0] else [self.sum([0.0], tasks=tf.shape(first)[0])[0]]
+        with tf.control_dependencies(of_open_size):
+            return self.sum(tf.nest.map_structure(self._placed, nest))
 
     def check_equal(self, **facts: float) -> None:
         """Checks that all workers have the same numbers.
