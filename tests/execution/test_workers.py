@@ -188,6 +188,27 @@ def test_shares_follow_each_other(two):
     assert two.gather(tf.constant([[1.0], [2.0]])).numpy().ravel().tolist() == [0, 0, 2, 4]
 
 
+def test_tasks_that_cannot_be_vectorised_take_turns_on_workers_too(two, monkeypatch, caplog):
+    monkeypatch.setattr(agreement, "agree", lambda *_: None)
+    monkeypatch.setattr(two, "_assert_equal", lambda counts: tf.no_op())
+    histories = []
+    for workers in (None, two):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(3)
+        stack = [keras.layers.Conv2DTranspose(2, 2), keras.layers.Flatten(), keras.layers.Dense(1)]
+        learner = keras_maml.MAML(keras.Sequential([keras.Input((2, 2, 1)), *stack]))
+        # The other of two workers has the same tasks, which leaves means as they are.
+        metrics = [keras.metrics.RootMeanSquaredError(name="rmse")]
+        learner.compile("adam", "mean_squared_error", metrics=metrics, workers=workers)
+        x, y = np.random.default_rng(0).normal(size=(2, 2, 3, 2, 2, 1)), np.ones([2, 2, 3, 1])
+        x, y = x.astype("float32"), y.astype("float32")
+        batch = (x[0], y[0]), (x[1], y[1])
+        histories.append(learner.fit(batch, epochs=3, verbose=0).history)
+    assert caplog.text.count("cannot be vectorised") == 2
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, 1e-6, err_msg=name)
+
+
 def test_a_metric_that_is_no_sum_is_refused():
     class Largest(keras.metrics.Metric):
         def __init__(self):
