@@ -103,7 +103,7 @@ class Workers:
         return tf.nest.pack_sequence_as(nest, sums)
 
     def gather(self, nest: Any) -> Any:
-        """Joins what workers have along the first axis, in their order.
+        """Joins what workers have along the first axis, in their order, in two messages.
 
         Args:
             nest: A nest of tensors ``[tasks, ...]``, of the same shapes on all workers.
@@ -114,10 +114,9 @@ class Workers:
         Raises:
             InvalidArgumentError: Workers had different numbers of tasks; on all of them.
         """
-        first = tf.convert_to_tensor(tf.nest.flatten(nest)[0])
+        tasks = tf.shape(tf.nest.flatten(nest)[0])[0]
         # Messages of different lengths would end the connection without a word of why.
-        of_open_size = [] if first.shape[0] else [self.sum([0.0], tasks=tf.shape(first)[0])[0]]
-        with tf.control_dependencies(of_open_size):
+        with tf.control_dependencies([self.sum(tf.zeros([1]), tasks=tasks)]):
             return self.sum(tf.nest.map_structure(self._placed, nest))
 
     def check_equal(self, **facts: float) -> None:

