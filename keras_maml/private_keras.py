@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 
-def flatten_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Returns every layer of a model once: itself, its layers, and theirs."""
+def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns every layer of a model or layer once: itself, its layers, and theirs."""
     return list(model._flatten_layers())
 
 

@@ -159,6 +159,7 @@ class InnerLoop:
             for step in range(self.steps):
                 carry = self.step(task, parameters, carry, step)
             return carry
+        _before_loop(task, parameters, carry)
         _, carry = tf.while_loop(
             lambda step, _: step < self.steps,
             lambda step, carry: (step + 1, self.step(task, parameters, carry, step)),
@@ -228,8 +229,14 @@ class InnerLoop:
                 carry, outcome = turn(step, carry)
                 outcomes.append(outcome)
             return tf.nest.map_structure(lambda *values: tf.stack(values), *outcomes)
+        _before_loop(task, parameters, carry)
         others = loop(turn, carry, first, self.steps)
         return tf.nest.map_structure(lambda a, b: tf.concat([a[None], b], 0), first, others)
+
+
+def _before_loop(task: Task, parameters: Parameters, carry: Carry) -> None:
+    if hasattr(task, "before_loop"):
+        task.before_loop(parameters, carry)
 
 
 def loss_gradients(

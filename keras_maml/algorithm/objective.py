@@ -139,6 +139,12 @@ class EpisodeTask:
             loss += weight / 2 * tf.cast(tf.add_n(squares), loss.dtype)
         return loss, result.state
 
+    def before_loop(self, parameters: Parameters, carry: Carry) -> None:
+        """Computes what all turns of a loop over steps would compute alike, where there is any."""
+        if self.memo is not None:
+            self.inner_loss(parameters, carry, 0)
+            self.memo.open()
+
     def outcome(self, parameters: Parameters, carry: Carry) -> Outcome:
         """Returns the loss and the predictions on the query set."""
         x, y, sample_weight = examples(self.query)

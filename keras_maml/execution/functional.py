@@ -76,8 +76,11 @@ def forward(
     forms = differentiable_forms(
         model, route=route, batch_statistics=batch_statistics, write_statistics=write_statistics
     )
-    mode = training, batch_statistics, write_statistics
-    remembered = memo.lent(model, scope, mode) if memo else contextlib.nullcontext()
+    remembered = (
+        memo.lent(model, scope, training, (batch_statistics, write_statistics))
+        if memo
+        else contextlib.nullcontext()
+    )
     with forms, remembered, scope:
         predictions = model(x, training=training)
         # Not `model.losses`: it finds added losses by the id of a tensor, which a later trace

@@ -32,23 +32,34 @@ class Memo:
     def __init__(self, adapted: Sequence[keras.Variable]) -> None:
         self._adapted = {id(variable) for variable in adapted}
         self._results = {}
+        self._open = []  # graphs whose results may be used in graphs within them
+
+    def open(self) -> None:
+        """Lets what was computed in this graph be used in graphs within it, such as a loop's body.
+
+        Gradients then have to find their way out of these graphs by themselves.
+        """
+        self._open.append(tf.compat.v1.get_default_graph())
 
     @contextlib.contextmanager
-    def lent(self, model: keras.Model, scope: keras.StatelessScope, mode: Any) -> Iterator[None]:
+    def lent(
+        self, model: keras.Model, scope: keras.StatelessScope, training: Any, normalizing: Any
+    ) -> Iterator[None]:
         """Lends a model's layers calls that remember; inside `forms.differentiable_forms` only.
 
         Args:
             model: The model.
             scope: The scope that gives its variables their values.
-            mode: What else outputs depend on: hashable.
+            training: What else outputs depend on: hashable.
+            normalizing: What those of trainable batch normalisation depend on besides: hashable.
         """
         with contextlib.ExitStack() as stack:
             for layer in _operations(model):
                 variables = getattr(layer, "variables", [])
                 if self._adapted.isdisjoint(map(id, variables)):
-                    call = functools.partial(
-                        self._call, layer.call, (id(layer), mode), variables, scope
-                    )
+                    how = normalizing if _normalizes(layer) else None
+                    key = id(layer), training, how
+                    call = functools.partial(self._call, layer.call, key, variables, scope)
                     stack.enter_context(lend(layer, "call", call))
             yield
 
@@ -67,15 +78,31 @@ class Memo:
         given, losses = values(), len(scope.losses)
         arguments = keras.tree.flatten((args, kwargs))
         graph = tf.compat.v1.get_default_graph()  # tensors of a loop's body end with it
-        ids = [id(one) for one in (graph, *given, *arguments)]
-        key = key, len(args), tuple(kwargs), *ids
-        if key in self._results:
-            return self._results[key][0]
+        key = key, len(args), tuple(kwargs), *(id(one) for one in (*given, *arguments))
+        for seen in self._visible_from(graph):
+            if (*key, id(seen)) in self._results:
+                return self._results[*key, id(seen)][0]
         results = call(*args, **kwargs)
         same = all(a is b for a, b in zip(given, values(), strict=True))
         if same and losses == len(scope.losses):  # or it does more than to return something
-            self._results[key] = results, graph, given, arguments  # kept, so that ids stay theirs
+            # All of it is kept, so that ids stay theirs.
+            self._results[*key, id(graph)] = results, graph, given, arguments
         return results
+
+    def _visible_from(self, graph: tf.Graph) -> Iterator[tf.Graph]:
+        yield graph
+        while (graph := getattr(graph, "outer_graph", None)) is not None:
+            if any(graph is one for one in self._open):
+                yield graph
+
+
+def _normalizes(layer: Any) -> bool:
+    if not isinstance(layer, keras.layers.Layer):
+        return False
+    return any(
+        isinstance(inner, keras.layers.BatchNormalization) and inner.trainable
+        for inner in flatten_layers(layer)
+    )
 
 
 def _operations(model: keras.Model) -> list[Any]:

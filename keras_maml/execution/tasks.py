@@ -27,7 +27,8 @@ from keras_maml.execution.workers import Workers
 
 MODES = ("auto", "vectorized", "sequential")
 
-# Tasks with larger patches are faster one after another (docs/speed.md).
+# Tasks with larger patches are faster one after another, and so are loops that XLA compiles
+# (docs/speed.md).
 MAX_PATCHES = 2**16
 
 _log = logging.getLogger("keras_maml")
@@ -118,9 +119,11 @@ class Tasks:
 
     Args:
         mode: ``"vectorized"``, ``"sequential"``, or ``"auto"``: at once unless an operation cannot
-            be vectorised, which one message says, or patches are large.
+            be vectorised, which one message says, or turns are faster: with large patches, and in
+            loops that XLA compiles.
         task_chunk: How many tasks may be in memory at once; None for no limit.
         patch_bytes: How large the largest patches of one example are, see `forms.first_call`.
+        loops: Whether layers of the model are loops, as recurrent ones are.
         layer_names: The names of the model's layers, to recognise one in the message.
 
     Raises:
@@ -139,6 +142,7 @@ class Tasks:
         task_chunk: int | None = None,
         *,
         patch_bytes: int = 0,
+        loops: bool = False,
         layer_names: Sequence[str] = (),
     ) -> None:
         if mode not in MODES:
@@ -146,19 +150,21 @@ class Tasks:
         self.mode = mode
         self.task_chunk = task_chunk
         self.patch_bytes = patch_bytes
+        self.loops = loops
         self.layer_names = layer_names
         self._cannot_vectorize = False
 
-    def run_at_once(self, examples: int | None = None) -> bool:
+    def run_at_once(self, examples: int | None = None, jit_compile: bool = False) -> bool:
         """Returns whether tasks run at once, as far as is known.
 
         Args:
             examples: How many examples a forward pass has, at most; None if that is open.
+            jit_compile: Whether XLA compiles the program.
         """
         if self.mode != "auto":
             return self.mode == "vectorized"
         large = examples is not None and examples * self.patch_bytes > MAX_PATCHES
-        return not (large or self._cannot_vectorize)
+        return not (large or self._cannot_vectorize or (self.loops and jit_compile))
 
     def call(
         self,
@@ -202,7 +208,7 @@ class Tasks:
         # One task at once is one in turns, in the layers' own operations and traced in less time.
         one = all(array.shape[:1] == [1] for array in tf.nest.flatten(arguments))
         in_turns = one and self.mode == "auto" and not jit_compile
-        if self.run_at_once(examples) and not in_turns:
+        if self.run_at_once(examples, jit_compile) and not in_turns:
             programs = jit_compile and workers is not None
             at_once = Run("vectorized", self.task_chunk, programs, workers)
 

@@ -93,9 +93,13 @@ class CompiledModel(WrappedModel):
     def tasks(self) -> Tasks:
         """How the tasks of a meta-batch run."""
         if self.__dict__.get("_tasks") is None:
-            names = [layer.name for layer in flatten_layers(self.model)]
+            layers = list(flatten_layers(self.model))
             self.__dict__["_tasks"] = Tasks(
-                self.task_map, self.task_chunk, patch_bytes=self.patch_bytes, layer_names=names
+                self.task_map,
+                self.task_chunk,
+                patch_bytes=self.patch_bytes,
+                loops=any(isinstance(layer, keras.layers.RNN) for layer in layers),
+                layer_names=[layer.name for layer in layers],
             )
         return self.__dict__["_tasks"]
 
@@ -118,11 +122,14 @@ class CompiledModel(WrappedModel):
         key = key, str(spec_of(arguments))  # in less time than TensorFlow needs for it
 
         def make() -> Callable:
-            compiled = tracing.function(lambda *a: self.run_step(step, *a))
-            trace = first_call_explained(
-                compiled.get_concrete_function, lambda: self.slow_to_compile("step")
-            )
-            return trace(*arguments)
+            function, traced = tracing.function(lambda *a: self.run_step(step, *a)), []
+
+            def call(*arguments: Any) -> Any:
+                if not traced:
+                    traced.append(function.get_concrete_function(*arguments))
+                return traced[0](*arguments)  # where XLA compiles it
+
+            return first_call_explained(call, lambda: self.slow_to_compile("step"))
 
         return self.compiled_function(key, make)(*arguments)
 

@@ -31,10 +31,9 @@ def vowels(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [name if name == "drawings" else slow(name) for name in NAMES])
-def test_example(name, tmp_path, vowels, monkeypatch, request):
-    if name == "drawings":
-        request.getfixturevalue("without_xla")
+@pytest.mark.usefixtures("without_xla")
+@pytest.mark.parametrize("name", [slow(name) if name == "backbone" else name for name in NAMES])
+def test_example(name, tmp_path, vowels, monkeypatch):
     example = importlib.import_module(f"examples.{name}")
     settings = {"iterations": 10, "tasks": 200, "folder": tmp_path / "run"}
     settings |= {"speakers": {"data": vowels}, "backbone": {"epochs": 1}}.get(name, {})

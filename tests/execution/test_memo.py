@@ -88,3 +88,19 @@ def test_a_body_is_called_once_per_set(how):
     learner.meta_gradients(*batch)
     sets = [shape[0] for shape in counting.traced]
     assert sets == ([6] * STEPS + [5] if how == "all is adapted" else [6, 5])
+
+
+@pytest.mark.parametrize("what", ["adapt", "trajectories"])
+def test_a_loop_over_steps_uses_what_was_computed_before_it(what):
+    model, counting = counting_model()
+    learner = ANIL(model, inner_steps=STEPS, task_map="sequential")
+    learner.compile("sgd", "mse", jit_compile=False)
+    batch = (x, y), _ = zoo.episodes(zoo.CASES["dense"])
+    learner.build_on(batch)
+    counting.traced.clear()
+    if what == "adapt":  # checks the shape; then the statistics of the support set are a head's
+        learner.adapt(x[0], y[0])
+        assert [shape[0] for shape in counting.traced] == [6, None]
+    else:
+        learner.trajectories(*batch, steps=STEPS)
+        assert [shape[0] for shape in counting.traced] == [5, 6]

@@ -121,6 +121,16 @@ def test_only_auto_gives_way_to_large_patches(mode, examples, at_once):
     assert Tasks(mode, patch_bytes=MAX_PATCHES // 2).run_at_once(examples) == at_once
 
 
+@pytest.mark.parametrize(
+    ("mode", "jit_compile", "at_once"),
+    [("auto", True, False), ("auto", False, True), ("vectorized", True, True)],
+)
+def test_recurrent_layers_take_turns_where_xla_compiles_their_loops(mode, jit_compile, at_once):
+    stack = [keras.layers.Bidirectional(keras.layers.GRU(2)), keras.layers.Dense(1)]
+    learner = MAML(keras.Sequential([keras.Input((4, 3)), *stack]), task_map=mode)
+    assert learner.tasks.run_at_once(jit_compile=jit_compile) == at_once
+
+
 def test_a_sequential_map_without_results_has_none():
     assert tf.function(lambda x: map_sequentially(lambda e: {}, x))(tf.ones([2, 1])) == {}
     assert map_sequentially(lambda e: e + 1, tf.constant([1, 2])).numpy().tolist() == [2, 3]
