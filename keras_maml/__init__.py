@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from keras_maml import episodes, layers, networks
+from keras_maml.execution.workers import Workers
 from keras_maml.learners.family import (
     ANIL,
     BOIL,
@@ -38,6 +39,7 @@ __all__ = [
     "MetaCurvature",
     "MetaSGD",
     "Reptile",
+    "Workers",
     "__version__",
     "callbacks",
     "episodes",

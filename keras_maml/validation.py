@@ -9,6 +9,9 @@ import numpy as np
 
 EPISODE = "((x_support, y_support), (x_query, y_query))"
 
+# Begins what a running step says, and what a ValueError then repeats without the rest.
+MARK = "keras_maml says: "
+
 
 def check_count(name: str, value: Any, minimum: int = 0) -> None:
     """Raises ValueError unless ``value`` is an integer of at least ``minimum``."""

@@ -21,6 +21,7 @@ def from_arrays(
     seed: int = 0,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
     rotations: bool = False,
     dtype: str | Mapping[str, str] | None = None,
     scale: float | Mapping[str, float] | None = None,
@@ -45,6 +46,7 @@ def from_arrays(
         seed: Any integer; each has its own episodes.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``, see `sampling.episode_dataset`.
         rotations: Whether each class of each episode is turned counter-clockwise by a random
             multiple of 90 degrees, the same for all its examples (needs square images).
         dtype: Of the examples that come out, if they are numbers; ``None``: float32, but integers
@@ -117,7 +119,9 @@ def from_arrays(
         # Split the small row numbers, not the images made of them: that saves a copy.
         return examples(rows[..., :shots], turns), examples(rows[..., shots:], turns)
 
-    return episode_dataset(make_batch, meta_batch_size=meta_batch_size, tasks=tasks, start=start)
+    return episode_dataset(
+        make_batch, meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard
+    )
 
 
 def rotate(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:

@@ -35,6 +35,7 @@ def glyphs(
     seed: int = 0,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
     rotations: bool = False,
 ) -> tf.data.Dataset:
     """Episodes of ``ways`` glyphs with ``shots + queries`` drawings of each.
@@ -52,6 +53,7 @@ def glyphs(
         seed: Any integer; each has its own episodes, of the same drawings.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``, see `sampling.episode_dataset`.
         rotations: Whether each glyph of each episode is turned by a random multiple of 90 degrees.
 
     Returns:
@@ -71,7 +73,7 @@ def glyphs(
         (TensorShape([4, 5, 28, 28, 1]), TensorShape([4, 25, 28, 28, 1]))
     """
     check_choice("split", split, SPLITS)
-    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
+    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard)
     numbers = np.array(CLASSES[split])
     sizes = np.full(len(numbers), DRAWINGS)
     check_classes(numbers, sizes, ways=ways, shots=shots, queries=queries, where=f"split={split!r}")
@@ -83,6 +85,7 @@ def glyphs(
         seed=seed,
         tasks=tasks,
         start=start,
+        shard=shard,
         rotations=rotations,
     )
 

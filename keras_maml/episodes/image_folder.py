@@ -33,6 +33,7 @@ def image_folder(
     seed: int = 0,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
     rotations: bool = False,
     cache_dir: str | os.PathLike | None = None,
 ) -> tf.data.Dataset:
@@ -55,6 +56,7 @@ def image_folder(
         seed: Any integer; each has its own episodes.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``, see `sampling.episode_dataset`.
         rotations: Whether each class of each episode is turned by a random multiple of 90 degrees.
         cache_dir: See `load_image_folder`.
 
@@ -68,7 +70,7 @@ def image_folder(
     Example:
         >>> episodes = image_folder("photos", image_size=84, ways=5)  # doctest: +SKIP
     """
-    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
+    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard)
     require_positive(ways=ways, shots=shots, queries=queries)
     data = load_image_folder(
         path,
@@ -88,6 +90,7 @@ def image_folder(
         seed=seed,
         tasks=tasks,
         start=start,
+        shard=shard,
         rotations=rotations,
     )
 

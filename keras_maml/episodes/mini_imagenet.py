@@ -26,6 +26,7 @@ def mini_imagenet(
     seed: int = 0,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
     cache_dir: str | os.PathLike | None = None,
 ) -> tf.data.Dataset:
     """Episodes of ``ways`` classes with ``shots + queries`` photographs of each.
@@ -43,6 +44,7 @@ def mini_imagenet(
         seed: Any integer; each has its own episodes.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``, see `sampling.episode_dataset`.
         cache_dir: See `load_mini_imagenet`.
 
     Returns:
@@ -67,7 +69,7 @@ def mini_imagenet(
     """
     # Checked before the data are read, which takes time.
     check_choice("split", split, SPLITS)
-    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
+    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard)
     classes = np.array(CLASSES[split])
     sizes = np.full(len(classes), IMAGES_PER_CLASS)
     check_classes(classes, sizes, ways=ways, shots=shots, queries=queries, where=f"split={split!r}")
@@ -81,6 +83,7 @@ def mini_imagenet(
         seed=seed,
         tasks=tasks,
         start=start,
+        shard=shard,
     )
 
 

@@ -35,6 +35,7 @@ def omniglot(
     seed: int = 0,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
     rotations: bool = True,
     cache_dir: str | os.PathLike | None = None,
 ) -> tf.data.Dataset:
@@ -54,6 +55,7 @@ def omniglot(
         seed: Any integer; each has its own episodes.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``, see `sampling.episode_dataset`.
         rotations: Whether each character of each episode is turned by a random multiple of 90
             degrees; the paper does so in training and in testing.
         cache_dir: See `load_omniglot`.
@@ -80,7 +82,7 @@ def omniglot(
     """
     # Checked before the data are read, which may mean a download.
     check_choice("split", split, tuple(SPLITS))
-    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
+    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard)
     sizes = np.full(SPLITS[split], OFFICIAL.drawings)
     check_classes(
         np.arange(SPLITS[split]),
@@ -100,6 +102,7 @@ def omniglot(
         seed=seed,
         tasks=tasks,
         start=start,
+        shard=shard,
         rotations=rotations,
     )
 

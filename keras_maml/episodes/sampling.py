@@ -170,23 +170,27 @@ def require_positive(**sizes: int) -> None:
         check_count(name, value, minimum=1)
 
 
-def check_stream(*, meta_batch_size: int, tasks: int | None, start: int) -> None:
+def check_stream(
+    *, meta_batch_size: int, tasks: int | None, start: int, shard: tuple[int, int] = (0, 1)
+) -> None:
     """Checks the arguments that say which episodes a dataset holds.
 
     Args:
         meta_batch_size: Episodes per element.
         tasks: How many episodes; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``.
 
     Raises:
-        ValueError: If a size is not positive, ``start`` is negative, or ``tasks`` is not a
-            multiple of ``meta_batch_size``.
+        ValueError: If a size is not positive, ``start`` is negative, ``tasks`` is not a multiple
+            of ``meta_batch_size``, that is none of ``workers``, or there is no such worker.
 
     Example:
         >>> check_stream(meta_batch_size=4, tasks=8, start=0)
     """
     require_positive(meta_batch_size=meta_batch_size)
     check_count("start", start)
+    check_shard(shard, meta_batch_size)
     if tasks is None:
         return
     require_positive(tasks=tasks)
@@ -199,12 +203,47 @@ def check_stream(*, meta_batch_size: int, tasks: int | None, start: int) -> None
         )
 
 
+def check_shard(shard: tuple[int, int], meta_batch_size: int) -> None:
+    """Checks which share of every meta-batch a data set is to hold.
+
+    Args:
+        shard: ``(worker, workers)``: the share of one worker, of several.
+        meta_batch_size: Episodes per meta-batch, those of all workers.
+
+    Raises:
+        ValueError: If it is no pair, there is no such worker, or shares would not be equal.
+
+    Example:
+        >>> check_shard((2, 4), meta_batch_size=32)
+    """
+    if not isinstance(shard, (tuple, list)) or len(shard) != 2:
+        raise ValueError(
+            f"shard must be (worker, workers), such as keras_maml.Workers().shard, got {shard!r}."
+        )
+    worker, workers = shard
+    check_count("shard[1], the number of workers,", workers, minimum=1)
+    check_count("shard[0], the number of this worker,", worker)
+    if worker >= workers:
+        raise ValueError(
+            f"shard=(worker, workers) counts workers from 0, got worker {worker} of {workers}."
+        )
+    if meta_batch_size % workers:
+        nearest = math.ceil(meta_batch_size / workers) * workers
+        raise ValueError(
+            f"meta_batch_size, the episodes of all workers together, must be a multiple of their "
+            f"number, so that every worker has as many: got {meta_batch_size} for {workers} "
+            f"workers. Use meta_batch_size={nearest}, or a number of workers that divides "
+            f"{meta_batch_size}."
+        )
+
+
 def episode_dataset(
     make_batch: Callable[[tf.Tensor], Any],
     *,
     meta_batch_size: int,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Builds a dataset of meta-batches from a function of the episode numbers.
 
@@ -216,21 +255,29 @@ def episode_dataset(
         tasks: How many episodes the dataset holds, a multiple of ``meta_batch_size``. ``None``:
             the dataset never ends.
         start: Number of the first episode.
+        shard: ``(worker, workers)``: of ``workers`` equal parts of every meta-batch, which follow
+            each other in the order of the episodes, the one that the data set holds, with
+            ``meta_batch_size / workers`` tasks; no episode of others is made. By default all.
 
     Returns:
         A dataset of ``tasks / meta_batch_size`` elements (its cardinality), in the order of the
         episodes.
 
     Raises:
-        ValueError: If a size is not positive, ``start`` is negative, or ``tasks`` is not a
-            multiple of ``meta_batch_size``.
+        ValueError: If a size is not positive, ``start`` is negative, ``tasks`` is not a multiple
+            of ``meta_batch_size``, that is none of ``workers``, or there is no such worker.
 
     Example:
         >>> batches = episode_dataset(lambda i: 10 * i, meta_batch_size=2, tasks=4, start=6)
         >>> [batch.numpy().tolist() for batch in batches]
         [[60, 70], [80, 90]]
+        >>> share = episode_dataset(lambda i: 10 * i, meta_batch_size=2, tasks=4, shard=(1, 2))
+        >>> [batch.numpy().tolist() for batch in share]
+        [[10], [30]]
     """
-    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
+    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard)
+    worker, workers = shard
+    share = meta_batch_size // workers
     if tasks is None:
         firsts = tf.data.Dataset.counter(start, meta_batch_size)
     else:
@@ -238,7 +285,7 @@ def episode_dataset(
 
     @tf.autograph.experimental.do_not_convert  # Errors of make_batch keep their own traceback.
     def batch_from(first: tf.Tensor) -> Any:
-        return make_batch(first + tf.range(meta_batch_size, dtype=tf.int64))
+        return make_batch(first + worker * share + tf.range(share, dtype=tf.int64))
 
     # The default rewriting gains nothing here, and would copy the images that make_batch holds.
     options = tf.data.Options()

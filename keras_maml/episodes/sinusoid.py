@@ -20,6 +20,7 @@ def sinusoid(
     seed: int = 0,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
     amplitude_range: tuple[float, float] = AMPLITUDE_RANGE,
     phase_range: tuple[float, float] = PHASE_RANGE,
     input_range: tuple[float, float] = INPUT_RANGE,
@@ -37,6 +38,7 @@ def sinusoid(
         seed: Any integer; each has its own episodes.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``, see `sampling.episode_dataset`.
         amplitude_range: Lowest and highest ``A``.
         phase_range: Lowest and highest ``phi``, in radians.
         input_range: Lowest and highest ``x``, in radians.
@@ -79,7 +81,9 @@ def sinusoid(
             x = tf.concat([x, amplitude + tf.zeros_like(x), phase + tf.zeros_like(x)], axis=-1)
         return (x[:, :shots], y[:, :shots]), (x[:, shots:], y[:, shots:])
 
-    return episode_dataset(make_batch, meta_batch_size=meta_batch_size, tasks=tasks, start=start)
+    return episode_dataset(
+        make_batch, meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard
+    )
 
 
 def sinusoid_parameters(

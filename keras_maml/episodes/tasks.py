@@ -26,6 +26,7 @@ def from_tasks(
     seed: int = 0,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
     **source: Any,
 ) -> tf.data.Dataset:
     """Episodes of one task each: ``shots`` examples to adapt with and ``queries`` others.
@@ -46,6 +47,7 @@ def from_tasks(
         seed: Any integer; each has its own episodes.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``, see `sampling.episode_dataset`.
         **source: ``task``, ``target``, ``features``, ``split``, ``fractions``, ``split_seed``,
             ``leave_out``, ``dtype`` and ``scale`` of `load_tasks`.
 
@@ -74,6 +76,7 @@ def from_tasks(
         meta_batch_size=meta_batch_size,
         tasks=tasks,
         start=start,
+        shard=shard,
     )
 
 

@@ -34,6 +34,7 @@ def from_tfds(
     seed: int = 0,
     tasks: int | None = None,
     start: int = 0,
+    shard: tuple[int, int] = (0, 1),
     rotations: bool = False,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -60,6 +61,7 @@ def from_tfds(
         seed: Any integer; each has its own episodes.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
         start: Number of the first episode.
+        shard: ``(worker, workers)``, see `sampling.episode_dataset`.
         rotations: Whether each class of each episode is turned by a random multiple of 90 degrees.
         data_dir: See `load_tfds`.
         cache_dir: See `load_tfds`.
@@ -74,7 +76,7 @@ def from_tfds(
         >>> episodes = from_tfds("cifar100", ways=5, shots=1)  # doctest: +SKIP
         >>> episodes = from_tfds("mnist", split=["0", "1", "2", "3", "4"])  # doctest: +SKIP
     """
-    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start)
+    check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard)
     require_positive(ways=ways, shots=shots, queries=queries)
     data = load_tfds(
         name,
@@ -97,6 +99,7 @@ def from_tfds(
         seed=seed,
         tasks=tasks,
         start=start,
+        shard=shard,
         rotations=rotations,
     )
 

@@ -166,11 +166,21 @@ def task_states(variables: Sequence[keras.Variable], numbers: tf.Tensor) -> Tens
         value = tf.convert_to_tensor(variable)
         state = tf.repeat(value[None], tf.size(numbers), axis=0)
         if is_seed(variable):
-            # An odd factor keeps the seeds of different tasks apart (modulo 2^32).
-            shift = tf.cast(numbers, value.dtype) * tf.cast(0x3C6EF35F, value.dtype)
-            state += tf.stack([shift, tf.zeros_like(shift)], axis=1)
+            state += seed_shifts(numbers, value.dtype)
         states.append(state)
     return states
+
+
+def seed_shifts(numbers: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns what the random seeds of tasks have more than the model's, ``[tasks, 2]``.
+
+    Args:
+        numbers: Which tasks of the meta-batch, ``[tasks]``.
+        dtype: That of the seeds.
+    """
+    # An odd factor keeps the seeds of different tasks apart (modulo 2^32).
+    shift = tf.cast(numbers, dtype) * tf.cast(0x3C6EF35F, dtype)
+    return tf.stack([shift, tf.zeros_like(shift)], axis=1)
 
 
 def examples(batch: Any) -> tuple[Any, Any, Any]:

@@ -23,6 +23,7 @@ from keras_maml.execution.task_map import (
     map_sequentially,
     refused_loops,
 )
+from keras_maml.execution.workers import Workers
 
 MODES = ("auto", "vectorized", "sequential")
 
@@ -40,12 +41,15 @@ class Run:
     Attributes:
         route: How a task's function is traced, see `forms.differentiable_forms`.
         task_chunk: How many tasks may be in memory at once; None for no limit.
-        side_by_side: Whether the step consists of several compiled programs.
+        programs: Whether the step consists of several compiled programs.
+        workers: Those that take the step together, each on a share of the tasks; None where this
+            process has all of them.
     """
 
     route: Route = "plain"
     task_chunk: int | None = None
-    side_by_side: bool = False
+    programs: bool = False
+    workers: Workers | None = None
 
     def over_tasks(self, function: Callable[[Any], Any], elements: Any) -> list[Any]:
         """Applies a function of many tasks to a meta-batch.
@@ -58,10 +62,11 @@ class Run:
         Returns:
             The nests of results of the slices that the meta-batch was cut into.
         """
-        if self.side_by_side:
+        if self.programs and self.route != "vectorized":
             program = self.program(function)
             return compilation.side_by_side(program, elements, self.task_chunk)
-        return [in_chunks(function, elements, self.task_chunk)]
+        at_once = self.program(lambda elements: in_chunks(function, elements, self.task_chunk))
+        return [at_once(elements)]
 
     def map(self, function: Callable[[Any], Any], elements: Any) -> Any:
         """Applies a function of one task to every task.
@@ -77,9 +82,14 @@ class Run:
             return map_at_once(function, elements)
         return map_sequentially(function, elements)
 
+    def numbers(self, tasks: int | tf.Tensor) -> tf.Tensor:
+        """Returns which tasks of the whole meta-batch these are, ``[tasks]``, from 0."""
+        numbers = tf.range(tasks)
+        return numbers if self.workers is None else self.workers.index * tasks + numbers
+
     def program(self, function: Callable) -> Callable:
         """Compiles a part of a step by itself, unless the whole step is one program anyway."""
-        if not self.side_by_side:
+        if not self.programs:
             return function
         return tracing.function(function, jit_compile=True)
 
@@ -162,6 +172,7 @@ class Tasks:
         *arguments: Any,
         jit_compile: bool = False,
         examples: int | None = None,
+        workers: Workers | None = None,
     ) -> Any:
         """Calls a step over a meta-batch, compiled if asked.
 
@@ -170,6 +181,7 @@ class Tasks:
             *arguments: Nests of tensors.
             jit_compile: Whether XLA compiles it.
             examples: See `run_at_once`.
+            workers: See `Run`; XLA compiles what is between their messages, which it cannot.
 
         Returns:
             What the step returns.
@@ -179,27 +191,34 @@ class Tasks:
             MissingDerivative: A derivative is asked for that TensorFlow does not have.
         """
         with derivatives.naming_layers(self.layer_names):
-            results = self._call(step, arguments, jit_compile, examples)
+            results = self._call(step, arguments, jit_compile, examples, workers)
         tracing.free_with_graph()
         return results
 
     def _call(
-        self, step: Callable[..., Any], arguments: Any, jit_compile: bool, examples: int | None
+        self,
+        step: Callable[..., Any],
+        arguments: Any,
+        jit_compile: bool,
+        examples: int | None,
+        workers: Workers | None,
     ) -> Any:
         if tf.executing_eagerly():
-            return step(Run("plain", self.task_chunk), *arguments)
+            return step(Run("plain", self.task_chunk, workers=workers), *arguments)
         # One task at once is one in turns, in the layers' own operations and traced in less time.
         one = all(array.shape[:1] == [1] for array in tf.nest.flatten(arguments))
         in_turns = one and self.mode == "auto" and not jit_compile
         if self.run_at_once(examples, jit_compile) and not in_turns:
-            at_once = Run("vectorized", self.task_chunk)
+            programs = jit_compile and workers is not None
+            at_once = Run("vectorized", self.task_chunk, programs, workers)
 
             def whole(*arguments: Any) -> Any:
                 return step(at_once, *arguments)
 
             try:
                 # Of its own graph: a failure leaves nothing in the caller's.
-                return tracing.function(whole, jit_compile=jit_compile)(*arguments)
+                one_program = jit_compile and not programs
+                return tracing.function(whole, jit_compile=one_program)(*arguments)
             except VectorizationError as error:
                 if self.mode == "vectorized":
                     raise
@@ -207,7 +226,7 @@ class Tasks:
         else:
             failure = None
         route = "compiled" if jit_compile else "plain"
-        results = step(Run(route, self.task_chunk, side_by_side=jit_compile), *arguments)
+        results = step(Run(route, self.task_chunk, jit_compile, workers), *arguments)
         if failure is not None:  # and not an error of the user's own, which would be raised here
             self._cannot_vectorize = True
             _log.warning(

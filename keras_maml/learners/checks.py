@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.private_keras import flatten_layers, is_called_on
-from keras_maml.validation import EPISODE
+from keras_maml.validation import EPISODE, MARK
 
 
 def check_episode_spec(spec: Any) -> None:
@@ -88,18 +88,26 @@ def check_dense(array: Any) -> None:
     )
 
 
-def check_one_replica(strategy: tf.distribute.Strategy, caller: str) -> None:
+def check_one_replica(models: Sequence[keras.Model], caller: str) -> None:
     """Raises where a strategy would hand each of several replicas a share of the tasks.
+
+    Args:
+        models: The learner and the model that it wraps.
+        caller: Who asks.
 
     Raises:
         NotImplementedError: There are several replicas; means over tasks would be wrong.
     """
-    if strategy.num_replicas_in_sync > 1:
-        raise NotImplementedError(
-            f"{caller} runs in one process on one device, and got a {type(strategy).__name__} of "
-            f"{strategy.num_replicas_in_sync} replicas. Build the learner and call {caller} "
-            "outside of strategy.scope(); on a processor, tasks use all cores without a strategy."
-        )
+    for strategy in (model.distribute_strategy for model in models):
+        if strategy.num_replicas_in_sync > 1:
+            raise NotImplementedError(
+                f"{caller} runs in one process on one device, and got a {type(strategy).__name__} "
+                f"of {strategy.num_replicas_in_sync} replicas. Build the model and the learner and "
+                f"call {caller} outside of strategy.scope(). On a processor, tasks use all cores "
+                "without a strategy. To share the tasks of every meta-batch between machines or "
+                "devices, start a process on each, and call "
+                "learner.compile(..., workers=keras_maml.Workers()) in them."
+            )
 
 
 def check_query_targets(caller: str, spec: Any) -> None:
@@ -244,9 +252,6 @@ def _bounded(half: Any, name: str, classes: int | None, vocabulary: int | None) 
     return found
 
 
-_MARK = "keras_maml says: "
-
-
 def checked(
     dataset: tf.data.Dataset, classes: int | None, vocabulary: int | None
 ) -> tf.data.Dataset:
@@ -277,7 +282,7 @@ def checked(
                 message = [expected, ", got ", *values, " in ", *which, f". {remedy}"]
                 failures.append((inside, message))
         asserted = [
-            tf.debugging.Assert(fine, [tf.strings.join([_MARK, *message])])
+            tf.debugging.Assert(fine, [tf.strings.join([MARK, *message])])
             for fine, message in failures
         ]
         with tf.control_dependencies(asserted):
@@ -297,7 +302,7 @@ def input_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(re.escape(_MARK) + r"(.*?)\]", str(error.message), re.DOTALL)
+        found = re.search(re.escape(MARK) + r"(.*?)(?:\]|'?$)", str(error.message), re.DOTALL)
         if found is None:
             raise
         raise ValueError(found[1].replace("\\n", " ")) from None

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_maml import validation
 from keras_maml.execution import tracing
 from keras_maml.execution.tasks import MODES, Tasks
+from keras_maml.execution.workers import Workers
 from keras_maml.learners.adapted import WrappedModel
 from keras_maml.learners.patience import PATIENCE, first_call_explained
 from keras_maml.learners.settings import Setting
@@ -138,13 +139,20 @@ class CompiledModel(WrappedModel):
             self._compiled_functions[key] = make()
         return self._compiled_functions[key]
 
-    def run_step(self, step: Callable, *arguments: Any, jit_compile: bool = True) -> Any:
+    def run_step(
+        self,
+        step: Callable,
+        *arguments: Any,
+        jit_compile: bool = True,
+        workers: Workers | None = None,
+    ) -> Any:
         """Calls ``step(run, *arguments)`` over a meta-batch; see `keras_maml.execution.tasks`.
 
         Args:
             step: The step.
             *arguments: Nests of tensors ``[tasks, examples, ...]``.
             jit_compile: Whether XLA compiles the step if the learner is compiled so.
+            workers: Those that take it together, each on a share of the tasks.
         """
         sizes = [array.shape[1] for array in keras.tree.flatten(arguments)]
         return self.tasks.call(
@@ -152,6 +160,7 @@ class CompiledModel(WrappedModel):
             *arguments,
             jit_compile=jit_compile and self.jit_compile and not self.run_eagerly,
             examples=None if None in sizes else max(sizes),
+            workers=workers,
         )
 
 

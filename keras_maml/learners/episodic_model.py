@@ -16,10 +16,12 @@ from keras_maml.execution.functional import (
     merge_tasks,
     with_masks,
 )
-from keras_maml.learners import checks, inputs
+from keras_maml.execution.workers import Workers
+from keras_maml.learners import agreement, checks, inputs
 from keras_maml.learners.compiled_model import CompiledModel, spec_of
 from keras_maml.learners.metrics import MetricsBefore, clone_metrics, stateless_loss
 from keras_maml.learners.non_finite import StopOnNonFinite
+from keras_maml.learners.settings import Setting
 from keras_maml.learners.without_xla import without_xla_where_it_fails
 from keras_maml.private_keras import (
     CompileMetrics,
@@ -39,8 +41,12 @@ class EpisodicModel(CompiledModel):
         **kwargs: Of `CompiledModel`.
     """
 
+    workers = Setting(agreement.check_workers)
+
     def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
+        self.workers = None
+        self._agreed = False  # whether workers have had the same weights
         self.support_spec = None
         self._metrics_before = None
         self._known = {}  # by specification: classes and support set of episodes built for
@@ -79,18 +85,28 @@ class EpisodicModel(CompiledModel):
         return super().metrics + before
 
     @no_automatic_dependency_tracking  # the metrics of an earlier call must not stay around
-    def compile(self, *args: Any, jit_compile: bool = True, **kwargs: Any) -> None:
+    def compile(
+        self,
+        *args: Any,
+        jit_compile: bool = True,
+        workers: Workers | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Configures the learner as `keras.Model.compile` does, with XLA on by default.
 
         Args:
             *args: As in `keras.Model.compile`: optimizer, loss, loss_weights, metrics...
             jit_compile: Whether XLA compiles the training, test and predict steps.
+            workers: The processes that train the learner together, each on its share of every
+                meta-batch; None for this one alone. It is not saved: a learner that was loaded
+                gets it by ``learner.workers = workers``.
             **kwargs: As in `keras.Model.compile`.
         """
         if kwargs.get("run_eagerly"):
             jit_compile = False
         # Keras keeps the loss and the metrics of an earlier call that are not given again.
         self._compile_loss = self._compile_metrics = None
+        self.workers, self._agreed = workers, False
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         self._compiled_functions = {}
         self._known = {}
@@ -103,6 +119,11 @@ class EpisodicModel(CompiledModel):
                 settings["weighted_metrics"],
                 getattr(self, "output_names", None),
             )
+
+    @property
+    def several_workers(self) -> Workers | None:
+        """The workers, if there are others than this process."""
+        return self.workers if self.workers is not None and self.workers.count > 1 else None
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded learner as it was when it was saved."""
@@ -180,6 +201,15 @@ class EpisodicModel(CompiledModel):
                 kind.
             FloatingPointError: The loss or the meta-gradient was not finite.
         """
+        if self.several_workers:
+            cut = batch_size is not None and shuffle
+            for name, given in (("validation_split", validation_split), ("shuffle=True", cut)):
+                if given:
+                    raise ValueError(
+                        f"fit on {self.workers.count} workers does not take {name} with arrays, "
+                        "which every worker would apply to its share alone. Give each worker its "
+                        "shares of the data to train and to validate with, and shuffle=False."
+                    )
         if validation_split:
             if validation_data is not None:
                 raise ValueError("Pass either validation_split or validation_data, not both.")
@@ -385,7 +415,7 @@ class EpisodicModel(CompiledModel):
     def _prepare(self, x: Any, y: Any, caller: str, **how: Any) -> tf.data.Dataset:
         """Checks episodes and builds whatever is not built; returns them as a dataset."""
         self._assert_compile_called(caller)
-        checks.check_one_replica(self.distribute_strategy, caller)
+        checks.check_one_replica((self, self.model), caller)
         dataset = inputs.meta_batches(x, y, caller=caller, **how)
         checks.check_episode_spec(dataset.element_spec)  # which may leave sizes open
         if isinstance(x, tf.data.Dataset) and not inputs.is_stream(x):
@@ -404,6 +434,12 @@ class EpisodicModel(CompiledModel):
                     "from_generator an output_signature with all sizes after tasks and examples."
                 )
         classes, vocabulary = self._check(episode, caller)
+        if self.several_workers and not (self._agreed and caller.endswith("_on_batch")):
+            # In steps of one batch each, one message a step is enough.
+            read = isinstance(x, (tuple, list)) or not inputs.is_stream(dataset)
+            first = episode if read else None
+            agreement.agree(self, self.workers, dataset, first, caller)
+            self._agreed = True
         if isinstance(x, (tuple, list)):
             return dataset
         return checks.checked(dataset, classes, vocabulary)
@@ -411,7 +447,7 @@ class EpisodicModel(CompiledModel):
     def _check_arrays(self, support: Any, query: Any, caller: str) -> Any:
         """Checks arrays of episodes, builds whatever is not built; returns them as tensors."""
         self._assert_compile_called(caller)
-        checks.check_one_replica(self.distribute_strategy, caller)
+        checks.check_one_replica((self, self.model), caller)
         episode = inputs.arrays((support, query))
         self._check(episode, caller)
         return episode

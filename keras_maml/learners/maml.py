@@ -18,6 +18,7 @@ from keras_maml.execution.functional import (
     as_tensors,
     examples,
     is_seed,
+    seed_shifts,
     state_variables,
     task_states,
     with_masks,
@@ -25,7 +26,7 @@ from keras_maml.execution.functional import (
 from keras_maml.execution.linear import sum_tasks, unpack_gradient
 from keras_maml.execution.task_map import count_tasks, joined, map_sequentially
 from keras_maml.execution.tasks import Run
-from keras_maml.learners import adaptation, inputs
+from keras_maml.learners import adaptation, inputs, joint_metrics
 from keras_maml.learners.metrics import stateless_result
 from keras_maml.learners.parts import LearnerOfParts, meta_gradient_of
 from keras_maml.learners.settings import Setting
@@ -158,9 +159,14 @@ class MAML(LearnerOfParts):
 
         def meta_step(run: Run, *episodes: Any) -> dict[str, tf.Tensor]:
             results = self._adapt_and_differentiate(run, episodes, self.measure_before)
-            return run.program(self._update)(results, episodes[1])
+            if run.workers is None:
+                return run.program(self._update)(results, episodes[1])
+            first = run.numbers(count_tasks(episodes))[:1]
+            share, seeds = run.program(self._share)(results, episodes[1], first)
+            total = run.workers.sum(share, tasks=count_tasks(episodes))
+            return run.program(self._update_together)(*total, seeds)
 
-        return self.run_step(meta_step, *data)
+        return self.run_step(meta_step, *data, workers=self.several_workers)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Adapts to each task and measures its query set before and after."""
@@ -172,9 +178,13 @@ class MAML(LearnerOfParts):
 
         def test(run: Run, *episodes: Any) -> dict[str, tf.Tensor]:
             outcomes = self._map_tasks(run, before_and_after, episodes)
-            return run.program(self._measure)(*outcomes, episodes[1])
+            if run.workers is None:
+                return run.program(self._measure)(*outcomes, episodes[1])
+            share = run.program(self._share_of_metrics)(*outcomes, episodes[1])
+            total = run.workers.sum(share, tasks=count_tasks(episodes))
+            return run.program(self._measure_together)(total)
 
-        return self.run_step(test, *data)
+        return self.run_step(test, *data, workers=self.several_workers)
 
     def predict_step(self, data: Any) -> Any:
         """Adapts to each task and predicts its query set."""
@@ -184,12 +194,17 @@ class MAML(LearnerOfParts):
             x, _, _ = examples(task.query)
             return task.predict(theta, inner.adapt(task, theta, state), x).predictions
 
+        def predict_all(run: Run, *episodes: Any) -> Any:
+            predictions = self._map_tasks(run, predict, episodes)
+            return predictions if run.workers is None else run.workers.gather(predictions)
+
         support, query = data
         x_query, _, _ = examples(query)
         return self.run_step(
-            lambda run, *episodes: self._map_tasks(run, predict, episodes),
+            predict_all,
             support,
             (x_query,),
+            workers=self.several_workers,
             # For one task, compiling costs more than hundreds of predictions save.
             jit_compile=keras.tree.flatten(x_query)[0].shape[0] != 1,
         )
@@ -232,11 +247,60 @@ class MAML(LearnerOfParts):
     def _update(self, results: list[Any], query: Any) -> dict[str, tf.Tensor]:
         """Updates weights, random seeds and metrics by the results of all slices."""
         before, after, gradients, states = self._joined(results)
-        seeds = filter(is_seed, state_variables(self.model))
-        for seed, state in zip(seeds, states, strict=True):
-            seed.assign(state[0])
-        norm = tf.linalg.global_norm([tf.cast(g, after.loss.dtype) for g in gradients])
-        loss, finite = after.loss, tf.math.is_finite(norm)
+        self._take_step(gradients, after.loss, [state[0] for state in states])
+        self._update_metrics(before, after, query)
+        return self._training_results()
+
+    def _share(self, results: list[Any], query: Any, first: tf.Tensor) -> tuple[Any, Tensors]:
+        """Computes what one of several workers adds to a meta-step.
+
+        Args:
+            results: Those of its tasks.
+            query: Their query sets.
+            first: The number of the first of them, ``[1]``.
+
+        Returns:
+            What is added up over the workers: gradients, the sum of the losses, the number of tasks
+            and what the metrics count; and the next random seeds.
+        """
+        before, after, gradients, states = self._joined(results)
+        gradients = [gradient / self.workers.count for gradient in gradients]
+        counted = joint_metrics.counted(
+            self.metrics, lambda: self._update_metrics(before, after, query)
+        )
+        tasks = tf.cast(tf.size(after.loss), after.loss.dtype)
+        seeds = [state[0] - seed_shifts(first, state.dtype)[0] for state in states]
+        return (gradients, tf.reduce_sum(after.loss), tasks, counted), seeds
+
+    def _update_together(
+        self,
+        gradients: Tensors,
+        loss: tf.Tensor,
+        tasks: tf.Tensor,
+        counted: Tensors,
+        seeds: Tensors,
+    ) -> dict[str, tf.Tensor]:
+        """Updates all by the sums of `_share`, which are the same on all workers."""
+        self._take_step(gradients, loss / tasks, seeds, tasks)
+        joint_metrics.count(self.metrics, counted)
+        return self._training_results()
+
+    def _take_step(
+        self, gradients: Tensors, loss: tf.Tensor, seeds: Tensors, tasks: tf.Tensor | None = None
+    ) -> None:
+        """Updates weights, random seeds, loss and gradient norm.
+
+        Args:
+            gradients: As `trainable_variables` are.
+            loss: Of every task, ``[tasks]``; or their mean.
+            seeds: The next ones.
+            tasks: How many tasks ``loss`` is the mean of, if it is.
+        """
+        variables = filter(is_seed, state_variables(self.model))
+        for variable, seed in zip(variables, seeds, strict=True):
+            variable.assign(seed)
+        norm = tf.linalg.global_norm([tf.cast(g, loss.dtype) for g in gradients])
+        finite = tf.math.is_finite(norm)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # It leaves such a step out, and takes a smaller scale for the next.
             self._gradient_norm.update_state(tf.where(finite, norm, 0), tf.cast(finite, norm.dtype))
@@ -244,7 +308,7 @@ class MAML(LearnerOfParts):
             # A gradient that is not finite shows in the loss, and nothing is learned after it.
             loss = tf.where(finite, loss, tf.cast(norm, loss.dtype))
             self._gradient_norm.update_state(norm)
-        self._loss_tracker.update_state(loss)
+        self._loss_tracker.update_state(loss, tasks)
         # An optimizer that scales losses, as for mixed float16, divides by that scale in apply.
         scaled = [self.optimizer.scale_loss(gradient) for gradient in gradients]
         tf.cond(
@@ -252,13 +316,30 @@ class MAML(LearnerOfParts):
             lambda: self.optimizer.apply(scaled, self.trainable_variables),
             lambda: None,
         )
-        self._update_metrics(before, after, query)
+
+    def _training_results(self) -> dict[str, tf.Tensor]:
         results = self.get_metrics_result()
         return results if self.measure_before else self._without_before(results)
 
     def _measure(self, before: Outcome, after: Outcome, query: Any) -> dict[str, tf.Tensor]:
+        self._update_all_metrics(before, after, query)
+        return self._test_results()
+
+    def _share_of_metrics(self, before: Outcome, after: Outcome, query: Any) -> Tensors:
+        """Computes what one of several workers adds to an evaluation."""
+        return joint_metrics.counted(
+            self.metrics, lambda: self._update_all_metrics(before, after, query)
+        )
+
+    def _measure_together(self, counted: Tensors) -> dict[str, tf.Tensor]:
+        joint_metrics.count(self.metrics, counted)
+        return self._test_results()
+
+    def _update_all_metrics(self, before: Outcome, after: Outcome, query: Any) -> None:
         self._loss_tracker.update_state(after.loss)
         self._update_metrics(before, after, query)
+
+    def _test_results(self) -> dict[str, tf.Tensor]:
         results = self.get_metrics_result()
         del results["gradient_norm"]
         return results
@@ -450,7 +531,7 @@ class MAML(LearnerOfParts):
             numbers, episodes = elements
             return of_slice((task_states(state_variables(self.model), numbers), episodes))
 
-        return run.over_tasks(of_numbers, (tf.range(count_tasks(episodes)), episodes))
+        return run.over_tasks(of_numbers, (run.numbers(count_tasks(episodes)), episodes))
 
     def _joined(self, results: list[Any]) -> Any:
         """Joins the results of slices, and adds up their shares, as `trainable_variables` are."""
