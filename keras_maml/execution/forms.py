@@ -97,8 +97,8 @@ def call_on_batch(model: keras.Model, x: Any, training: bool | None = None) -> A
         return model(x, training=training)
 
 
-def batch_normalizations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Returns the trainable batch normalisation layers of a model."""
+def batch_normalizations(model: keras.layers.Layer) -> list[keras.layers.BatchNormalization]:
+    """Returns the trainable batch normalisation layers of a model or layer."""
     return [
         layer
         for layer in flatten_layers(model)

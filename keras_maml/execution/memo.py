@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_maml.execution.forms import batch_normalizations
 from keras_maml.execution.lending import lend
 from keras_maml.private_keras import flatten_layers
 
@@ -57,7 +58,10 @@ class Memo:
             for layer in _operations(model):
                 variables = getattr(layer, "variables", [])
                 if self._adapted.isdisjoint(map(id, variables)):
-                    how = normalizing if _normalizes(layer) else None
+                    normalizes = isinstance(layer, keras.layers.Layer) and batch_normalizations(
+                        layer
+                    )
+                    how = normalizing if normalizes else None
                     key = id(layer), training, how
                     call = functools.partial(self._call, layer.call, key, variables, scope)
                     stack.enter_context(lend(layer, "call", call))
@@ -94,15 +98,6 @@ class Memo:
         while (graph := getattr(graph, "outer_graph", None)) is not None:
             if any(graph is one for one in self._open):
                 yield graph
-
-
-def _normalizes(layer: Any) -> bool:
-    if not isinstance(layer, keras.layers.Layer):
-        return False
-    return any(
-        isinstance(inner, keras.layers.BatchNormalization) and inner.trainable
-        for inner in flatten_layers(layer)
-    )
 
 
 def _operations(model: keras.Model) -> list[Any]:

@@ -93,7 +93,7 @@ class CompiledModel(WrappedModel):
     def tasks(self) -> Tasks:
         """How the tasks of a meta-batch run."""
         if self.__dict__.get("_tasks") is None:
-            layers = list(flatten_layers(self.model))
+            layers = flatten_layers(self.model)
             self.__dict__["_tasks"] = Tasks(
                 self.task_map,
                 self.task_chunk,
