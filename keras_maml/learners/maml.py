@@ -50,7 +50,7 @@ class MAML(LearnerOfParts):
 
     Args:
         model: Any `keras.Model`. Layers with ``trainable=False`` stay fixed in both loops.
-        inner_learning_rate: The rate alpha of the inner gradient steps, by default 0.01: a number,
+        inner_learning_rate: The rate alpha of the inner gradient steps, by default 0.1: a number,
             or a Keras learning rate schedule over the inner steps. Short for
             ``update_rule=GradientDescent(inner_learning_rate)``.
         inner_steps: Inner steps in training.
@@ -141,7 +141,7 @@ class MAML(LearnerOfParts):
         if update_rule is not None and inner_learning_rate is not None:
             raise ValueError("Give either inner_learning_rate or update_rule, not both.")
         if update_rule is None:
-            rate = 0.01 if inner_learning_rate is None else inner_learning_rate
+            rate = 0.1 if inner_learning_rate is None else inner_learning_rate
             update_rule = GradientDescent(rate)
         self.update_rule = update_rule
         self.query_loss = query_loss
