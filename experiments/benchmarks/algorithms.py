@@ -18,6 +18,7 @@ import keras
 import tabulate
 import tensorflow as tf
 
+import keras_maml
 from experiments.benchmarks import memory, timing, work
 from experiments.benchmarks.contenders import ours
 from experiments.benchmarks.store import Store, check_known
@@ -53,16 +54,22 @@ class Training:
     Args:
         algorithm: One of `NAMES` or `HALF`.
         line: What it trains on.
+        workers: The processes that train together, this one among them; None for it alone.
     """
 
-    def __init__(self, algorithm: str, line: work.Work) -> None:
+    def __init__(
+        self, algorithm: str, line: work.Work, workers: keras_maml.Workers | None = None
+    ) -> None:
         chosen = ALGORITHMS[algorithm]
         network = chosen.network(ours.build_network(line))
         self._learner = chosen.make(network, inner_learning_rate=line.rate, inner_steps=line.steps)
         adam = keras.optimizers.Adam(1e-3)
         adam = keras.optimizers.LossScaleOptimizer(adam) if algorithm == "maml-float16" else adam
-        self._learner.compile(adam, keras.losses.SparseCategoricalCrossentropy(True))
-        data = [tf.constant(array[0]) for array in work.episodes(line)]
+        loss = keras.losses.SparseCategoricalCrossentropy(True)
+        self._learner.compile(adam, loss, workers=workers)
+        index, count = workers.shard if workers else (0, 1)
+        mine = slice(index * line.tasks // count, (index + 1) * line.tasks // count)
+        data = [tf.constant(array[0, mine]) for array in work.episodes(line)]
         self._episode = tuple(data[:2]), tuple(data[2:])
         self._resident = memory.megabytes()
 
