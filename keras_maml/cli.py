@@ -386,8 +386,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--store", metavar="FILE.sqlite", help="customers; default: in memory")
     serve.add_argument("--half-precision", action="store_true", help="keep customers as float16")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=_count, default=8501, help="default: %(default)s")
-    serve.add_argument("--grpc-port", type=_count, metavar="PORT", help="default: no gRPC")
+    serve.add_argument("--port", type=_port, default=8501, help="default: %(default)s")
+    serve.add_argument("--grpc-port", type=_port, metavar="PORT", help="default: no gRPC")
     serve.add_argument("--name", help="of the model in paths; default: the learner's")
     serve.add_argument("--token-file", metavar="FILE", help="holds what clients must know")
     text = "normalise the queries of a request by their own statistics, as in the paper"
@@ -402,6 +402,12 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="demo", help="folder; default: %(default)s")
     demo.add_argument("--iterations", type=_count, default=20_000, help="default: %(default)s")
     return top
+
+
+def _port(text: str) -> int:
+    if _count(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"must be at most 65535, got {text}")
+    return int(text)
 
 
 def _file(text: str) -> str:
