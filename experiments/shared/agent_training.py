@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.runs import check_epochs
 from keras_maml.files import read_csv, whole, write_csv
+from keras_maml.progress import progress
 from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_iteration
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
@@ -63,7 +65,9 @@ def train_agent(
     between = [f"return_{step}" for step in range(1, agent.inner_steps)]  # inner steps
     writer = tf.summary.create_file_writer(str(tensorboard))
     clock, skips = time.monotonic(), 0
-    for iteration in range(len(history), iterations):
+    left = range(len(history), iterations)
+    bar = progress(left, iterations, folder.name, "iterations", initial=len(history))
+    for iteration in bar:
         row = {"iterations": float(iteration + 1)}
         row |= dict.fromkeys((*MEASURES, *between), np.nan)
         try:
@@ -99,12 +103,12 @@ def train_agent(
             # Only what a continued run will not do again, lest TensorBoard shows it twice.
             checkpoint.save(epoch_iterations)
             _summarise(writer, history[-epoch_iterations:])
-            print(
+            bar.write(
                 f"{folder.name} {iteration + 1}/{iterations}: return "
                 f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
-                f"{row['seconds']:.0f} s",
-                flush=True,
+                f"{row['seconds']:.0f} s"
             )
+            sys.stdout.flush()
             INTERRUPTION.saved()
     writer.close()
     checkpoint.restore_best()
