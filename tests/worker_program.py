@@ -1,13 +1,16 @@
 """What every process of the tests of workers runs: `python worker_program.py results case ...`."""
 
+import dataclasses
 import pathlib
 import pickle
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+import zoo
 from keras import layers
 
 import keras_maml
@@ -32,71 +35,159 @@ MODELS = {
     ],
 }
 
-# Arguments of the optimizer, of the learner and of compile.
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "dense": ("dense", {"use_ema": True, "clipnorm": 0.5}, {}, {}),
-    "in turns": ("convolution", {}, {"task_map": "sequential"}, {}),
-    "at once": ("convolution", {"clipnorm": 0.05}, {"task_map": "vectorized"}, {}),
-    "global_clipnorm": ("dense", {"global_clipnorm": 0.1}, {}, {}),
-    "ema": ("dense", {"use_ema": True, "weight_decay": 0.01}, {"measure_before": False}, {}),
-    "several steps": ("dense", {}, {"inner_steps": 3}, {}),
-    "accumulation": ("dense", {"gradient_accumulation_steps": 2}, {"inner_steps": 1}, {}),
-    "scaled": ("dense", {"loss_scale_factor": 8.0}, {"first_order": True}, {}),
-    "chunks": ("convolution", {}, {"task_chunk": 1, "rematerialize": True}, {}),
-    "without xla": ("convolution", {}, {}, {"jit_compile": False}),
-    "eager": ("dense", {}, {}, {"run_eagerly": True}),
-    "two steps a call": ("dense", {}, {}, {"steps_per_execution": 2}),
+
+def adam(**settings: Any) -> keras.optimizers.Optimizer:
+    """Returns the optimizer that most cases have."""
+    return keras.optimizers.Adam(**{"learning_rate": 0.01, **settings})
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What workers do together and one process does alone.
+
+    Attributes:
+        model: One of `MODELS`, or of the zoo.
+        optimizer: Makes the optimizer.
+        learner: Arguments of `MAML`.
+        compile: Arguments of `compile`; most do without XLA, which takes longest.
+        kind: The class of the learner.
+        policy: The dtype policy. Rounding of float64 is so small that what is left of a difference
+            is an error.
+        endless: Whether the data to train with do not end.
+    """
+
+    model: str = "dense"
+    optimizer: Callable[[], keras.optimizers.Optimizer] = adam
+    learner: dict[str, Any] = dataclasses.field(default_factory=dict)
+    compile: dict[str, Any] = dataclasses.field(default_factory=lambda: {"jit_compile": False})
+    kind: Callable[..., keras_maml.MAML] = keras_maml.MAML
+    policy: str = "float64"
+    endless: bool = False
+
+
+XLA = {"jit_compile": True}
+CASES = {
+    "dense": Case(
+        optimizer=lambda: adam(use_ema=True, clipnorm=0.5), compile=XLA, policy="float32"
+    ),
+    "in turns": Case(
+        "convolution", learner={"task_map": "sequential"}, compile=XLA, policy="float32"
+    ),
+    "at once": Case(
+        "convolution",
+        lambda: adam(clipnorm=0.05),
+        {"task_map": "vectorized"},
+        compile=XLA,
+        policy="float32",
+    ),
+    "global_clipnorm": Case(optimizer=lambda: adam(global_clipnorm=0.1)),
+    "ema": Case(
+        optimizer=lambda: adam(use_ema=True, weight_decay=0.01), learner={"measure_before": False}
+    ),
+    "several steps": Case(learner={"inner_steps": 3}),
+    "accumulation": Case(optimizer=lambda: adam(gradient_accumulation_steps=2)),
+    "scaled": Case(
+        optimizer=lambda: keras.optimizers.LossScaleOptimizer(adam()),
+        learner={"first_order": True},
+    ),
+    "mixed": Case(policy="mixed_float16"),
+    "schedule": Case(
+        optimizer=lambda: adam(learning_rate=keras.optimizers.schedules.CosineDecay(0.02, 15))
+    ),
+    "chunks": Case("convolution", learner={"task_chunk": 1, "rematerialize": True}, compile=XLA),
+    "without xla": Case("convolution"),
+    "eager": Case(compile={"run_eagerly": True}),
+    "two steps a call": Case(compile={"steps_per_execution": 2} | XLA),
+    "endless": Case(endless=True),
+    "MetaSGD": Case(kind=keras_maml.MetaSGD, learner={"inner_steps": 2}),
+    "PerLayerPerStep": Case(
+        learner={
+            "inner_steps": 2,
+            "inner_learning_rate": None,
+            "update_rule": keras_maml.update_rules.PerLayerPerStep(0.02),
+        }
+    ),
+    **{name: Case(name) for name in ("lstm", "attention", "dropout", "normalization", "embedding")},
+    **{name: Case(name) for name in ("regularized", "paper", "transposed_convolution")},
 }
 
 
-def run(case: str, workers: keras_maml.Workers | None, shard: tuple[int, int]) -> dict[str, Any]:
+def run(name: str, workers: keras_maml.Workers | None, shard: tuple[int, int]) -> dict[str, Any]:
     """Trains, evaluates and predicts; returns weights, history and what was measured."""
-    kind, of_optimizer, of_learner, of_compile = CASES[case]
+    case = CASES[name]
+    policy = keras.config.dtype_policy()
+    try:
+        keras.config.set_floatx("float64" if case.policy == "float64" else "float32")
+        keras.config.set_dtype_policy(case.policy)
+        return measure(case, workers, shard)
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(policy)
+
+
+def measure(
+    case: Case, workers: keras_maml.Workers | None, shard: tuple[int, int]
+) -> dict[str, Any]:
+    """Runs a case with the dtype policy that is set."""
     # Only worker 0 has the weights of one process to begin with.
     keras.utils.set_random_seed(7 + shard[0])
-    model = keras.Sequential(MODELS[kind]())
-    learner = keras_maml.MAML(model, inner_learning_rate=0.02, **of_learner)
-    classifies = kind == "convolution"
+    own = case.model in MODELS
+    model = keras.Sequential(MODELS[case.model]()) if own else zoo.CASES[case.model].build()
+    learner = case.kind(model, **{"inner_learning_rate": 0.02, **case.learner})
+    classifies = case.model == "convolution" if own else zoo.CASES[case.model].classifies
     learner.compile(
-        keras.optimizers.Adam(0.01, **of_optimizer),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        case.optimizer(),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=own)
         if classifies
         else "mean_squared_error",
         metrics=["accuracy"] if classifies else ["mean_absolute_error"],
         workers=workers,
-        **of_compile,
+        **case.compile,
     )
-    if classifies:
-        images = np.random.default_rng(0).normal(size=(60, 8, 8, 1)).astype("float32")
-        labels = np.repeat(np.arange(6), 10)
-
-        def episodes(**how: Any) -> Any:
-            return keras_maml.episodes.from_arrays(
-                images, labels, ways=3, shots=1, queries=3, meta_batch_size=4, shard=shard, **how
-            )
-    else:
-
-        def episodes(**how: Any) -> Any:
-            return keras_maml.episodes.sinusoid(meta_batch_size=4, shard=shard, **how)
-
+    episodes = episodes_of(case, shard)
     history = learner.fit(
-        episodes(tasks=40),
+        episodes(None) if case.endless else episodes(40),
+        steps_per_epoch=10 if case.endless else None,
         epochs=2,
-        validation_data=episodes(tasks=8, seed=3),
+        validation_data=episodes(8, seed=3),
         verbose=0,
     )
-    batch = next(iter(episodes(tasks=4, seed=5)))
+    batch = next(iter(episodes(4, seed=5)))
     return {
-        "history": history.history,
         "weights": learner.get_weights(),
-        "evaluate": learner.evaluate(episodes(tasks=12, seed=1), verbose=0, return_dict=True),
-        "predict": learner.predict(episodes(tasks=12, seed=2), verbose=0),
+        "history": history.history,
+        "evaluate": learner.evaluate(episodes(12, seed=1), verbose=0, return_dict=True),
+        "predict": learner.predict(episodes(12, seed=2), verbose=0),
         "train_on_batch": [learner.train_on_batch(batch), learner.train_on_batch(batch)],
         "test_on_batch": learner.test_on_batch(batch),
         "predict_on_batch": learner.predict_on_batch(batch),
         "weights afterwards": learner.get_weights(),
         "state of the optimizer": [v.numpy() for v in learner.optimizer.variables],
     }
+
+
+def episodes_of(case: Case, shard: tuple[int, int]) -> Callable[..., tf.data.Dataset]:
+    """Returns what makes a worker's share of so many tasks, in meta-batches of four."""
+    how = {"meta_batch_size": 4, "shard": shard}
+    if case.model == "dense":
+        return lambda tasks, seed=0: keras_maml.episodes.sinusoid(tasks=tasks, seed=seed, **how)
+    if case.model == "convolution":
+        images = np.random.default_rng(0).normal(size=(60, 8, 8, 1)).astype("float32")
+        how |= {"ways": 3, "shots": 1, "queries": 3}
+        labels = np.repeat(np.arange(6), 10)
+        return lambda tasks, seed=0: keras_maml.episodes.from_arrays(
+            images, labels, tasks=tasks, seed=seed, **how
+        )
+
+    def of_the_zoo(tasks: int, seed: int = 0) -> tf.data.Dataset:
+        def share(array: tf.Tensor) -> tf.Tensor:
+            parts = tf.reshape(array, [tasks // 4, shard[1], 4 // shard[1], *array.shape[1:]])
+            return parts[:, shard[0]]
+
+        whole = zoo.episodes(zoo.CASES[case.model], tasks=tasks, seed=seed)
+        return tf.data.Dataset.from_tensor_slices(keras.tree.map_structure(share, whole))
+
+    return of_the_zoo
 
 
 def wrong(workers: keras_maml.Workers) -> dict[str, Any]:
