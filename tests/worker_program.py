@@ -1,10 +1,13 @@
 """What every process of the tests of workers runs: `python worker_program.py results case ...`."""
 
+import contextlib
 import dataclasses
+import os
 import pathlib
 import pickle
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +17,9 @@ import zoo
 from keras import layers
 
 import keras_maml
+from keras_maml import files
+from keras_maml.execution import workers as workers_module
+from keras_maml.learners import backup as backup_module
 
 MODELS = {
     "dense": lambda: [
@@ -193,42 +199,147 @@ def episodes_of(case: Case, shard: tuple[int, int]) -> Callable[..., tf.data.Dat
 def wrong(workers: keras_maml.Workers) -> dict[str, Any]:
     """Gives workers data that do not fit together; prints what they are told."""
     learner = keras_maml.MAML(keras.Sequential(MODELS["dense"]()))
-    learner.compile("sgd", loss="mean_squared_error", workers=workers)
+    learner.compile("sgd", loss="mean_squared_error", workers=workers, jit_compile=False)
     sinusoid, shard = keras_maml.episodes.sinusoid, workers.shard
-    more = 1 + workers.index
-    arrays = next(iter(sinusoid(meta_batch_size=4, shard=shard)))
+    more, last = 1 + workers.index, workers.index == workers.count - 1
+    arrays = next(iter(sinusoid(meta_batch_size=2 * workers.count, shard=shard)))
     uneven = tf.data.Dataset.from_tensor_slices(
         keras.tree.map_structure(lambda a: tf.concat([a, a[:more]], 0), arrays)
     ).batch(2)
-    broken = keras.tree.map_structure(
-        lambda a: tf.stack([a, a * (np.nan if workers.index == 1 else 1.0)]), arrays
+    broken = keras.tree.map_structure(lambda a: a * (np.nan if last else 1.0), arrays)
+    wide = keras.tree.map_structure(lambda a: tf.repeat(a, 1 + last, -1), arrays)
+    late = tf.data.Dataset.from_tensor_slices(
+        keras.tree.map_structure(lambda a, b: tf.stack([a, b]), arrays, broken)
     )
-    broken = tf.data.Dataset.from_tensor_slices(broken)
-    learner.build_on(sinusoid(meta_batch_size=4, tasks=4, shard=shard))
+    learner.build_on(sinusoid(meta_batch_size=2 * workers.count, tasks=4, shard=shard))
+    before = learner.get_weights()
     for train in (
         lambda: learner.fit(sinusoid(meta_batch_size=4, tasks=8)),
         lambda: learner.fit(sinusoid(meta_batch_size=2, tasks=4 + 2 * more, shard=shard)),
         lambda: learner.fit(sinusoid(meta_batch_size=2 * more, tasks=12 * more, shard=shard)),
         lambda: learner.fit(arrays, batch_size=1),
         lambda: learner.fit(arrays, validation_split=0.5),
-        lambda: learner.fit(broken, verbose=0),
-        lambda: learner.fit(uneven, verbose=0),
+        lambda: learner.fit(broken),
+        lambda: learner.evaluate(wide),
+        lambda: learner.fit(arrays) if last else learner.evaluate(arrays),
         lambda: learner.predict(uneven, verbose=0),
     ):
         try:
             train()
             print("was not refused")
+        except (ValueError, RuntimeError) as error:
+            print(error)
+    unchanged = all(map(np.array_equal, before, learner.get_weights()))
+    print("Nothing was learned." if unchanged else "Something was learned.")
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 0:
+                before[:] = self.model.get_weights()
+
+    for data in (late, uneven):
+        try:
+            learner.fit(data, verbose=0, callbacks=[Keep()])
+            print("was not refused")
         except (ValueError, FloatingPointError) as error:
             print(error)
+            unchanged = all(map(np.array_equal, before, learner.get_weights()))
+            print("Kept." if unchanged else "Not kept.")
     return {"weights": learner.get_weights()}
 
 
-if __name__ == "__main__":
-    all_workers = keras_maml.Workers()
+class At(keras.callbacks.Callback):
+    """Does something at a moment of training: before or after a step, or at the end of an epoch."""
+
+    def __init__(self, moment: int, action: Callable[[], None]) -> None:
+        super().__init__()
+        self._left, self._action = moment, action
+
+    def pass_by(self, *_: Any) -> None:
+        """Counts a moment."""
+        self._left -= 1
+        if self._left == 0:
+            self._action()
+
+    on_train_batch_begin = on_train_batch_end = on_epoch_end = pass_by
+
+
+def fail() -> None:
+    """Fails as a callback of a user's may."""
+    raise ZeroDivisionError("no more\npatience")
+
+
+def stopping(workers: keras_maml.Workers, case: str) -> dict[str, Any]:
+    """Lets worker 1 stop in the middle of an epoch; prints what the others are told."""
+    learner = keras_maml.MAML(keras.Sequential(MODELS["dense"]()))
+    learner.compile("sgd", loss="mean_squared_error", workers=workers, jit_compile=False)
+    tasks = 2 * workers.count * 5
+    shard = workers.shard
+    data = keras_maml.episodes.sinusoid(meta_batch_size=tasks // 5, tasks=tasks, shard=shard)
+    callbacks = []
+    if case == "short":
+        workers_module.SILENCE = 5  # seconds that worker 1 waits at its end
+        data = data.enumerate().filter(lambda i, _: i < 5 - 2 * (workers.index == 1))
+        data = data.map(lambda _, episodes: episodes)
+    elif workers.index == 1:
+        action = fail if case == "failing" else lambda: os.kill(os.getpid(), signal.SIGKILL)
+        callbacks = [At(4, action)]
+    try:
+        learner.fit(data, verbose=0, callbacks=callbacks)
+        print("was not stopped")
+    except (ZeroDivisionError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {error}")
+    return {}
+
+
+def resumed(workers: keras_maml.Workers, folder: pathlib.Path, kill: str) -> dict[str, Any]:
+    """Trains with a backup, from which it goes on; "worker,moment" says who is killed and when."""
+    keras.utils.set_random_seed(7 + workers.index)
+    learner = keras_maml.MAML(keras.Sequential(MODELS["dense"]()), 0.02)
+    learner.compile(adam(), loss="mean_squared_error", workers=workers, jit_compile=False)
+    backup = keras_maml.callbacks.BackupAndRestore(folder / "backup", delete=False)
+    callbacks = [backup]
+    if kill:
+        worker, moment, writing = map(int, kill.split(","))
+        if worker == workers.index:
+            at = At(moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            callbacks = [at, backup]
+            if writing:  # when the file is written and not yet in its place
+                backup_module.whole = lambda path: whole_or_killed(path, at.pass_by)
+    tasks = 4 * 3
+    episodes = keras_maml.episodes.sinusoid(meta_batch_size=4, tasks=tasks, shard=workers.shard)
+    history = learner.fit(episodes, epochs=5, verbose=0, callbacks=callbacks)
+    print(f"Trained in epochs {history.epoch}.")
+    optimizer = [v.numpy() for v in learner.optimizer.variables]
+    return {"weights": learner.get_weights(), "state of the optimizer": optimizer}
+
+
+@contextlib.contextmanager
+def whole_or_killed(path: pathlib.Path, moment: Callable[[], None]) -> Iterator[pathlib.Path]:
+    """As `keras_maml.files.whole`, with a moment at which a process may be killed."""
+    with files.whole(path) as temporary:
+        yield temporary
+        moment()
+
+
+def main() -> None:
+    """Runs the cases, and leaves what they return in the folder."""
+    workers = keras_maml.Workers()
     folder, *cases = sys.argv[1:]
-    results = {
-        case: wrong(all_workers) if case == "wrong" else run(case, all_workers, all_workers.shard)
-        for case in cases
-    }
-    path = pathlib.Path(folder) / f"{all_workers.index}.pickle"
-    path.write_bytes(pickle.dumps(results))
+    folder = pathlib.Path(folder)
+    results = {}
+    for case in cases:
+        name, _, rest = case.partition(":")
+        if name == "wrong":
+            results[case] = wrong(workers)
+        elif name == "stopping":
+            results[case] = stopping(workers, rest)
+        elif name == "resumed":
+            results[case] = resumed(workers, folder, rest)
+        else:
+            results[case] = run(case, workers, workers.shard)
+    (folder / f"{workers.index}.pickle").write_bytes(pickle.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
