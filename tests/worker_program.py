@@ -248,6 +248,9 @@ def wrong(workers: keras_maml.Workers) -> dict[str, Any]:
     return {"weights": learner.get_weights()}
 
 
+EPOCHS = 42
+
+
 class At(keras.callbacks.Callback):
     """Does something at a moment of training: before or after a step, or at the end of an epoch."""
 
@@ -308,7 +311,11 @@ def resumed(workers: keras_maml.Workers, folder: pathlib.Path, kill: str) -> dic
                 backup_module.whole = lambda path: whole_or_killed(path, at.pass_by)
     tasks = 4 * 3
     episodes = keras_maml.episodes.sinusoid(meta_batch_size=4, tasks=tasks, shard=workers.shard)
-    history = learner.fit(episodes, epochs=5, verbose=0, callbacks=callbacks)
+    try:
+        history = learner.fit(episodes, epochs=EPOCHS, verbose=0, callbacks=callbacks)
+    except RuntimeError as error:
+        print(f"{type(error).__name__}: {error}")
+        return {}
     print(f"Trained in epochs {history.epoch}.")
     optimizer = [v.numpy() for v in learner.optimizer.variables]
     return {"weights": learner.get_weights(), "state of the optimizer": optimizer}

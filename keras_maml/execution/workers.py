@@ -135,6 +135,8 @@ class Workers:
             >>> Workers().of_first(3)
             3.0
         """
+        if self.count == 1:
+            return float(number)
         mine = float(number) if self.index == 0 else 0.0
         return float(self.sum(tf.constant([mine], tf.float64)).numpy()[0])
 
@@ -171,7 +173,7 @@ class Workers:
         Raises:
             WorkersError: Another worker has failed or is lost.
         """
-        if self._depth:
+        if self._depth or self.count == 1:
             yield
             return
         self._depth, self._counted_on = 1, counted_on
@@ -200,6 +202,8 @@ class Workers:
         Raises:
             WorkersError: One has found an error; the connections can still be used.
         """
+        if self.count == 1:
+            return
         self._counted_on = True
         failures = [text for text in self._texts("") if text]
         if failures:
@@ -263,6 +267,16 @@ class Workers:
             "divided."
         )
         return tf.debugging.Assert(tf.reduce_all(counts == counts[0]), [says])
+
+
+def count_workers() -> int:
+    """Returns how many workers ``TF_CONFIG`` has, without connecting them.
+
+    Example:
+        >>> count_workers()
+        1
+    """
+    return _place(os.environ.get("TF_CONFIG") or "{}")[1]
 
 
 def _place(text: str) -> tuple[int, int]:
