@@ -101,7 +101,12 @@ class EpisodicModel(CompiledModel):
                 meta-batch; None for this one alone. It is not saved: a learner that was loaded
                 gets it by ``learner.workers = workers``.
             **kwargs: As in `keras.Model.compile`.
+
+        Raises:
+            NotImplementedError: The learner is built or compiled in the scope of a strategy of
+                `tf.distribute` with several replicas.
         """
+        checks.check_one_replica((self, self.model), "compile")
         if kwargs.get("run_eagerly"):
             jit_compile = False
         # Keras keeps the loss and the metrics of an earlier call that are not given again.
