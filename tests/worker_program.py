@@ -321,6 +321,46 @@ def resumed(workers: keras_maml.Workers, folder: pathlib.Path, kill: str) -> dic
     return {"weights": learner.get_weights(), "state of the optimizer": optimizer}
 
 
+def agents(workers: keras_maml.Workers) -> dict[str, Any]:
+    """Trains agents of reinforcement learning on a share of four tasks."""
+    from keras_maml import rl
+
+    tasks, rollouts, horizon = 4, 3, 4
+    results = {}
+    for name, outer, compiled in (
+        ("trust region", rl.TrustRegion(momentum=0.5), True),
+        ("proximal", rl.Proximal(), False),
+    ):
+        environment = rl.environments.TaskPyEnvironment(
+            rl.environments.TaskVectorEnv(
+                "Navigation2D-v0", tasks * rollouts // workers.count, horizon=horizon
+            )
+        )
+        specs = rl.tensor_specs(environment)
+        model = rl.gaussian_policy(2, 2, (8,), seed=7 + workers.index)
+        agent = rl.MetaPolicyGradientAgent(
+            *specs,
+            model,
+            tasks=tasks // workers.count,
+            outer=outer,
+            inner_loss="likelihood_ratio",
+            jit_compile=compiled,
+            workers=workers,
+        )
+        agent.initialize()
+        sampler = rl.Sampler(environment, agent.collect_policy, steps=horizon)
+        for iteration in range(3):
+            chosen = environment.sample_tasks(tasks, (0, iteration))
+            share = np.split(chosen, workers.count)[workers.index]
+            info, returns = rl.meta_iteration(agent, sampler, share, 0, iteration)
+            results[f"{name} {iteration}"] = (
+                [float(value) for value in info.extra],
+                returns,
+                [np.asarray(variable) for variable in agent.saved_variables],
+            )
+    return results
+
+
 @contextlib.contextmanager
 def whole_or_killed(path: pathlib.Path, moment: Callable[[], None]) -> Iterator[pathlib.Path]:
     """As `keras_maml.files.whole`, with a moment at which a process may be killed."""
@@ -341,6 +381,8 @@ def main() -> None:
             results[case] = wrong(workers)
         elif name == "stopping":
             results[case] = stopping(workers, rest)
+        elif name == "agents":
+            results[case] = agents(workers)
         elif name == "resumed":
             results[case] = resumed(workers, folder, rest)
         else:

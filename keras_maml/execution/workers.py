@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,22 @@ class Workers:
         mine = float(number) if self.index == 0 else 0.0
         return float(self.sum(tf.constant([mine], tf.float64)).numpy()[0])
 
+    def hand_out(self, variables: Sequence[Any]) -> None:
+        """Gives all workers the values that variables of worker 0 have.
+
+        Args:
+            variables: Variables of numbers, of the same shapes and dtypes on all workers.
+        """
+        mine = [tf.convert_to_tensor(variable) for variable in variables]
+        values = self.sum([v if self.index == 0 else tf.zeros_like(v) for v in mine])
+        if self.index:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+    def mean(self, nest: Any) -> Any:
+        """Returns the mean over workers of a nest of tensors, see `sum`."""
+        return tf.nest.map_structure(lambda total: total / self.count, self.sum(nest))
+
     def check_equal(self, **facts: float | str) -> None:
         """Checks that all workers have the same numbers and texts.
 
@@ -208,6 +224,20 @@ class Workers:
         failures = [text for text in self._texts("") if text]
         if failures:
             raise faults.WorkersError("; ".join(failures))
+
+    def all_fine(self, failure: FloatingPointError | None) -> None:
+        """Raises on all workers if one of them has met a number that is not finite.
+
+        Args:
+            failure: What this one has met; None if all is well.
+
+        Raises:
+            FloatingPointError: One has.
+        """
+        text = "" if failure is None else f"Worker {self.index}: {failure}"
+        failures = [text for text in self._texts(text) if text]
+        if failures:
+            raise FloatingPointError(" ".join(failures)) from failure
 
     def end_together(self, what: str, done: int) -> None:
         """Checks that all workers are at the end of the same thing.

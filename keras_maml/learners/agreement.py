@@ -132,12 +132,7 @@ def agree(
 
 def hand_out(learner: keras.Model, workers: Workers) -> None:
     """Hands all workers the weights of worker 0, those of the optimizer included."""
-    weights, mine = _weights(learner), workers.index == 0
-    values = [tf.convert_to_tensor(variable) for variable in weights]
-    values = workers.sum([value if mine else tf.zeros_like(value) for value in values])
-    for variable, value in zip(weights, values, strict=True):
-        if not mine:
-            variable.assign(value)
+    workers.hand_out(_weights(learner))
 
 
 def checksum(learner: keras.Model) -> float:
