@@ -258,7 +258,7 @@ class At(keras.callbacks.Callback):
         super().__init__()
         self._left, self._action = moment, action
 
-    def pass_by(self, *_: Any) -> None:
+    def pass_by(self, *_: Any, **logs: Any) -> None:
         """Counts a moment."""
         self._left -= 1
         if self._left == 0:
