@@ -18,6 +18,7 @@ import tabulate
 from experiments.shared.command_line import run_command
 from experiments.shared.runs import Run
 from keras_maml import MAML, Workers, episodes, evaluation, networks, plots
+from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import write_text
 
 METHODS = ("maml", "first-order", "pretrained", "oracle")
@@ -148,6 +149,8 @@ def tuned(learner: MAML, settings: Settings, shots: int) -> MAML:
 
 def run(settings: Settings, files: Files, workers: Workers | None = None) -> dict | None:
     """Trains, tests and reports; or continues, or shows what is there; worker 0 tests."""
+    workers = workers or Workers()
+    check_shard(workers.shard, settings.meta_batch_size)
     this = Run(files.output, settings, workers=workers)
     if not this.has_finished():
         rows, learners = [], {}

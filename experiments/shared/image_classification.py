@@ -35,6 +35,7 @@ from experiments.shared.report import images as report
 from experiments.shared.runs import Run, as_json, defaults_of, results_of
 from keras_maml import MAML, Workers, callbacks, evaluation, plots, pretrained
 from keras_maml.episodes import ImageClasses
+from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import whole, write_csv, write_text
 
 SPLITS = ("train", "validation", "test")
@@ -104,6 +105,7 @@ def run(
     if not workers.of_first(known is not None):
         # What cannot be run fails before anything is written.
         check(settings)
+        check_shard(workers.shard, settings.meta_batch_size)
         if workers.count > 1 and settings.jitter:
             raise ValueError("jitter is for one process: leave it out, or start without workers.")
         if workers.index == 0:
