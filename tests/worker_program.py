@@ -281,7 +281,7 @@ def stopping(workers: keras_maml.Workers, case: str) -> dict[str, Any]:
     data = keras_maml.episodes.sinusoid(meta_batch_size=tasks // 5, tasks=tasks, shard=shard)
     callbacks = []
     if case == "short":
-        workers_module.SILENCE = 5  # seconds that worker 1 waits at its end
+        workers_module.LATENESS = 5  # seconds that worker 1 waits at its end
         data = data.enumerate().filter(lambda i, _: i < 5 - 2 * (workers.index == 1))
         data = data.map(lambda _, episodes: episodes)
     elif workers.index == 1:

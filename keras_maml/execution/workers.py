@@ -26,6 +26,9 @@ _ROLES = ("chief", "worker")
 SILENCE = 60
 """Seconds without a sign of life after which a worker counts as lost, and the others stop."""
 
+LATENESS = 300
+"""Seconds that one worker waits for the others where it has come to the end of an epoch."""
+
 
 class Workers:
     """The processes that train a learner together, and this one's place among them.
@@ -247,13 +250,13 @@ class Workers:
             done: How many meta-batches of it are done.
 
         Raises:
-            WorkersError: Another worker has not come to the end `SILENCE` seconds later; on all of
+            WorkersError: Another worker has not come to the end `LATENESS` seconds later; on all of
                 them.
         """
         with faults.told_after(
-            SILENCE,
+            LATENESS,
             f"Worker {self.index} was at the end of {what} after {done} meta-batches, and others "
-            f"were not {SILENCE} s later. All workers need equally many meta-batches.",
+            f"were not {LATENESS} s later. All workers need equally many meta-batches.",
         ):
             self.check_equal(the_numbers_of_meta_batches=done)
 
