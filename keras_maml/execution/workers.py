@@ -242,21 +242,19 @@ class Workers:
         if failures:
             raise FloatingPointError(" ".join(failures)) from failure
 
-    def end_together(self, what: str, done: int) -> None:
-        """Checks that all workers are at the end of the same thing.
+    def end_together(self, done: int) -> None:
+        """Checks that all workers have come to the end of their meta-batches.
 
         Args:
-            what: Says of what.
-            done: How many meta-batches of it are done.
+            done: How many there were.
 
         Raises:
-            WorkersError: Another worker has not come to the end `LATENESS` seconds later; on all of
-                them.
+            WorkersError: Another worker has not, `LATENESS` seconds later; on all of them.
         """
         with faults.told_after(
             LATENESS,
-            f"Worker {self.index} was at the end of {what} after {done} meta-batches, and others "
-            f"were not {LATENESS} s later. All workers need equally many meta-batches.",
+            f"Worker {self.index} had no more meta-batches after {done}, and others had not come "
+            f"to their end {LATENESS} s later. All workers need equally many.",
         ):
             self.check_equal(the_numbers_of_meta_batches=done)
 

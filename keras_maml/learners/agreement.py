@@ -48,42 +48,18 @@ class EndTogether(keras.callbacks.Callback):
         self._workers = workers
         self._done = 0
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins to count."""
-        self._done = 0
-
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts."""
+        """Counts meta-batches."""
         self._done = batch + 1
 
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Ends an epoch that is validated, or begins an evaluation."""
-        self._end("the epoch")
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Ends an epoch."""
-        self._end("the epoch")
-
-    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts."""
-        self._done = batch + 1
-
-    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Ends an evaluation."""
-        self._end("the evaluation")
-
-    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts."""
-        self._done = batch + 1
-
-    def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Ends a prediction."""
-        self._end("the prediction")
-
-    def _end(self, what: str) -> None:
+    def on_epoch_end(self, *_: Any, **logs: Any) -> None:
+        """Waits for the others, unless nothing was done since the last time."""
         if self._done:
-            self._workers.end_together(what, self._done)
+            self._workers.end_together(self._done)
         self._done = 0
+
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end
+    on_test_begin = on_test_end = on_predict_end = on_epoch_end
 
 
 def agree(

@@ -88,7 +88,7 @@ def test_workers_are_told_what_is_wrong_with_their_data(tmp_path):
             "WorkersError: Worker 1 failed with ZeroDivisionError: no more patience",
             "ZeroDivisionError: no more\npatience",
         ),
-        ("short", "WorkersError: Worker 1 was at the end of the epoch after 3 meta-batches", None),
+        ("short", "WorkersError: Worker 1 had no more meta-batches after 3, and others", None),
         ("killed", "WorkersError: Lost worker 1 (localhost:", ""),
     ],
 )
