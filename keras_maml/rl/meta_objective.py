@@ -12,8 +12,10 @@ from typing import Any
 import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import loss_gradients
+from keras_maml.execution import tracing
 from keras_maml.execution.functional import Tensors
 from keras_maml.execution.task_map import map_sequentially
+from keras_maml.execution.workers import Workers
 from keras_maml.rl.advantages import Transitions
 from keras_maml.rl.policy_gradient import PolicyObjective, surrogate_loss
 from keras_maml.rl.trust_region import kl_hessian_product
@@ -33,6 +35,8 @@ class MetaObjective:
         first_order: Whether the inner gradients are constants.
         loss: From likelihood ratios and transitions to the loss of a task.
         inner_kl_penalty: Weight of the divergences of the stages before the last (ProMP).
+        workers: Those who have as many tasks each; means are over the tasks of all of them.
+        jit_compile: Whether XLA compiles what is between their messages, which it cannot.
     """
 
     objective: PolicyObjective
@@ -41,10 +45,14 @@ class MetaObjective:
     first_order: bool = False
     loss: Loss = surrogate_loss
     inner_kl_penalty: float = 0.0
+    workers: Workers | None = None
+    jit_compile: bool = False
 
     def outputs(self, weights: Tensors) -> Any:
         """Returns the distribution parameters of every task and stage."""
-        return map_sequentially(lambda stages: self._outputs(weights, stages), self.stages)
+        return self._program(
+            lambda: map_sequentially(lambda stages: self._outputs(weights, stages), self.stages)
+        )
 
     def loss_and_gradient(self, weights: Tensors) -> tuple[tf.Tensor, Tensors]:
         """Returns the loss and the meta-gradient."""
@@ -91,5 +99,15 @@ class MetaObjective:
         return loss, divergences[-1]
 
     def _mean_over_tasks(self, of_task: Callable[[Any], Any]) -> Any:
-        results = map_sequentially(of_task, (list(self.stages), self.old))
-        return tf.nest.map_structure(lambda x: tf.reduce_mean(x, axis=0), results)
+        def mean() -> Any:
+            results = map_sequentially(of_task, (list(self.stages), self.old))
+            return tf.nest.map_structure(lambda x: tf.reduce_mean(x, axis=0), results)
+
+        of_this_worker = self._program(mean)
+        return of_this_worker if self.workers is None else self.workers.mean(of_this_worker)
+
+    def _program(self, compute: Callable[[], Any]) -> Any:
+        """Computes something, in a program of its own where the step cannot be one."""
+        if self.workers is None:
+            return compute()
+        return tracing.function(compute, jit_compile=self.jit_compile)()

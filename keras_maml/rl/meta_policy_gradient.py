@@ -17,6 +17,7 @@ from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
 from keras_maml.execution import tracing
 from keras_maml.execution.functional import Tensors, as_tensors
 from keras_maml.execution.task_map import map_sequentially
+from keras_maml.execution.workers import Workers
 from keras_maml.rl import distributions
 from keras_maml.rl.advantages import complete, transitions
 from keras_maml.rl.baseline import Baseline, check_baseline
@@ -77,6 +78,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         adapted_layers: What the inner loop adapts, see `keras_maml.MAML`.
         baseline: What returns are compared with: ``"linear"`` features of observation and time,
             as the authors', ``"time"`` alone, None, or a function; see `keras_maml.rl.baseline`.
+        workers: The processes that train the agent together, each with ``tasks`` tasks of its own:
+            all begin with the weights of worker 0 and take the same outer steps. None for this
+            process alone.
 
     Attributes:
         skipped_steps: An int64 variable: calls of `train` that changed nothing, because the line
@@ -118,6 +122,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         update_rule: UpdateRule | None = None,
         adapted_layers: str | Sequence = "all",
         baseline: str | Baseline | None = "linear",
+        workers: Workers | None = None,
     ) -> None:
         validation.check_count("tasks", tasks, minimum=1)
         validation.check_count("inner_steps", inner_steps)
@@ -136,6 +141,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self.model = model
         self.tasks = tasks
         self.inner_steps = inner_steps
+        self.workers = workers if workers is not None and workers.count > 1 else None
+        self._agreed = self.workers is None
         self.outer = TrustRegion() if outer is None else outer
         if not isinstance(self.outer, TrustRegion | Proximal):
             raise ValueError(f"outer must be a TrustRegion or a Proximal, got {outer!r}.")
@@ -183,8 +190,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 tasks=n,
                 distribution=distribution,
                 adapted=variables.initial,
+                shard=shard,
             )
-            for n in (1, tasks)
+            for n, shard in ((1, (0, 1)), (tasks, workers.shard if workers else (0, 1)))
         ]
         super().__init__(
             time_step_spec,
@@ -195,7 +203,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             train_step_counter=counter,
         )
         self._compile = functools.partial(tracing.function, jit_compile=jit_compile)
-        self._compiled_train = self._compile(self._meta_step)
+        self._jit_compile = jit_compile
+        one_program = jit_compile and self.workers is None
+        self._compiled_train = tracing.function(self._meta_step, jit_compile=one_program)
         self._inner_steps: dict[tuple, Callable] = {}
         self._adaptation_steps = 0
         self._slots: Any = None  # of the update rule, ``[tasks, ...]``, between inner steps
@@ -210,6 +220,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
 
     def reset_adaptation(self) -> None:
         """Gives the collect policy the initial weights for every task."""
+        if not self._agreed:
+            self.workers.hand_out(self.saved_variables)
+            self._agreed = True
         self.collect_policy.assign_model()
         self._adaptation_steps, self._slots = 0, None
 
@@ -226,7 +239,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             FloatingPointError: A reward is not finite, or the fast weights of a task would not
                 be. Nothing changes.
         """
-        self._check(experience)
+        self.check_experience(experience)
         rule = update_rule or self._objective.update_rule
         fast, slots = self._inner_step(rule, experience)
         finite = np.all([np.isfinite(x.numpy().reshape(self.tasks, -1)).all(1) for x in fast], 0)
@@ -286,7 +299,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 f"{len(experience)}."
             )
         for batch in experience:
-            self._check(batch)
+            self.check_experience(batch)
         info = self._compiled_train(tuple(experience))
         self.policy.assign_model()
         return tf_agent.LossInfo(info.loss_before, info)
@@ -298,7 +311,13 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         stages = [transitions(batch, **self._estimate) for batch in experience]
         variables = self._objective.variables().trained
         weights = as_tensors(variables)
-        objective = MetaObjective(self._objective, stages, first_order=self.first_order)
+        objective = MetaObjective(
+            self._objective,
+            stages,
+            first_order=self.first_order,
+            workers=self.workers,
+            jit_compile=self._jit_compile,
+        )
         objective = dataclasses.replace(objective, old=objective.outputs(weights))
         loss, gradient = objective.loss_and_gradient(weights)
         if isinstance(self.outer, Proximal):
@@ -362,7 +381,17 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         program, _ = self._inner_steps[key]
         return program(*arguments)
 
-    def _check(self, experience: Trajectory) -> None:
+    def check_experience(self, experience: Trajectory) -> None:
+        """Checks trajectories that the agent is to adapt to or to be trained with.
+
+        Args:
+            experience: ``[environments, steps, ...]``.
+
+        Raises:
+            ValueError: The environments cannot be divided among the tasks, or a task has no
+                complete episode.
+            FloatingPointError: A reward is not finite.
+        """
         shape = tuple(experience.reward.shape)
         if len(shape) != 2 or shape[0] % self.tasks:
             raise ValueError(
