@@ -33,6 +33,8 @@ class MetaObjective:
         first_order: Whether the inner gradients are constants.
         loss: From likelihood ratios and transitions to the loss of a task.
         inner_kl_penalty: Weight of the divergences of the stages before the last (ProMP).
+        credits: ``[tasks]``: how well each task ended, for which its rollouts before that get the
+            credit (E-MAML), see `credits_of`; an empty tuple: they get none.
     """
 
     objective: PolicyObjective
@@ -41,6 +43,7 @@ class MetaObjective:
     first_order: bool = False
     loss: Loss = surrogate_loss
     inner_kl_penalty: float = 0.0
+    credits: Any = ()
 
     def outputs(self, weights: Tensors) -> Any:
         """Returns the distribution parameters of every task and stage."""
@@ -63,7 +66,7 @@ class MetaObjective:
         """Multiplies the Hessian of the mean KL divergence at the old weights with a vector."""
 
         def of_task(element: Any) -> Tensors:
-            stages, _ = element
+            stages, *_ = element
             return kl_hessian_product(
                 lambda w: self._outputs(w, stages)[-1],
                 lambda old, new: self.objective.divergence(old, new, stages[-1].weights),
@@ -78,7 +81,7 @@ class MetaObjective:
         return self.objective.outputs_of_stages(parameters, stages, first_order=self.first_order)
 
     def _loss_and_kl(
-        self, weights: Tensors, stages: Sequence[Transitions], old: Any
+        self, weights: Tensors, stages: Sequence[Transitions], old: Any, credit: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
         new = self._outputs(weights, stages)
         divergences = [
@@ -88,8 +91,34 @@ class MetaObjective:
         loss = self.loss(self.objective.ratio(old[-1], new[-1], stages[-1].actions), stages[-1])
         if self.inner_kl_penalty and divergences[:-1]:
             loss += self.inner_kl_penalty * tf.add_n(divergences[:-1])
+        if tf.is_tensor(credit) and divergences[:-1]:
+            scores = map(self.objective.score, new[:-1], stages[:-1])
+            loss -= credit * tf.add_n(list(scores))
         return loss, divergences[-1]
 
     def _mean_over_tasks(self, of_task: Callable[[Any], Any]) -> Any:
-        results = map_sequentially(of_task, (list(self.stages), self.old))
+        results = map_sequentially(of_task, (list(self.stages), self.old, self.credits))
         return tf.nest.map_structure(lambda x: tf.reduce_mean(x, axis=0), results)
+
+
+def credits_of(performance: tf.Tensor) -> tf.Tensor:
+    """Returns how well each task ended, compared with the mean of the others.
+
+    The others know nothing of a task's rollouts, so comparing with them makes no bias.
+
+    Args:
+        performance: ``[tasks]``, of `Transitions` after adaptation.
+
+    Returns:
+        ``[tasks]``; of a single task as it is.
+
+    Source: Stadie et al. 2018 (arXiv 1803.01118), for the term that they belong to.
+
+    Example:
+        >>> credits_of(tf.constant([1.0, 2.0, 6.0])).numpy().tolist()
+        [-3.0, -1.5, 4.5]
+    """
+    tasks = performance.shape[0]
+    if tasks == 1:
+        return performance
+    return (performance - tf.reduce_mean(performance)) * (tasks / (tasks - 1))
