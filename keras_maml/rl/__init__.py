@@ -23,6 +23,7 @@ from keras_maml.rl.meta_policy_gradient import MetaLossInfo, MetaPolicyGradientA
 from keras_maml.rl.policy import TaskPolicy, gaussian_policy
 from keras_maml.rl.proximal import Proximal
 from keras_maml.rl.sampling import Sampler, episode_returns, meta_iteration, tensor_specs
+from keras_maml.rl.training import train
 from keras_maml.rl.trust_region import TrustRegion
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "plots",
     "squashed_gaussian",
     "tensor_specs",
+    "train",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from keras_maml.execution import tracing
 from keras_maml.execution.forms import recurrent_inputs
 from keras_maml.execution.functional import Tensors, as_tensors
 from keras_maml.execution.task_map import map_sequentially
+from keras_maml.files import whole
 from keras_maml.rl import distributions
 from keras_maml.rl.action_statistics import action_statistics
 from keras_maml.rl.advantages import complete, transitions
@@ -309,6 +311,37 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         counters = [self.train_step_counter, self.skipped_steps]
         return [*self.learned_variables, *training, *counters]
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Saves `saved_variables`, whole or not at all, to go on from bit for bit.
+
+        Args:
+            path: Of a file that NumPy can load, ending with ``.npz``.
+        """
+        with whole(path) as temporary:
+            np.savez(temporary, *(np.asarray(variable) for variable in self.saved_variables))
+
+    def restore(self, path: str | os.PathLike) -> None:
+        """Loads what `save` has saved; the collect policy gets the initial weights.
+
+        Args:
+            path: Of the file.
+
+        Raises:
+            ValueError: It is of an agent with other variables. Nothing changes.
+        """
+        variables = self.saved_variables
+        with np.load(path, allow_pickle=False) as file:
+            values = [file[f"arr_{i}"] for i in range(sum(n.startswith("arr_") for n in file))]
+        found, own = ([tuple(v.shape) for v in vs] for vs in (values, variables))
+        if found != own:
+            raise ValueError(
+                f"{path} is of an agent with variables of the shapes {found}, but this one has "
+                f"{own}. Make the agent with the same model, outer step and update rule."
+            )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        self.initialize()
+
     def _initialize(self) -> None:
         self.reset_adaptation()
         self.policy.assign_model()
@@ -355,6 +388,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 average,
                 lambda vector: objective.kl_hessian(weights, vector),
                 objective.loss_and_kl,
+                self.train_step_counter,
             )
             for variable, value in zip(variables, step.weights, strict=True):
                 variable.assign(value)
