@@ -120,13 +120,13 @@ def test_the_ant_of_the_paper_takes_one_long_step_and_has_soft_contacts():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "stored", "interval"), [("AntVelocity-v0", -78.6, 35), ("AntDirection-v0", 3.1, 16)]
+    ("name", "stored", "interval"), [("AntVelocity-v0", -78.6, 39), ("AntDirection-v0", 3.1, 16)]
 )
 def test_a_random_policy_returns_what_it_did_for_the_authors(name, stored, interval):
     """Mean returns in the result files of their code (maml_rl): 40 tasks of velocity, 2 directions.
 
-    The interval is that of both means, theirs and ours of 200 tasks, at 95 %; five gymnasium steps
-    or another bonus leave it.
+    Of velocity the interval is that of the difference of both means at 95 %, of direction twice
+    that of our mean, since the authors had two runs. Gymnasium's steps or another bonus leave it.
     """
     environment = TaskPyEnvironment(TaskVectorEnv(name, 200, threads=1))
     policy = TaskPolicy(*tensor_specs(environment), gaussian_policy(125, 8, seed=0))
