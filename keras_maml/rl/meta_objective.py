@@ -62,11 +62,20 @@ class MetaObjective:
         """Returns the loss and the mean KL divergence from the old adapted policies."""
         return self._mean_over_tasks(lambda element: self._loss_and_kl(weights, *element))
 
-    def kl_hessian(self, weights: Tensors, vector: Tensors) -> Tensors:
-        """Multiplies the Hessian of the mean KL divergence at the old weights with a vector."""
+    def kl_hessian(self, weights: Tensors, vector: Tensors, stride: int = 1) -> Tensors:
+        """Multiplies the Hessian of the mean KL divergence at the old weights with a vector.
+
+        Args:
+            weights: The old ones.
+            vector: Of their shapes.
+            stride: The mean is over every so-many-th of the transitions after adaptation.
+        """
 
         def of_task(element: Any) -> Tensors:
-            stages, *_ = element
+            (*before, last), *_ = element
+            observations = tf.nest.map_structure(lambda x: x[::stride], last.observations)
+            last = last._replace(observations=observations, weights=last.weights[::stride])
+            stages = [*before, last]
             return kl_hessian_product(
                 lambda w: self._outputs(w, stages)[-1],
                 lambda old, new: self.objective.divergence(old, new, stages[-1].weights),

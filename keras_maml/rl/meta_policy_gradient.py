@@ -386,7 +386,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 weights,
                 loss,
                 average,
-                lambda vector: objective.kl_hessian(weights, vector),
+                lambda vector: objective.kl_hessian(weights, vector, self.outer.fisher_stride),
                 objective.loss_and_kl,
                 self.train_step_counter,
             )

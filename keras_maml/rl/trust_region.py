@@ -61,6 +61,8 @@ class TrustRegion:
             own gradient, as the authors.
         min_gain_ratio: What share of the gain that the gradient promises a step must bring. 0: any
             gain will do, as for the authors.
+        fisher_stride: The products with the Hessian take every so-many-th of the transitions after
+            adaptation, to be faster; gradient and line search take all.
     """
 
     max_kl: float | keras.optimizers.schedules.LearningRateSchedule = 0.01
@@ -71,6 +73,7 @@ class TrustRegion:
     max_backtracks: int = 15
     momentum: float = 0.0
     min_gain_ratio: float = 0.0
+    fisher_stride: int = 1
 
     def __post_init__(self) -> None:
         if not callable(self.max_kl):
@@ -82,7 +85,7 @@ class TrustRegion:
         validation.check_number("momentum", momentum, lambda v: 0 <= v < 1, "in [0, 1)")
         gain = self.min_gain_ratio
         validation.check_number("min_gain_ratio", gain, lambda v: 0 <= v < 1, "in [0, 1)")
-        for name in ("iterations", "max_backtracks"):
+        for name in ("iterations", "max_backtracks", "fisher_stride"):
             validation.check_count(name, getattr(self, name), minimum=1)
 
     def step(
