@@ -15,6 +15,7 @@ from experiments.shared.runs import check_epochs
 from keras_maml.files import read_csv, whole, write_csv
 from keras_maml.progress import progress
 from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_iteration
+from keras_maml.rl.training import measures, summarize
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
 MAX_SKIPS = 10  # iterations in a row without a finite result
@@ -78,12 +79,10 @@ def train_agent(
             chosen = sampler.environment.sample_tasks(tasks, (seed, iteration))
             share = np.split(chosen, count)[worker]
             info, returns = meta_iteration(agent, sampler, share, seed, iteration)
-            means = [values.mean() for values in returns]
-            row |= {"return_before": means[0], "return": means[-1]}
-            row |= dict(zip(between, means[1:-1], strict=True))
-            row |= {name: float(value) for name, value in info.extra._asdict().items()}
-            length = tf.constant(float(sampler.episode_length.result()))
-            row["episode_length"] = float(length if workers is None else workers.mean(length))
+            row |= measures(info, returns, sampler)
+            if workers is not None:
+                length = tf.constant(row["episode_length"], tf.float32)
+                row["episode_length"] = float(workers.mean(length))
             if not info.extra.accepted:
                 raise FloatingPointError(
                     "the outer step found no better policy, or its result was not finite."
@@ -108,7 +107,7 @@ def train_agent(
         if (iteration + 1) % epoch_iterations == 0:
             # Only what a continued run will not do again, lest TensorBoard shows it twice.
             checkpoint.save(epoch_iterations)
-            _summarise(writer, history[-epoch_iterations:])
+            summarize(writer, history[-epoch_iterations:])
             if first:
                 bar.write(
                     f"{folder.name} {iteration + 1}/{iterations}: return "
@@ -178,14 +177,6 @@ class Checkpoint:
             for index, variable in enumerate(variables):
                 variable.assign(file[f"arr_{index}"])
             return int(file["iterations"])
-
-
-def _summarise(writer: tf.summary.SummaryWriter, rows: Sequence[Mapping[str, float]]) -> None:
-    for row in rows:
-        with writer.as_default(step=int(row["iterations"])):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
-    writer.flush()
 
 
 def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:
