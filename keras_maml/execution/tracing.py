@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import record as _record
 from tensorflow.python.framework import ops as _ops
 
 # What TensorFlow keeps by name are dictionaries with a "type"; there is no public way to them.
@@ -59,14 +58,7 @@ def custom_gradient(python_function: Callable) -> Callable:
         >>> float(tape.gradient(y, x))
         1.0
     """
-
-    def unrecorded(*args: Any, **kwargs: Any) -> Any:
-        # In a graph TensorFlow would differentiate the operations within, too, only to drop what
-        # it finds; and fail where one of them has no derivative.
-        with _record.stop_recording():
-            return python_function(*args, **kwargs)
-
-    with_gradient = tf.custom_gradient(unrecorded)
+    with_gradient = tf.custom_gradient(python_function)
 
     @functools.wraps(python_function)
     def call(*args: Any, **kwargs: Any) -> Any:

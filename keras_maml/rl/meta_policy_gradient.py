@@ -22,7 +22,7 @@ from keras_maml.execution.functional import Tensors, as_tensors
 from keras_maml.execution.task_map import map_sequentially
 from keras_maml.execution.workers import Workers
 from keras_maml.files import whole
-from keras_maml.rl import distributions
+from keras_maml.rl import distributions, serving
 from keras_maml.rl.action_statistics import action_statistics
 from keras_maml.rl.advantages import complete, transitions
 from keras_maml.rl.baseline import Baseline, check_baseline
@@ -310,6 +310,27 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         )
         policy.assign([weight[task] for weight in self.collect_policy.fast_weights])
         return policy
+
+    def export(
+        self, folder: str | os.PathLike, *, rollouts: int, steps: int, overwrite: bool = False
+    ) -> None:
+        """Saves the policy so that it adapts where it is served, see `keras_maml.rl.serving`.
+
+        Args:
+            folder: Where to.
+            rollouts: Episodes of a task that it adapts to.
+            steps: The most steps of an episode.
+            overwrite: Whether to replace what is saved there.
+
+        Raises:
+            FileExistsError: There is something, and ``overwrite`` is False.
+            ValueError: A number is out of range, or the update rule keeps something between steps.
+        """
+        estimate = {name: value for name, value in self._estimate.items() if name != "tasks"}
+        served = serving.Served(
+            self._objective, self.time_step_spec.observation, self.action_spec, estimate
+        )
+        serving.export(served, folder, rollouts=rollouts, steps=steps, overwrite=overwrite)
 
     @property
     def learned_variables(self) -> list[Any]:
