@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import loss_gradients
+from keras_maml.execution.forms import has_recurrent_layers
 from keras_maml.execution.functional import Tensors
 from keras_maml.execution.task_map import map_sequentially
 from keras_maml.rl.advantages import Transitions
@@ -81,6 +82,7 @@ class MetaObjective:
                 lambda old, new: self.objective.divergence(old, new, stages[-1].weights),
                 weights,
                 vector,
+                forward_mode=not has_recurrent_layers(self.objective.model),
             )
 
         return self._mean_over_tasks(of_task)
