@@ -145,7 +145,7 @@ def adapt(theta, stages, *, rates=RATE, likelihood_ratio=False, first_order=Fals
 
 
 def of_task(stages, task):
-    return [Transitions(*[x[task] for x in stage]) for stage in stages]
+    return [Transitions(*[x[task] for x in stage[:4]]) for stage in stages]
 
 
 def reference(theta, stages, *, inner_kl_penalty=0.0, clip=None, **settings):
