@@ -84,6 +84,12 @@ PROBLEMS = {
             "oracle": (107.89,),
         },
     ),
+    "ant-position": Problem(
+        title="Ant, goal position",
+        environment="keras_maml/AntPosition-v0",
+        settings=Settings(task="ant-position", **ROBOTS),
+        published={},  # the authors' code has it, their result files and the paper have not
+    ),
 }
 
 if __name__ == "__main__":

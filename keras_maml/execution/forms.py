@@ -126,6 +126,11 @@ def first_call(model: keras.Model, x: Any) -> tuple[Any, int]:
     return predictions, max(sizes)
 
 
+def has_recurrent_layers(model: keras.Model) -> bool:
+    """Whether a model has recurrent layers, whose form cannot be differentiated in forward mode."""
+    return any(isinstance(layer, keras.layers.RNN) for layer in flatten_layers(model))
+
+
 @contextlib.contextmanager
 def recurrent_inputs(model: keras.Model) -> Iterator[dict[str, int | None]]:
     """Finds how many steps the recurrent layers of a model see while it is called.

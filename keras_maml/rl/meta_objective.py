@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import loss_gradients
 from keras_maml.execution import tracing
+from keras_maml.execution.forms import has_recurrent_layers
 from keras_maml.execution.functional import Tensors
 from keras_maml.execution.task_map import map_sequentially
 from keras_maml.execution.workers import Workers
@@ -89,6 +90,7 @@ class MetaObjective:
                 lambda old, new: self.objective.divergence(old, new, stages[-1].weights),
                 weights,
                 vector,
+                forward_mode=not has_recurrent_layers(self.objective.model),
             )
 
         return self._mean_over_tasks(of_task)

@@ -231,6 +231,7 @@ def kl_hessian_product(
     divergence: Callable[[Any, Any], tf.Tensor],
     weights: Tensors,
     vector: Tensors,
+    forward_mode: bool = True,
 ) -> Tensors:
     """Multiplies the Hessian of a KL divergence, where the divergence is zero, with a vector.
 
@@ -240,6 +241,8 @@ def kl_hessian_product(
         weights: Where to take the Hessian, of ``divergence(outputs(weights), outputs(x))`` with
             respect to ``x``.
         vector: Of the shapes of the weights.
+        forward_mode: Whether the outputs can be differentiated in forward mode. If not, the
+            gradient of a gradient does the same, slower.
 
     Returns:
         The product, of the shapes of the weights.
@@ -251,12 +254,11 @@ def kl_hessian_product(
         >>> float(kl_hessian_product(triple, square, x, x)[0])
         18.0
     """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    push = _push if forward_mode else _push_by_gradients
+    with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
         tape.watch(weights)
-        with tf.autodiff.ForwardAccumulator(weights, vector) as forward:
-            nest = outputs(weights)
-            new = tf.nest.flatten(nest)
-            pushed = [_tangent(forward, value) for value in new]
+        nest, pushed = push(outputs, weights, vector, tape)
+        new = tf.nest.flatten(nest)
     old = [tf.stop_gradient(value) for value in new]
     here = [tf.identity(value) for value in old]
     with tf.autodiff.ForwardAccumulator(here, pushed) as forward:
@@ -269,6 +271,30 @@ def kl_hessian_product(
         new, weights, output_gradients=pulled, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     return [tf.convert_to_tensor(product) for product in products]
+
+
+def _push(
+    outputs: Callable[[Tensors], Any], weights: Tensors, vector: Tensors, tape: tf.GradientTape
+) -> tuple[Any, Tensors]:
+    """Returns the outputs, and their Jacobian times a vector."""
+    del tape
+    with tf.autodiff.ForwardAccumulator(weights, vector) as forward:
+        nest = outputs(weights)
+        return nest, [_tangent(forward, value) for value in tf.nest.flatten(nest)]
+
+
+def _push_by_gradients(
+    outputs: Callable[[Tensors], Any], weights: Tensors, vector: Tensors, tape: tf.GradientTape
+) -> tuple[Any, Tensors]:
+    """The same: J'u is linear in u, and the gradient of (J'u)'v with respect to u is J v."""
+    nest = outputs(weights)
+    new = tf.nest.flatten(nest)
+    zero = tf.UnconnectedGradients.ZERO
+    with tf.GradientTape(watch_accessed_variables=False) as outer, tape.stop_recording():
+        factors = [tf.zeros_like(value) for value in new]
+        outer.watch(factors)
+        pulled = tape.gradient(new, weights, factors, unconnected_gradients=zero)
+    return nest, outer.gradient(pulled, factors, vector, unconnected_gradients=zero)
 
 
 def _tangent(forward: tf.autodiff.ForwardAccumulator, value: tf.Tensor) -> tf.Tensor:

@@ -106,7 +106,7 @@ def test_the_page_shows_what_was_recorded(name):
     assert f"../experiments/results/examples/{name}/picture.png" in section
     assert f"python -m examples.{name}" in section
     rows = [line.strip("| ").split(" | ")[1:] for line in section.splitlines() if line[:2] == "| "]
-    shown = re.findall(r"\d+\.\d+", " ".join(" ".join(row) for row in rows))
+    shown = re.findall(r"-?\d+\.\d+", " ".join(" ".join(row) for row in rows))
     assert shown
     for text in shown:  # the rounding of a recorded number, or of a share in percent
         digits = len(text.split(".")[1])

@@ -145,7 +145,7 @@ def adapt(theta, stages, *, rates=RATE, likelihood_ratio=False, first_order=Fals
 
 
 def of_task(stages, task):
-    return [Transitions(*[x[task] for x in stage]) for stage in stages]
+    return [Transitions(*[x[task] for x in stage[:4]]) for stage in stages]
 
 
 def reference(theta, stages, *, inner_kl_penalty=0.0, clip=None, **settings):
@@ -336,52 +336,64 @@ def test_with_learned_rates_the_products_are_exact_for_weights_and_rates():
     np.testing.assert_allclose(found, np.mean(fishers, 0), rtol=1e-6, atol=1e-8)
 
 
-CONVOLUTIONS = {
-    "strides": [layers.Conv2D(2, 3, strides=2, padding="same", activation="tanh")],
-    "pooling": [
-        layers.Conv2D(2, 2, padding="same", activation="tanh"),
-        layers.MaxPooling2D(2),
-        layers.AveragePooling2D(2, padding="same"),
-    ],
-    "depthwise": [layers.DepthwiseConv2D(2, depth_multiplier=2, padding="same")],
-}
+def layers_of(name):
+    """An input shape, and layers that are lent another form to be differentiated."""
+    return {
+        "strides": ((5, 4, 3), [layers.Conv2D(2, 3, 2, "same", activation="tanh")]),
+        "pooling": (
+            (5, 4, 3),
+            [layers.Conv2D(2, 2, padding="same", activation="tanh"), layers.MaxPooling2D(2)],
+        ),
+        "depthwise": (
+            (5, 4, 3),
+            [layers.DepthwiseConv2D(2, padding="same"), layers.AveragePooling2D(2, padding="same")],
+        ),
+        "recurrence": ((4, 2), [layers.GRU(3)]),
+    }[name]
 
 
-@pytest.mark.parametrize("name", ["strides", slow("pooling"), slow("depthwise")])
-def test_products_of_a_convolutional_policy_are_the_same_compiled(name):
-    """Under XLA layers have another form, whose tangents are TensorFlow's business no more."""
+@pytest.mark.parametrize("name", ["strides", "pooling", slow("depthwise"), slow("recurrence")])
+@pytest.mark.parametrize("compiled", [False, slow(True)])
+def test_products_go_through_layers_of_another_form(name, compiled):
+    """v'Hv is that of the outputs' change along v, by finite differences."""
     random = np.random.default_rng(0)
-    model = keras.Sequential(
-        [keras.Input((5, 4, 3))]
-        + [type(layer).from_config(layer.get_config()) for layer in CONVOLUTIONS[name]]
-        + [layers.Flatten(), layers.Dense(3)]
-    )
+    shape, middle = layers_of(name)
+    model = keras.Sequential([keras.Input(shape), *middle, layers.Flatten(), layers.Dense(3)])
     stages = [
         Transitions(
-            observations=random.normal(size=(1, 6, 5, 4, 3)),
+            observations=random.normal(size=(1, 6, *shape)),
             actions=random.integers(0, 3, size=(1, 6)),
             advantages=random.normal(size=(1, 6)),
             weights=np.ones((1, 6)),
         )
         for _ in range(2)
     ]
-    weights = [tf.constant(random.normal(size=v.shape)) for v in model.trainable_variables]
-    vector = [tf.constant(random.normal(size=v.shape)) for v in model.trainable_variables]
+    weights, vector = (
+        [tf.constant(random.normal(size=v.shape)) for v in model.trainable_variables]
+        for _ in range(2)
+    )
+    objective = PolicyObjective(
+        model, GradientDescent(0.5), categorical, route="compiled" if compiled else "plain"
+    )
+    meta = MetaObjective(objective, tensors(stages), old=())
 
-    def products(route):
-        objective = PolicyObjective(model, GradientDescent(0.5), categorical, route=route)
-        meta = MetaObjective(objective, tensors(stages))
+    @functools.partial(tf.function, autograph=False, jit_compile=compiled)
+    def product(weights, vector):
+        return meta.kl_hessian(weights, vector)
 
-        @functools.partial(tf.function, autograph=False, jit_compile=route == "compiled")
-        def product(weights, vector):
-            old = dataclasses.replace(meta, old=meta.outputs(weights))
-            return old.kl_hessian(weights, vector), old.loss_and_gradient(weights)[1]
+    @functools.partial(tf.function, autograph=False)
+    def logits(weights):
+        return meta.outputs(weights)[-1][0]
 
-        return product(weights, vector)
+    def along(width):
+        return logits([w + width * v for w, v in zip(weights, vector, strict=True)]).numpy()
 
-    for one, other in zip(products("plain"), products("compiled"), strict=True):
-        np.testing.assert_allclose(flat(one), flat(other), rtol=1e-6, atol=1e-9)
-        assert np.abs(flat(one)).max() > 1e-3
+    change = (along(1e-6) - along(-1e-6)) / 2e-6
+    p = tf.nn.softmax(logits(weights)).numpy()
+    expected = (p * change**2).sum() - ((p * change).sum(axis=1) ** 2).sum()
+    found = flat(product(weights, vector)) @ flat(vector)
+    np.testing.assert_allclose(found, expected / 6, rtol=1e-6)
+    assert found > 1e-5
 
 
 @pytest.mark.parametrize("name", ["one step", "first order"])

@@ -1,5 +1,7 @@
 """Training goes on bit for bit, in another process, too, and shows what it does."""
 
+import contextlib
+import io
 import subprocess
 import sys
 
@@ -29,28 +31,33 @@ def trained(folder, iterations):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
+    """A run of five iterations: its folder, weights, history and what it has shown."""
     folder = tmp_path_factory.mktemp("training") / "whole"
-    return folder, *trained(folder, 5)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        weights, history = trained(folder, 5)
+    return folder, weights, history, shown.getvalue()
 
 
 def without_seconds(history):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
 
 
+@pytest.mark.slow  # three agents
 def test_a_folder_is_gone_on_from_bit_for_bit(whole, tmp_path):
-    folder, weights, history = whole
+    folder, weights, history, _ = whole
     trained(tmp_path, 3)
     again, continued = trained(tmp_path, 5)
     assert all(np.array_equal(one, other) for one, other in zip(weights, again, strict=True))
     assert without_seconds(continued) == without_seconds(history)
     assert [row["iterations"] for row in read_csv(folder / "history.csv")] == [1, 2, 3, 4, 5]
+    assert train(*start(), iterations=5, folder=tmp_path, verbose=False) == continued
     other, sampler = start(units=4)
     with pytest.raises(ValueError, match="is of an agent with variables of the shapes"):
         train(other, sampler, iterations=5, folder=tmp_path)
 
 
 def test_tensorboard_shows_returns_under_the_names_of_tf_agents(whole):
-    folder, _, history = whole
+    folder, _, history, _ = whole
     events = [
         (value.tag, event.step, float(tf.make_ndarray(value.tensor)))
         for path in (folder / "tensorboard").iterdir()
@@ -69,19 +76,16 @@ def test_tensorboard_shows_returns_under_the_names_of_tf_agents(whole):
     }
 
 
-def test_a_bar_shows_the_returns_before_and_after(capsys):
-    agent, sampler = start()
-    (row,) = train(agent, sampler, iterations=1)
-    shown = capsys.readouterr().out
-    for name in ("return_before", "return"):
-        assert f"{name}: {row[name]:.4f}" in shown
-    train(agent, sampler, iterations=1, verbose=False)
-    assert not capsys.readouterr().out
+def test_a_bar_shows_the_returns_before_and_after(whole):
+    *_, history, shown = whole
+    for row in history:
+        for name in ("return_before", "return"):
+            assert f"{name}: {row[name]:.4f}" in shown
 
 
 @pytest.mark.slow
 def test_another_process_goes_on(whole, tmp_path):
-    _, weights, _ = whole
+    _, weights, *_ = whole
     program = (
         "import sys; sys.path[:0] = ['tests', 'tests/rl']; import test_rl_training as t;"
         "t.trained(sys.argv[1], int(sys.argv[2]))"
