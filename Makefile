@@ -32,8 +32,10 @@ browser-demo: $(INSTALLED)
 	$(RUN) -m examples.browser
 
 # The programs of these tests run for milliseconds: XLA need not optimise them. test-all lets it.
+test test-matrix: export XLA_FLAGS = --xla_backend_optimization_level=0
+
 test: lint
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN) -m pytest $(SIDE_BY_SIDE)
+	$(RUN) -m pytest $(SIDE_BY_SIDE)
 
 test-all: lint
 	$(RUN) -m pytest -n 2 --dist loadfile -m "slow or not slow"

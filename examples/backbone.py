@@ -47,8 +47,13 @@ def main(iterations=500, epochs=30, tasks=200, seed=0, folder="runs/backbone", w
     learner.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
     sizes = {"ways": WAYS, "shots": 1, "queries": 5, "seed": seed}
     training = keras_maml.episodes.glyphs(split="train", meta_batch_size=8, **sizes)
-    test = keras_maml.episodes.glyphs(split="test", meta_batch_size=20, tasks=tasks, **sizes)
-    learner.fit(training, epochs=5, steps_per_epoch=iterations // 5, verbose=2)
+    validation, test = (
+        keras_maml.episodes.glyphs(split=split, meta_batch_size=20, tasks=tasks, **sizes)
+        for split in ("validation", "test")
+    )
+    learner.fit(
+        training, validation_data=validation, epochs=5, steps_per_epoch=iterations // 5, verbose=2
+    )
 
     result = keras_maml.evaluation.evaluate(
         learner, test, tasks=tasks, batch_normalizations=[learner.batch_normalization]

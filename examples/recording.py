@@ -21,20 +21,27 @@ def run(main: Callable) -> None:
     Results that are in the folder already are kept unless ``--overwrite`` is typed.
     """
     parser = argparse.ArgumentParser(
+        prog=f"python -m {inspect.getmodule(main).__spec__.name}",
         description=inspect.getmodule(main).__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, parameter in inspect.signature(main).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:  # settings for those who call it
+            continue
         default = parameter.default
         kind = str if default is None else type(default)
-        parser.add_argument(f"--{name}", type=kind, default=default, help="default: %(default)s")
+        text = None if default is None else "default: %(default)s"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
     values = vars(parser.parse_args())
     overwrite = values.pop("overwrite")
     there = pathlib.Path(values["folder"]) / "results.json"
     if there.exists() and not overwrite:
         parser.error(f"{there} is there: choose another --folder, or add --overwrite.")
-    main(**values)
+    try:
+        main(**values)
+    except (ValueError, OSError, ImportError) as error:  # of the user's making
+        parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 def record(folder: str, figure: Figure, seed: int, results: dict) -> dict:
@@ -44,7 +51,8 @@ def record(folder: str, figure: Figure, seed: int, results: dict) -> dict:
     plots.save(figure, path / "picture.png")
     results = keras.tree.map_structure(_rounded, results)
     write_json(path / "results.json", runs.made_with() | {"seed": seed, "results": results})
-    print(json.dumps(results, indent=1), f"{folder}/picture.png", sep="\n")
+    lines = [f"{name}: {json.dumps(value)}" for name, value in results.items()]
+    print(*lines, path / "picture.png", sep="\n")
     return results
 
 

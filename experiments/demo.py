@@ -4,6 +4,7 @@ python -m experiments.demo
 """
 
 import argparse
+import sys
 
 import keras
 
@@ -21,7 +22,7 @@ SETTINGS = sinusoid.Settings(
     inner_learning_rate=0.01,
     shots=(10,),
     iterations=20_000,
-    epoch_iterations=2_000,
+    epoch_iterations=4_000,
     test_tasks=2_000,
 )
 
@@ -42,6 +43,7 @@ def run(output: str, settings: sinusoid.Settings = SETTINGS) -> None:
             iterations=settings.iterations,
             epoch_iterations=settings.epoch_iterations,
             validation_data=validation,
+            verbose=1 if sys.stdout.isatty() else 2,  # a bar that moves, or a line per epoch
             callbacks=[
                 keras.callbacks.TensorBoard(log_dir),
                 callbacks.AdaptationSummary(

@@ -19,6 +19,7 @@ import json
 import math
 import pathlib
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from keras_maml.serving import pretrained
 from keras_maml.version import __version__
 
 Report = dict[str, Any]
+DATA = "glyphs, sinusoid, omniglot[:FOLDER], mini-imagenet[:FOLDER], or a folder of classes"
 INK = "images are inverted first: for dark ink on white paper, where the learner expects ink 1"
 
 
@@ -52,15 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     values = parser().parse_args(arguments)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no result
+        # What libraries print is no result; where a warning is raised is no user's business.
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _say(message)
             report, text = values.run(values)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"keras-maml: {error}", file=sys.stderr)  # The message says it all.
+        _say(error)  # The message says it all.
         return 1
     except KeyboardInterrupt:
         return 130
     print(json.dumps(report, indent=1, default=str) if values.json else text)
     return 0
+
+
+def _say(message: Warning | Exception) -> None:
+    print(f"keras-maml: {message}", file=sys.stderr)
 
 
 # --- commands: each returns what --json prints, and the same to read --------------------------
@@ -154,7 +162,7 @@ def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
     }
     lines = [f"{p['picture']}: {p['class']} ({p['probability']:.0%})" for p in predictions]
     lines += [f"The adapted model is in {values.output}."] if values.output else []
-    nothing = f"Adapted to {', '.join(classes.names)}; --predict and --output say what for."
+    nothing = f"Adapted to {', '.join(sorted(classes.names))}; --predict and --output say what for."
     return report, "\n".join(lines) or nothing
 
 
@@ -211,7 +219,8 @@ def _demo(values: argparse.Namespace) -> tuple[Report, str]:
     loss, together = keras.losses.MeanSquaredError(), min(500, values.iterations)
     learner.compile(keras.optimizers.Adam(0.001), loss, steps_per_execution=together)
     print(f"Meta-training on sine curves, {values.iterations:,} steps ...", file=sys.stderr)
-    learner.fit(episodes.sinusoid(), steps_per_epoch=values.iterations, verbose=0)
+    seen = int(sys.stderr.isatty())  # a bar, where somebody looks
+    learner.fit(episodes.sinusoid(), steps_per_epoch=values.iterations, verbose=seen)
     new: dict[str, Any] = {"shots": 10, "queries": 100, "seed": 20_000}
     result = evaluation.evaluate(
         learner, episodes.sinusoid(meta_batch_size=100, **new), tasks=500, steps=10
@@ -248,7 +257,10 @@ def _load(learner: str) -> tuple[MAML, Report]:
             )
         return _load(str(path / pretrained.LEARNER))
     if not pretrained.is_name(learner):
-        raise FileNotFoundError(f"There is no learner {learner}: neither a file nor a folder.")
+        raise FileNotFoundError(
+            f"There is no learner {learner}: it is no file, and no folder that holds "
+            f"{pretrained.LEARNER}. Names of pretrained ones: keras-maml info."
+        )
     return pretrained.load(learner), pretrained.card(learner)
 
 
@@ -275,6 +287,8 @@ def _episodes(values: argparse.Namespace, learner: MAML, card: Report) -> Any:
         classes = episodes.load_omniglot(folder or None, split=values.split)
     elif name == "mini-imagenet":
         classes = episodes.load_mini_imagenet(folder or None, split=values.split)
+    elif not pathlib.Path(values.data).exists():
+        raise FileNotFoundError(f"There are no data {values.data}: expected {DATA}.")
     else:
         classes = _folder(values.data, learner, values.invert)
     if values.queries is None:  # as many as the smallest class leaves
@@ -331,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         sub.add_argument("--json", action="store_true", help="print JSON instead of text")
         sub.set_defaults(run=run)
         return sub
@@ -341,8 +355,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", _evaluate, "adapts to many tasks and measures every step")
     evaluate.add_argument("learner", metavar="LEARNER")
-    data = "glyphs, sinusoid, omniglot[:FOLDER], mini-imagenet[:FOLDER], or a folder of classes"
-    evaluate.add_argument("data", metavar="DATA", help=data)
+    evaluate.add_argument("data", metavar="DATA", help=DATA)
     evaluate.add_argument("--tasks", type=_count, default=600, help="default: %(default)s")
     evaluate.add_argument("--shots", type=_count, help="support examples of each class")
     evaluate.add_argument("--queries", type=_count, help="query examples of each class")
@@ -354,7 +367,9 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("learner", metavar="LEARNER")
     adapt.add_argument("folder", metavar="FOLDER", help="a folder of images for each class")
     adapt.add_argument("--predict", nargs="+", default=[], metavar="PICTURE")
-    adapt.add_argument("--output", metavar="FILE.keras", help="where to save the adapted model")
+    adapt.add_argument(
+        "--output", type=_file, metavar="FILE.keras", help="where to save the adapted model"
+    )
     text = "normalise the pictures by their own statistics, all together, as in the paper"
     adapt.add_argument("--transductive", action="store_true", help=text)
 
@@ -371,8 +386,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--store", metavar="FILE.sqlite", help="customers; default: in memory")
     serve.add_argument("--half-precision", action="store_true", help="keep customers as float16")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=_count, default=8501, help="default: %(default)s")
-    serve.add_argument("--grpc-port", type=_count, metavar="PORT", help="default: no gRPC")
+    serve.add_argument("--port", type=_port, default=8501, help="default: %(default)s")
+    serve.add_argument("--grpc-port", type=_port, metavar="PORT", help="default: no gRPC")
     serve.add_argument("--name", help="of the model in paths; default: the learner's")
     serve.add_argument("--token-file", metavar="FILE", help="holds what clients must know")
     text = "normalise the queries of a request by their own statistics, as in the paper"
@@ -387,6 +402,18 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="demo", help="folder; default: %(default)s")
     demo.add_argument("--iterations", type=_count, default=20_000, help="default: %(default)s")
     return top
+
+
+def _port(text: str) -> int:
+    if _count(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"must be at most 65535, got {text}")
+    return int(text)
+
+
+def _file(text: str) -> str:
+    if not text.endswith(".keras"):
+        raise argparse.ArgumentTypeError(f"must end with .keras, got {text!r}")
+    return text
 
 
 def _count(text: str) -> int:

@@ -143,6 +143,8 @@ def test_demo_draws_and_saves(capsys, tmp_path):
     [
         (["info", "nothing"], "holds no pretrained learner 'nothing'. There are: mini-imagenet"),
         (["info", "no/where"], "There is no learner no/where"),
+        (["info", "tests/.."], "no folder that holds learner.keras"),
+        (["evaluate", NAME, "nothing"], "There are no data nothing: expected glyphs, sinusoid"),
         (["adapt", NAME, "nowhere"], "nowhere is none"),
         (["evaluate", NAME, "sinusoid", "--tasks", "1"], "."),
     ],
@@ -164,7 +166,15 @@ def test_too_many_classes_are_said(capsys, letters, tmp_path):
     assert f"holds 6 classes, but {NAME} tells 5 apart" in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["evaluate", NAME, "glyphs", "--tasks", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["evaluate", NAME, "glyphs", "--tasks", "0"],
+        ["adapt", NAME, "letters", "--output", "adapted.h5"],
+    ],
+)
 def test_wrong_usage_exits_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)

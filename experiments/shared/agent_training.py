@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,9 @@ import tensorflow as tf
 from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.runs import check_epochs
 from keras_maml.files import read_csv, whole, write_csv
+from keras_maml.progress import progress
 from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_iteration
+from keras_maml.rl.training import measures, summarize
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
 MAX_SKIPS = 10  # iterations in a row without a finite result
@@ -67,19 +70,19 @@ def train_agent(
     between = [f"return_{step}" for step in range(1, agent.inner_steps)]  # inner steps
     writer = tf.summary.create_file_writer(str(tensorboard))
     clock, skips = time.monotonic(), 0
-    for iteration in range(done, iterations):
+    left = range(done, iterations)
+    bar = progress(left, iterations, folder.name, "iterations", initial=done)
+    for iteration in bar if first else left:
         row = {"iterations": float(iteration + 1)}
         row |= dict.fromkeys((*MEASURES, *between), np.nan)
         try:
             chosen = sampler.environment.sample_tasks(tasks, (seed, iteration))
             share = np.split(chosen, count)[worker]
             info, returns = meta_iteration(agent, sampler, share, seed, iteration)
-            means = [values.mean() for values in returns]
-            row |= {"return_before": means[0], "return": means[-1]}
-            row |= dict(zip(between, means[1:-1], strict=True))
-            row |= {name: float(value) for name, value in info.extra._asdict().items()}
-            length = tf.constant(float(sampler.episode_length.result()))
-            row["episode_length"] = float(length if workers is None else workers.mean(length))
+            row |= measures(info, returns, sampler)
+            if workers is not None:
+                length = tf.constant(row["episode_length"], tf.float32)
+                row["episode_length"] = float(workers.mean(length))
             if not info.extra.accepted:
                 raise FloatingPointError(
                     "the outer step found no better policy, or its result was not finite."
@@ -104,15 +107,14 @@ def train_agent(
         if (iteration + 1) % epoch_iterations == 0:
             # Only what a continued run will not do again, lest TensorBoard shows it twice.
             checkpoint.save(epoch_iterations)
-            _summarise(writer, history[-epoch_iterations:])
-            if not first:
-                continue
-            print(
-                f"{folder.name} {iteration + 1}/{iterations}: return "
-                f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
-                f"{row['seconds']:.0f} s",
-                flush=True,
-            )
+            summarize(writer, history[-epoch_iterations:])
+            if first:
+                bar.write(
+                    f"{folder.name} {iteration + 1}/{iterations}: return "
+                    f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
+                    f"{row['seconds']:.0f} s"
+                )
+                sys.stdout.flush()
             INTERRUPTION.saved()
     writer.close()
     if first:
@@ -175,14 +177,6 @@ class Checkpoint:
             for index, variable in enumerate(variables):
                 variable.assign(file[f"arr_{index}"])
             return int(file["iterations"])
-
-
-def _summarise(writer: tf.summary.SummaryWriter, rows: Sequence[Mapping[str, float]]) -> None:
-    for row in rows:
-        with writer.as_default(step=int(row["iterations"])):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
-    writer.flush()
 
 
 def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:

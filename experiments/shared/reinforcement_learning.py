@@ -332,7 +332,8 @@ def draw_paths(
 ) -> None:
     """Draws the ways of the first test task, of a plane, before and after adaptation."""
     steps = len(rates(settings, method))
-    label = f"after {steps} gradient steps" if steps else "without adaptation"
+    after = f"after {steps} gradient step{'s' * (steps != 1)}"
+    label = after if steps else "without adaptation"
     ways = {label: sampler.draw(settings.seed, settings.test_steps + 1)}
     if steps:
         agent.reset_adaptation()
@@ -361,7 +362,8 @@ def film(this: Run, problem: Problem, settings: Settings, method: str) -> None:
     tasks = sampler.environment.tasks[::rollouts]
     distances = np.abs(tasks - tasks[0]).reshape(len(tasks), -1).sum(axis=1)
     steps = len(rates(settings, method))
-    names = ["before", f"after {steps} steps"] if steps else [TITLES[method]]
+    after = f"after {steps} step{'s' * (steps != 1)}"
+    names = ["before", after] if steps else [TITLES[method]]
     seen = make_environment(problem, settings, method, len(names), render_mode="rgb_array")
     policy = TaskPolicy(
         agent.time_step_spec, agent.action_spec, agent.model, tasks=len(names), greedy=True

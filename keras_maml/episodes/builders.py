@@ -21,7 +21,7 @@ from keras_maml.episodes.omniglot_source import (
     assemble,
     find_archives,
 )
-from keras_maml.episodes.progress import progress
+from keras_maml.progress import progress
 
 PART = 256
 """Images of a class that are put together before they are stored."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_maml.episodes.image_archives import ImageArchive
-from keras_maml.episodes.progress import progress
 from keras_maml.execution.cores import count_cores
+from keras_maml.progress import progress
 from keras_maml.validation import check_count
 
 if TYPE_CHECKING:  # Who only makes episodes needs no image library.

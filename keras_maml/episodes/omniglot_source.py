@@ -14,7 +14,7 @@ from keras_maml.episodes.class_lists import check_class_list
 from keras_maml.episodes.image_archives import ImageArchive, combined_identity, find_archive
 from keras_maml.episodes.image_files import decode, lanczos_matrix
 from keras_maml.episodes.omniglot_alphabets import ALPHABETS
-from keras_maml.episodes.progress import progress
+from keras_maml.progress import progress
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from keras_maml import validation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.execution.forms import batch_normalizations as normalizing_layers
 from keras_maml.learners.maml import MAML
+from keras_maml.progress import progress
 
 Value = float | int | str | None
 STATISTICS = ("mean", "ci95", "median", "not_finite")
@@ -158,20 +159,24 @@ def evaluate(
         validation.check_choice("batch_normalizations", mode, BATCH_NORMALIZATIONS)
     parts: dict[str, dict[str, list]] = {mode: {} for mode in batch_normalizations}
     done = 0
-    for support, query in episodes:
-        for mode in batch_normalizations:
-            results = learner.trajectories(support, query, steps=steps, batch_normalization=mode)
-            for name, values in results.items():
-                if len(values.shape) != 2:
-                    raise ValueError(
-                        f"Metrics must be one number per task and step, got {name} of shape "
-                        f"{tuple(values.shape[2:])} each. Compile the learner with metrics that "
-                        "are averaged, e.g. keras.metrics.F1Score(average='macro')."
-                    )
-                parts[mode].setdefault(name, []).append(values.numpy())
-        done += len(values)
-        if done >= tasks:
-            break
+    with progress(None, tasks, "Adapting", "tasks") as bar:
+        for support, query in episodes:
+            for mode in batch_normalizations:
+                results = learner.trajectories(
+                    support, query, steps=steps, batch_normalization=mode
+                )
+                for name, values in results.items():
+                    if len(values.shape) != 2:
+                        raise ValueError(
+                            f"Metrics must be one number per task and step, got {name} of shape "
+                            f"{tuple(values.shape[2:])} each. Compile the learner with metrics "
+                            "that are averaged, e.g. keras.metrics.F1Score(average='macro')."
+                        )
+                    parts[mode].setdefault(name, []).append(values.numpy())
+            bar.update(min(len(values), tasks - done))
+            done += len(values)
+            if done >= tasks:
+                break
     if done < tasks:
         raise ValueError(
             f"tasks={tasks} were asked for, but the dataset ended after {done}. Give it more "

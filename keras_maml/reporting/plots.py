@@ -103,8 +103,9 @@ def episode(learner: MAML, episodes: tuple, task: int = 0, most: int | None = No
         axis = figure.add_subplot(grid[shots + row, column])
         title = f"query: {y_query[i]}\nbefore: {before[i]}\nafter: {after[i]}"
         _show(axis, x_query[i], title, color="C2" if right[i] else "C3", width=2)
+    steps = learner.evaluation_steps
     figure.suptitle(
-        f"{learner.evaluation_steps} inner steps, {len(y_query)} query images: "
+        f"{steps} inner step{'s' * (steps != 1)}, {len(y_query)} query images: "
         f"{np.mean(before == y_query):.0%} right before, {np.mean(right):.0%} after",
         fontsize=9,
     )

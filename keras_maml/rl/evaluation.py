@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_maml.algorithm.update_rules import UpdateRule
+from keras_maml.progress import progress
 from keras_maml.reporting.evaluation import Evaluation
 from keras_maml.rl.meta_policy_gradient import MetaPolicyGradientAgent
 from keras_maml.rl.sampling import Sampler, begin_adaptation, episode_returns
@@ -39,7 +40,8 @@ def evaluate(
     """
     begin_adaptation(agent, sampler, tasks)
     columns = []
-    for step in range(len(update_rules) + 1):
+    count = len(update_rules) + 1
+    for step in progress(range(count), count, "Drawing rollouts", "steps"):
         trajectory = sampler.draw(seed, step)
         columns.append(episode_returns(trajectory, agent.tasks))
         if step < len(update_rules):

@@ -71,6 +71,8 @@ def read(file: str | os.PathLike) -> MAML:
 def _damage_reported(file: str | os.PathLike) -> Iterator[None]:
     try:
         yield
+    except ImportError:  # A package is missing, such as huggingface_hub: its message says so.
+        raise
     except Exception as error:  # Damaged files raise nearly anything.
         raise ValueError(
             f"{file} cannot be loaded ({type(error).__name__}: {error}). Write or fetch it again."

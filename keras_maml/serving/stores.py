@@ -135,15 +135,23 @@ class SQLiteStore:
     Args:
         path: The file, on a local disk; it is created, its folder is not.
         timeout: How many seconds to wait for other writers.
+
+    Raises:
+        OSError: The file cannot be opened or created, or is something else.
     """
 
     def __init__(self, path: str | os.PathLike, timeout: float = 30.0) -> None:
         self._path, self._timeout = os.fspath(path), timeout
         self._local = threading.local()
-        with self._transaction() as connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS weights (name TEXT PRIMARY KEY, record BLOB NOT NULL)"
-            )
+        table = "weights (name TEXT PRIMARY KEY, record BLOB NOT NULL)"
+        try:
+            with self._transaction() as connection:
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        except sqlite3.Error as error:
+            raise OSError(
+                f"{self._path} cannot keep customers ({error}): pass a file that a store made, or "
+                "the name of a new one in a folder that is there."
+            ) from error
 
     @contextlib.contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:

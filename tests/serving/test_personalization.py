@@ -154,6 +154,14 @@ def test_names_that_no_store_can_keep_are_refused(opened, episodes, name):
         Personalizer(opened).adapt(name, x[0], y[0])
 
 
+@pytest.mark.parametrize("name", ["nowhere/a.sqlite", "folder", "text"])
+def test_what_is_no_file_of_customers_is_refused_by_name(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("no database " * 100)
+    with pytest.raises(OSError, match=f"{name} cannot keep customers"):
+        SQLiteStore(tmp_path / name)
+
+
 def test_what_processes_that_were_killed_had_kept_is_there(tmp_path):
     import keras_maml.serving.stores as module
 
