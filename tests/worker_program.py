@@ -108,11 +108,12 @@ CASES = {
     "endless": Case(endless=True),
     "MetaSGD": Case(kind=keras_maml.MetaSGD, learner={"inner_steps": 2}),
     "PerLayerPerStep": Case(
-        learner={
-            "inner_steps": 2,
-            "inner_learning_rate": None,
-            "update_rule": keras_maml.update_rules.PerLayerPerStep(0.002),
-        }
+        kind=lambda model, inner_learning_rate: keras_maml.MAML(
+            model,
+            inner_steps=2,
+            update_rule=keras_maml.update_rules.PerLayerPerStep(inner_learning_rate),
+        ),
+        learner={"inner_learning_rate": 0.002},
     ),
     **{name: Case(name) for name in ("lstm", "attention", "dropout", "normalization", "embedding")},
     **{name: Case(name) for name in ("regularized", "paper", "transposed_convolution")},
