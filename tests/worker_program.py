@@ -90,7 +90,8 @@ CASES = {
     "ema": Case(
         optimizer=lambda: adam(use_ema=True, weight_decay=0.01), learner={"measure_before": False}
     ),
-    "several steps": Case(learner={"inner_steps": 3}),
+    # Larger inner rates make chaos of rounding in several steps.
+    "several steps": Case(learner={"inner_steps": 3, "inner_learning_rate": 0.002}),
     "accumulation": Case(optimizer=lambda: adam(gradient_accumulation_steps=2)),
     "scaled": Case(
         optimizer=lambda: keras.optimizers.LossScaleOptimizer(adam()),
@@ -107,11 +108,12 @@ CASES = {
     "endless": Case(endless=True),
     "MetaSGD": Case(kind=keras_maml.MetaSGD, learner={"inner_steps": 2}),
     "PerLayerPerStep": Case(
-        learner={
-            "inner_steps": 2,
-            "inner_learning_rate": None,
-            "update_rule": keras_maml.update_rules.PerLayerPerStep(0.02),
-        }
+        kind=lambda model, inner_learning_rate: keras_maml.MAML(
+            model,
+            inner_steps=2,
+            update_rule=keras_maml.update_rules.PerLayerPerStep(inner_learning_rate),
+        ),
+        learner={"inner_learning_rate": 0.002},
     ),
     **{name: Case(name) for name in ("lstm", "attention", "dropout", "normalization", "embedding")},
     **{name: Case(name) for name in ("regularized", "paper", "transposed_convolution")},
@@ -328,7 +330,8 @@ def agents(workers: keras_maml.Workers) -> dict[str, Any]:
     tasks, rollouts, horizon = 4, 3, 4
     results = {}
     for name, outer, compiled in (
-        ("trust region", rl.TrustRegion(momentum=0.5), True),
+        # Without damping, conjugate gradient makes of rounding what would hide an error.
+        ("trust region", rl.TrustRegion(momentum=0.5, damping=0.1, iterations=5), True),
         ("proximal", rl.Proximal(), False),
     ):
         environment = rl.environments.TaskPyEnvironment(

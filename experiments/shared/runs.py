@@ -25,6 +25,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,8 +76,8 @@ class Run:
     ) -> None:
         self.workers = workers or keras_maml.Workers()
         if not self.is_first:
-            self._elsewhere = tempfile.TemporaryDirectory()
-            folder = self._elsewhere.name
+            folder = tempfile.mkdtemp()
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.folder = pathlib.Path(folder)
         self.settings = as_json(settings)
         self._defaults = defaults_of(settings)

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class Workers:
         self._counted_on = True  # whether the others count on the next message of this worker
         self._depth = 0  # of calls that share their errors
         self._strategy = _connect() if self.count > 1 else None
-        self._all_reduce = tracing.function(self._traced_all_reduce)
+        self._programs: dict[tuple, Callable] = {}  # by dtype and size of the message
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -81,7 +81,15 @@ class Workers:
         Returns:
             The sum ``[n]``.
         """
-        return flat if self._strategy is None else self._all_reduce(flat)
+        if self._strategy is None:
+            return flat
+        key = flat.dtype, flat.shape[0]
+        if key not in self._programs:
+            # A concrete function: TensorFlow warns of several programs of one function.
+            self._programs[key] = tracing.function(self._traced_all_reduce).get_concrete_function(
+                tf.TensorSpec(flat.shape, flat.dtype)
+            )
+        return self._programs[key](flat)
 
     def sum(self, nest: Any, tasks: int | tf.Tensor | None = None) -> Any:
         """Adds up a nest of tensors over all workers, in one message.

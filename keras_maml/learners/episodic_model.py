@@ -130,6 +130,16 @@ class EpisodicModel(CompiledModel):
         """The workers, if there are others than this process."""
         return self.workers if self.workers is not None and self.workers.count > 1 else None
 
+    @property
+    def steps_per_execution(self) -> int:
+        """How many steps one call takes, see `keras.Model.compile`; of several workers, one."""
+        # TensorFlow fails to run an all-reduce in Keras's loop over steps.
+        return 1 if self.several_workers else self._steps_per_execution
+
+    @steps_per_execution.setter
+    def steps_per_execution(self, steps: int) -> None:
+        self._steps_per_execution = steps
+
     def agreed_before(self, caller: str) -> bool:
         """Returns whether workers go on with a method without comparing anything first.
 
