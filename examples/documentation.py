@@ -87,7 +87,9 @@ def main(iterations=200, tasks=400, seed=0, folder="runs/documentation"):
     curves = {"meta-learned": (result.curve("accuracy"), result.curve("accuracy", "ci95"))}
     title = f"five of {results['modules']['new']} new modules, five texts of each"
     figure = keras_maml.plots.accuracy_over_steps(curves, title=title)
-    figure.axes[0].axhline(100 * np.mean(counted), linestyle=":", label="most words in common")
+    figure.axes[0].axhline(
+        100 * np.mean(counted), color="C1", linestyle=":", label="most words in common"
+    )
     figure.axes[0].legend()
     return recording.record(folder, figure, seed, results)
 

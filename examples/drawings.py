@@ -54,11 +54,11 @@ def main(iterations=500, tasks=80, seed=0, folder="runs/drawings"):
     }
     shown = {
         "half of its pixels": None,
-        "meta-learned": (learner, 0),
+        "before adaptation": (learner, 0),
         "after 1 step": (learner, 1),
         "after 2 steps": (learner, 2),
         "the picture": None,
-        "untrained, after 2": (untrained, 2),
+        "untrained, 2 steps": (untrained, 2),
     }
     figure = Figure((9, 6))
     axes = figure.subplots(4, len(shown), subplot_kw={"xticks": [], "yticks": []})

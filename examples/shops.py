@@ -68,12 +68,13 @@ def main(iterations=4000, tasks=80, seed=0, folder="runs/shops"):
     figure = Figure((9, 4))
     left, right = figure.subplots(1, 2)
     left.plot(error, "o-", label="meta-learned")
-    for name in ("one network for all", "a line for each"):
-        left.axhline(errors[name], linestyle=":", label=name)
+    for name, style in (("one network for all", "C1--"), ("a line for each", "C2:")):
+        left.plot(np.full_like(error, errors[name]), style, label=name)
     left.set(xlabel="inner steps", ylabel="mean squared error", title="new shops, from ten days")
-    for steps in (0, 3):
+    left.set_xticks(range(len(error)))
+    for steps, name in ((0, "before adaptation"), (3, "after 3 steps")):
         predicted = learner.adapt(x_support[0], y_support[0], steps=steps).predict(x[0], verbose=0)
-        right.plot(y[0], predicted, "o", label=f"after {steps} steps")
+        right.plot(y[0], predicted, "o", label=name)
     right.axline((4, 4), slope=1, color="gray")
     right.set(xlabel="sales", ylabel="predicted sales", title="the other days of one of them")
     left.legend()
