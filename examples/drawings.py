@@ -45,7 +45,7 @@ def main(iterations=500, tasks=80, seed=0, folder="runs/drawings"):
     learner.compile(keras.optimizers.Adam(1e-3), "mean_squared_error")
     untrained = keras_maml.MAML(field(seed), 0.1, inner_steps=2)
     untrained.compile(loss="mean_squared_error")
-    learner.fit(training, epochs=10, steps_per_epoch=iterations // 10, verbose=2)
+    learner.fit(training, epochs=10, steps_per_epoch=max(1, iterations // 10), verbose=2)
 
     evaluate = keras_maml.evaluation.evaluate
     errors = {

@@ -48,7 +48,7 @@ def main(iterations=4000, tasks=80, seed=0, folder="runs/shops"):
     )
     learner = keras_maml.MetaSGD(network(), 0.02, inner_steps=3)
     learner.compile(keras.optimizers.Adam(1e-3), "mean_squared_error")
-    learner.fit(training, epochs=10, steps_per_epoch=iterations // 10, verbose=2)
+    learner.fit(training, epochs=10, steps_per_epoch=max(1, iterations // 10), verbose=2)
     error = keras_maml.evaluation.evaluate(learner, test, tasks=tasks).curve("loss")
 
     # What else one would do: one network for all shops, and a line through the ten days.
