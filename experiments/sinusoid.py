@@ -188,10 +188,11 @@ def table(rows: Sequence[dict], settings: Settings) -> str:
                 for step in (0, 1, 5, 10)
             ]
             lines.append([shots, TITLES[method], *cells])
+    seeds = len(settings.seeds)
     headers = ["shots", "method", "0 steps", "1 step", "5 steps", "10 steps"]
     title = (
         f"Mean squared error over {settings.test_tasks} test tasks, 95 % interval over tasks; "
-        f"median of {len(settings.seeds)} seeds after {settings.iterations} iterations.\n"
+        f"median of {seeds} seed{'s' * (seeds != 1)} after {settings.iterations} iterations.\n"
     )
     return title + tabulate.tabulate(lines, headers, tablefmt="github")
 
