@@ -17,6 +17,7 @@ import tabulate
 
 from experiments.shared.command_line import run_command
 from experiments.shared.runs import Run
+from experiments.shared.training_bar import TrainingBar
 from keras_maml import MAML, episodes, evaluation, networks, plots
 from keras_maml.files import write_text
 
@@ -98,14 +99,16 @@ def train(this: Run, settings: Settings, method: str, seed: int, verbose: int = 
             oracle=method == "oracle",
         )
 
+    name = f"{method}-seed{seed}"
     history = this.train(
         learner,
         make_episodes,
         iterations=settings.iterations,
         epoch_iterations=settings.epoch_iterations,
-        name=f"{method}-seed{seed}",
+        name=name,
         callbacks=[
-            keras.callbacks.TensorBoard(this.folder / "tensorboard" / f"{method}-seed{seed}")
+            keras.callbacks.TensorBoard(this.folder / "tensorboard" / name),
+            TrainingBar(settings.iterations, name),
         ],
         verbose=verbose,
     )
