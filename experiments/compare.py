@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from experiments import glyphs, omniglot
 from experiments.shared import image_settings
-from experiments.shared.algorithms import ALGORITHMS
+from experiments.shared.algorithms import ALGORITHMS, FAMILY
 from experiments.shared.checkpoint import duration
 from experiments.shared.command_line import run_command, values_of, with_defaults
 from experiments.shared.comparison_table import summary, times
@@ -55,7 +55,7 @@ class Sizes:
 class Settings(Sizes):
     """Settings of a comparison; the defaults are MAML's on these data, see their experiment."""
 
-    algorithms: tuple[str, ...] = tuple(ALGORITHMS)  # which to train
+    algorithms: tuple[str, ...] = FAMILY  # which to train
     seeds: tuple[int, ...] = (0, 1, 2)  # of initial weights and training episodes
     minutes: float | None = None  # of training, for each algorithm and seed, instead of iterations
     target_accuracy: float = 0.9  # on validation tasks; how soon it is reached is in the table

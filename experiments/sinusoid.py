@@ -18,7 +18,8 @@ import tabulate
 from experiments.shared.command_line import run_command
 from experiments.shared.runs import Run
 from experiments.shared.training_bar import TrainingBar
-from keras_maml import MAML, episodes, evaluation, networks, plots
+from keras_maml import MAML, Workers, episodes, evaluation, networks, plots
+from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import write_text
 
 METHODS = ("maml", "first-order", "pretrained", "oracle")
@@ -97,9 +98,11 @@ def train(this: Run, settings: Settings, method: str, seed: int, verbose: int = 
             seed=seed,
             start=seen * settings.meta_batch_size,
             oracle=method == "oracle",
+            shard=this.workers.shard,
         )
 
     name = f"{method}-seed{seed}"
+    learner.workers = this.workers
     history = this.train(
         learner,
         make_episodes,
@@ -112,7 +115,9 @@ def train(this: Run, settings: Settings, method: str, seed: int, verbose: int = 
         ],
         verbose=verbose,
     )
-    print(f"{TITLES[method]}, seed {seed}: trained in {history[-1]['seconds']:.0f} s.", flush=True)
+    if this.is_first:
+        seconds = f"{history[-1]['seconds']:.0f} s"
+        print(f"{TITLES[method]}, seed {seed}: trained in {seconds}.", flush=True)
     return learner
 
 
@@ -145,21 +150,28 @@ def tuned(learner: MAML, settings: Settings, shots: int) -> MAML:
     return best
 
 
-def run(settings: Settings, files: Files) -> dict:
-    """Trains, tests and reports; or continues, or shows what is there."""
-    this = Run(files.output, settings)
-    if this.results is None:
+def run(settings: Settings, files: Files, workers: Workers | None = None) -> dict | None:
+    """Trains, tests and reports; or continues, or shows what is there; worker 0 tests."""
+    workers = workers or Workers()
+    check_shard(workers.shard, settings.meta_batch_size)
+    this = Run(files.output, settings, workers=workers)
+    if not this.has_finished():
         rows, learners = [], {}
         for method in settings.methods:
             for seed in settings.seeds:
                 learner = train(this, settings, method, seed)
                 learners.setdefault(method, learner)
+                if not this.is_first:
+                    continue
                 for shots in settings.shots:
                     chosen = tuned(learner, settings, shots) if method == "pretrained" else learner
                     result = test(chosen, settings, shots, method)
                     label = {"method": method, "seed": seed, "shots": shots}
                     label["inner_learning_rate"] = chosen.inner_learning_rate
                     rows += [label | row for row in result.rows()]
+    if not this.is_first:
+        return None
+    if this.results is None:
         draw(this.folder, settings, rows, learners)
         write_text(this.folder / "results.txt", table(rows, settings) + "\n")
         this.finish(rows, data="sine curves, test seed 20000")
@@ -237,4 +249,4 @@ def example(learner: MAML, shots: int, title: str):
 
 
 if __name__ == "__main__":
-    run_command("sinusoid", __doc__, run, Settings, Files)
+    run_command("sinusoid", __doc__, run, Settings, Files, on_workers=True)

@@ -1,6 +1,6 @@
 """Starts a program as several workers on this machine: `python -m keras_maml.launch`.
 
-    python -m keras_maml.launch --workers 2 -m experiments.sinusoid --iterations 1000
+    python -m keras_maml.launch --workers 2 -m experiments.omniglot --data FOLDER
     python -m keras_maml.launch --workers 2 train.py --epochs 3
 
 Every worker gets its place in TF_CONFIG, which `keras_maml.Workers` reads, and where the system can

@@ -84,6 +84,10 @@ class ContextParameters(keras.layers.Layer):
         return {**super().get_config(), **settings}
 
 
+# A logit that a softmax makes 0, and that float16 holds.
+_NEVER = -1e4
+
+
 @keras.saving.register_keras_serializable("keras_maml")
 class SharedHead(keras.layers.Layer):
     """A classifier whose classes all begin with one meta-learned vector (UNICORN-MAML).
@@ -96,7 +100,8 @@ class SharedHead(keras.layers.Layer):
     that it meets.
 
     With more or fewer classes, a rule with variables of the head's shape (`MetaSGD`,
-    `MetaCurvature`) does not fit any more, and says so.
+    `MetaCurvature`) does not fit any more, and says so. What is exported takes requests of as many
+    classes as the head has then, see `set_ways`, or fewer.
 
     Args:
         ways: The number of classes; None for as many as the first episodes have.
@@ -160,6 +165,21 @@ class SharedHead(keras.layers.Layer):
     def task_variables(self) -> list[keras.Variable]:
         """What every task has of its own: how its classes differ from the shared vector."""
         return [self.kernel_of_class, self.bias_of_class] if self.built else []
+
+    def values_for(self, classes: Any) -> list[Any]:
+        """Returns what adaptation to fewer classes than there are ways begins with.
+
+        The other classes begin so far below that their probability is 0 in every inner step: the
+        classes that there are get the probabilities of a head of as many ways.
+
+        Args:
+            classes: How many classes there are, a scalar integer.
+
+        Returns:
+            Values of the ``task_variables``.
+        """
+        absent = keras.ops.cast(keras.ops.arange(self.ways) >= classes, self.bias.dtype)
+        return [keras.ops.zeros_like(self.kernel_of_class), absent * _NEVER]
 
     def call(self, inputs: Any) -> Any:
         """Returns a logit, or what the activation makes of it, for every class."""

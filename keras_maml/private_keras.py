@@ -72,6 +72,11 @@ def replace_variables(
         tracker.locked = locked
 
 
+def begin_at(model: keras.Model, epoch: int | None) -> None:
+    """Lets `fit`, which is about to begin, begin with an epoch; None: as it is told."""
+    model._initial_epoch = epoch
+
+
 def replace_sublayer(
     owner: keras.layers.Layer, old: keras.layers.Layer | None, new: keras.layers.Layer
 ) -> None:

@@ -11,6 +11,7 @@ EPISODE = "((x_support, y_support), (x_query, y_query))"
 
 # Begins what a running step says, and what a ValueError then repeats without the rest.
 MARK = "keras_maml says: "
+MARK_OF_ALL = "keras_maml says on all workers: "
 
 
 def check_count(name: str, value: Any, minimum: int = 0) -> None:

@@ -1,16 +1,25 @@
 """What every process of the tests of workers runs: `python worker_program.py results case ...`."""
 
+import contextlib
+import dataclasses
+import os
 import pathlib
 import pickle
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+import zoo
 from keras import layers
 
 import keras_maml
+from keras_maml import files
+from keras_maml.execution import workers as workers_module
+from keras_maml.learners import backup as backup_module
 
 MODELS = {
     "dense": lambda: [
@@ -32,65 +41,129 @@ MODELS = {
     ],
 }
 
-# Arguments of the optimizer, of the learner and of compile.
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "dense": ("dense", {"use_ema": True, "clipnorm": 0.5}, {}, {}),
-    "in turns": ("convolution", {}, {"task_map": "sequential"}, {}),
-    "at once": ("convolution", {"clipnorm": 0.05}, {"task_map": "vectorized"}, {}),
-    "global_clipnorm": ("dense", {"global_clipnorm": 0.1}, {}, {}),
-    "ema": ("dense", {"use_ema": True, "weight_decay": 0.01}, {"measure_before": False}, {}),
-    "several steps": ("dense", {}, {"inner_steps": 3}, {}),
-    "accumulation": ("dense", {"gradient_accumulation_steps": 2}, {"inner_steps": 1}, {}),
-    "scaled": ("dense", {"loss_scale_factor": 8.0}, {"first_order": True}, {}),
-    "chunks": ("convolution", {}, {"task_chunk": 1, "rematerialize": True}, {}),
-    "without xla": ("convolution", {}, {}, {"jit_compile": False}),
-    "eager": ("dense", {}, {}, {"run_eagerly": True}),
-    "two steps a call": ("dense", {}, {}, {"steps_per_execution": 2}),
+
+def adam(**settings: Any) -> keras.optimizers.Optimizer:
+    """Returns the optimizer that most cases have."""
+    return keras.optimizers.Adam(**{"learning_rate": 0.01, **settings})
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What workers do together and one process does alone.
+
+    Attributes:
+        model: One of `MODELS`, or of the zoo.
+        optimizer: Makes the optimizer.
+        learner: Arguments of `MAML`.
+        compile: Arguments of `compile`; most do without XLA, which takes longest.
+        kind: The class of the learner.
+        policy: The dtype policy. Rounding of float64 is so small that what is left of a difference
+            is an error.
+        endless: Whether the data to train with do not end.
+    """
+
+    model: str = "dense"
+    optimizer: Callable[[], keras.optimizers.Optimizer] = adam
+    learner: dict[str, Any] = dataclasses.field(default_factory=dict)
+    compile: dict[str, Any] = dataclasses.field(default_factory=lambda: {"jit_compile": False})
+    kind: Callable[..., keras_maml.MAML] = keras_maml.MAML
+    policy: str = "float64"
+    endless: bool = False
+
+
+XLA = {"jit_compile": True}
+CASES = {
+    "dense": Case(
+        optimizer=lambda: adam(use_ema=True, clipnorm=0.5), compile=XLA, policy="float32"
+    ),
+    "in turns": Case(
+        "convolution", learner={"task_map": "sequential"}, compile=XLA, policy="float32"
+    ),
+    "at once": Case(
+        "convolution",
+        lambda: adam(clipnorm=0.05),
+        {"task_map": "vectorized"},
+        compile=XLA,
+        policy="float32",
+    ),
+    "global_clipnorm": Case(optimizer=lambda: adam(global_clipnorm=0.1)),
+    "ema": Case(
+        optimizer=lambda: adam(use_ema=True, weight_decay=0.01), learner={"measure_before": False}
+    ),
+    "several steps": Case(learner={"inner_steps": 3}),
+    "accumulation": Case(optimizer=lambda: adam(gradient_accumulation_steps=2)),
+    "scaled": Case(
+        optimizer=lambda: keras.optimizers.LossScaleOptimizer(adam()),
+        learner={"first_order": True},
+    ),
+    "mixed": Case(policy="mixed_float16"),
+    "schedule": Case(
+        optimizer=lambda: adam(learning_rate=keras.optimizers.schedules.CosineDecay(0.02, 15))
+    ),
+    "chunks": Case("convolution", learner={"task_chunk": 1, "rematerialize": True}, compile=XLA),
+    "without xla": Case("convolution"),
+    "eager": Case(compile={"run_eagerly": True}),
+    "two steps a call": Case(compile={"steps_per_execution": 2} | XLA),
+    "endless": Case(endless=True),
+    "MetaSGD": Case(kind=keras_maml.MetaSGD, learner={"inner_steps": 2}),
+    "PerLayerPerStep": Case(
+        learner={
+            "inner_steps": 2,
+            "inner_learning_rate": None,
+            "update_rule": keras_maml.update_rules.PerLayerPerStep(0.02),
+        }
+    ),
+    **{name: Case(name) for name in ("lstm", "attention", "dropout", "normalization", "embedding")},
+    **{name: Case(name) for name in ("regularized", "paper", "transposed_convolution")},
 }
 
 
-def run(case: str, workers: keras_maml.Workers | None, shard: tuple[int, int]) -> dict[str, Any]:
+def run(name: str, workers: keras_maml.Workers | None, shard: tuple[int, int]) -> dict[str, Any]:
     """Trains, evaluates and predicts; returns weights, history and what was measured."""
-    kind, of_optimizer, of_learner, of_compile = CASES[case]
+    case = CASES[name]
+    policy = keras.config.dtype_policy()
+    try:
+        keras.config.set_floatx("float64" if case.policy == "float64" else "float32")
+        keras.config.set_dtype_policy(case.policy)
+        return measure(case, workers, shard)
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(policy)
+
+
+def measure(
+    case: Case, workers: keras_maml.Workers | None, shard: tuple[int, int]
+) -> dict[str, Any]:
+    """Runs a case with the dtype policy that is set."""
     # Only worker 0 has the weights of one process to begin with.
     keras.utils.set_random_seed(7 + shard[0])
-    model = keras.Sequential(MODELS[kind]())
-    learner = keras_maml.MAML(model, inner_learning_rate=0.02, **of_learner)
-    classifies = kind == "convolution"
+    own = case.model in MODELS
+    model = keras.Sequential(MODELS[case.model]()) if own else zoo.CASES[case.model].build()
+    learner = case.kind(model, **{"inner_learning_rate": 0.02, **case.learner})
+    classifies = case.model == "convolution" if own else zoo.CASES[case.model].classifies
     learner.compile(
-        keras.optimizers.Adam(0.01, **of_optimizer),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        case.optimizer(),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=own)
         if classifies
         else "mean_squared_error",
         metrics=["accuracy"] if classifies else ["mean_absolute_error"],
         workers=workers,
-        **of_compile,
+        **case.compile,
     )
-    if classifies:
-        images = np.random.default_rng(0).normal(size=(60, 8, 8, 1)).astype("float32")
-        labels = np.repeat(np.arange(6), 10)
-
-        def episodes(**how: Any) -> Any:
-            return keras_maml.episodes.from_arrays(
-                images, labels, ways=3, shots=1, queries=3, meta_batch_size=4, shard=shard, **how
-            )
-    else:
-
-        def episodes(**how: Any) -> Any:
-            return keras_maml.episodes.sinusoid(meta_batch_size=4, shard=shard, **how)
-
+    episodes = episodes_of(case, shard)
     history = learner.fit(
-        episodes(tasks=40),
+        episodes(None) if case.endless else episodes(40),
+        steps_per_epoch=10 if case.endless else None,
         epochs=2,
-        validation_data=episodes(tasks=8, seed=3),
+        validation_data=episodes(8, seed=3),
         verbose=0,
     )
-    batch = next(iter(episodes(tasks=4, seed=5)))
+    batch = next(iter(episodes(4, seed=5)))
     return {
-        "history": history.history,
         "weights": learner.get_weights(),
-        "evaluate": learner.evaluate(episodes(tasks=12, seed=1), verbose=0, return_dict=True),
-        "predict": learner.predict(episodes(tasks=12, seed=2), verbose=0),
+        "history": history.history,
+        "evaluate": learner.evaluate(episodes(12, seed=1), verbose=0, return_dict=True),
+        "predict": learner.predict(episodes(12, seed=2), verbose=0),
         "train_on_batch": [learner.train_on_batch(batch), learner.train_on_batch(batch)],
         "test_on_batch": learner.test_on_batch(batch),
         "predict_on_batch": learner.predict_on_batch(batch),
@@ -99,45 +172,223 @@ def run(case: str, workers: keras_maml.Workers | None, shard: tuple[int, int]) -
     }
 
 
+def episodes_of(case: Case, shard: tuple[int, int]) -> Callable[..., tf.data.Dataset]:
+    """Returns what makes a worker's share of so many tasks, in meta-batches of four."""
+    how = {"meta_batch_size": 4, "shard": shard}
+    if case.model == "dense":
+        return lambda tasks, seed=0: keras_maml.episodes.sinusoid(tasks=tasks, seed=seed, **how)
+    if case.model == "convolution":
+        images = np.random.default_rng(0).normal(size=(60, 8, 8, 1)).astype("float32")
+        how |= {"ways": 3, "shots": 1, "queries": 3}
+        labels = np.repeat(np.arange(6), 10)
+        return lambda tasks, seed=0: keras_maml.episodes.from_arrays(
+            images, labels, tasks=tasks, seed=seed, **how
+        )
+
+    def of_the_zoo(tasks: int, seed: int = 0) -> tf.data.Dataset:
+        def share(array: tf.Tensor) -> tf.Tensor:
+            parts = tf.reshape(array, [tasks // 4, shard[1], 4 // shard[1], *array.shape[1:]])
+            return parts[:, shard[0]]
+
+        whole = zoo.episodes(zoo.CASES[case.model], tasks=tasks, seed=seed)
+        return tf.data.Dataset.from_tensor_slices(keras.tree.map_structure(share, whole))
+
+    return of_the_zoo
+
+
 def wrong(workers: keras_maml.Workers) -> dict[str, Any]:
     """Gives workers data that do not fit together; prints what they are told."""
     learner = keras_maml.MAML(keras.Sequential(MODELS["dense"]()))
-    learner.compile("sgd", loss="mean_squared_error", workers=workers)
+    learner.compile("sgd", loss="mean_squared_error", workers=workers, jit_compile=False)
     sinusoid, shard = keras_maml.episodes.sinusoid, workers.shard
-    more = 1 + workers.index
-    arrays = next(iter(sinusoid(meta_batch_size=4, shard=shard)))
+    more, last = 1 + workers.index, workers.index == workers.count - 1
+    arrays = next(iter(sinusoid(meta_batch_size=2 * workers.count, shard=shard)))
     uneven = tf.data.Dataset.from_tensor_slices(
         keras.tree.map_structure(lambda a: tf.concat([a, a[:more]], 0), arrays)
     ).batch(2)
-    broken = keras.tree.map_structure(
-        lambda a: tf.stack([a, a * (np.nan if workers.index == 1 else 1.0)]), arrays
+    broken = keras.tree.map_structure(lambda a: a * (np.nan if last else 1.0), arrays)
+    wide = keras.tree.map_structure(lambda a: tf.repeat(a, 1 + last, -1), arrays)
+    late = tf.data.Dataset.from_tensor_slices(
+        keras.tree.map_structure(lambda a, b: tf.stack([a, b]), arrays, broken)
     )
-    broken = tf.data.Dataset.from_tensor_slices(broken)
-    learner.build_on(sinusoid(meta_batch_size=4, tasks=4, shard=shard))
+    learner.build_on(sinusoid(meta_batch_size=2 * workers.count, tasks=4, shard=shard))
+    before = learner.get_weights()
     for train in (
         lambda: learner.fit(sinusoid(meta_batch_size=4, tasks=8)),
         lambda: learner.fit(sinusoid(meta_batch_size=2, tasks=4 + 2 * more, shard=shard)),
         lambda: learner.fit(sinusoid(meta_batch_size=2 * more, tasks=12 * more, shard=shard)),
         lambda: learner.fit(arrays, batch_size=1),
         lambda: learner.fit(arrays, validation_split=0.5),
-        lambda: learner.fit(broken, verbose=0),
-        lambda: learner.fit(uneven, verbose=0),
+        lambda: learner.fit(broken),
+        lambda: learner.evaluate(wide),
+        lambda: learner.fit(arrays) if last else learner.evaluate(arrays),
         lambda: learner.predict(uneven, verbose=0),
     ):
         try:
             train()
             print("was not refused")
+        except (ValueError, RuntimeError) as error:
+            print(error)
+    unchanged = all(map(np.array_equal, before, learner.get_weights()))
+    print("Nothing was learned." if unchanged else "Something was learned.")
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 0:
+                before[:] = self.model.get_weights()
+
+    for data in (late, uneven):
+        try:
+            learner.fit(data, verbose=0, callbacks=[Keep()])
+            print("was not refused")
         except (ValueError, FloatingPointError) as error:
             print(error)
+            unchanged = all(map(np.array_equal, before, learner.get_weights()))
+            print("Kept." if unchanged else "Not kept.")
     return {"weights": learner.get_weights()}
 
 
-if __name__ == "__main__":
-    all_workers = keras_maml.Workers()
+EPOCHS = 42
+
+
+class At(keras.callbacks.Callback):
+    """Does something at a moment of training: before or after a step, or at the end of an epoch."""
+
+    def __init__(self, moment: int, action: Callable[[], None]) -> None:
+        super().__init__()
+        self._left, self._action = moment, action
+
+    def pass_by(self, *_: Any, **logs: Any) -> None:
+        """Counts a moment."""
+        self._left -= 1
+        if self._left == 0:
+            self._action()
+
+    on_train_batch_begin = on_train_batch_end = on_epoch_end = pass_by
+
+
+def fail() -> None:
+    """Fails as a callback of a user's may."""
+    raise ZeroDivisionError("no more\npatience")
+
+
+def stopping(workers: keras_maml.Workers, case: str) -> dict[str, Any]:
+    """Lets worker 1 stop in the middle of an epoch; prints what the others are told."""
+    learner = keras_maml.MAML(keras.Sequential(MODELS["dense"]()))
+    learner.compile("sgd", loss="mean_squared_error", workers=workers, jit_compile=False)
+    tasks = 2 * workers.count * 5
+    shard = workers.shard
+    data = keras_maml.episodes.sinusoid(meta_batch_size=tasks // 5, tasks=tasks, shard=shard)
+    callbacks = []
+    if case == "short":
+        workers_module.LATENESS = 5  # seconds that worker 1 waits at its end
+        data = data.enumerate().filter(lambda i, _: i < 5 - 2 * (workers.index == 1))
+        data = data.map(lambda _, episodes: episodes)
+    elif workers.index == 1:
+        action = fail if case == "failing" else lambda: os.kill(os.getpid(), signal.SIGKILL)
+        callbacks = [At(4, action)]
+    try:
+        learner.fit(data, verbose=0, callbacks=callbacks)
+        print("was not stopped")
+    except (ZeroDivisionError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {error}")
+    return {}
+
+
+def resumed(workers: keras_maml.Workers, folder: pathlib.Path, kill: str) -> dict[str, Any]:
+    """Trains with a backup, from which it goes on; "worker,moment" says who is killed and when."""
+    keras.utils.set_random_seed(7 + workers.index)
+    learner = keras_maml.MAML(keras.Sequential(MODELS["dense"]()), 0.02)
+    learner.compile(adam(), loss="mean_squared_error", workers=workers, jit_compile=False)
+    backup = keras_maml.callbacks.BackupAndRestore(folder / "backup", delete=False)
+    callbacks = [backup]
+    if kill:
+        worker, moment, writing = map(int, kill.split(","))
+        if worker == workers.index:
+            at = At(moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            callbacks = [at, backup]
+            if writing:  # when the file is written and not yet in its place
+                backup_module.whole = lambda path: whole_or_killed(path, at.pass_by)
+    tasks = 4 * 3
+    episodes = keras_maml.episodes.sinusoid(meta_batch_size=4, tasks=tasks, shard=workers.shard)
+    try:
+        history = learner.fit(episodes, epochs=EPOCHS, verbose=0, callbacks=callbacks)
+    except RuntimeError as error:
+        print(f"{type(error).__name__}: {error}")
+        return {}
+    print(f"Trained in epochs {history.epoch}.")
+    optimizer = [v.numpy() for v in learner.optimizer.variables]
+    return {"weights": learner.get_weights(), "state of the optimizer": optimizer}
+
+
+def agents(workers: keras_maml.Workers) -> dict[str, Any]:
+    """Trains agents of reinforcement learning on a share of four tasks."""
+    from keras_maml import rl
+
+    tasks, rollouts, horizon = 4, 3, 4
+    results = {}
+    for name, outer, compiled in (
+        ("trust region", rl.TrustRegion(momentum=0.5), True),
+        ("proximal", rl.Proximal(), False),
+    ):
+        environment = rl.environments.TaskPyEnvironment(
+            rl.environments.TaskVectorEnv(
+                "Navigation2D-v0", tasks * rollouts // workers.count, horizon=horizon
+            )
+        )
+        specs = rl.tensor_specs(environment)
+        model = rl.gaussian_policy(2, 2, (8,), seed=7 + workers.index)
+        agent = rl.MetaPolicyGradientAgent(
+            *specs,
+            model,
+            tasks=tasks // workers.count,
+            outer=outer,
+            inner_loss="likelihood_ratio",
+            jit_compile=compiled,
+            workers=workers,
+        )
+        agent.initialize()
+        sampler = rl.Sampler(environment, agent.collect_policy, steps=horizon)
+        for iteration in range(3):
+            chosen = environment.sample_tasks(tasks, (0, iteration))
+            share = np.split(chosen, workers.count)[workers.index]
+            info, returns = rl.meta_iteration(agent, sampler, share, 0, iteration)
+            results[f"{name} {iteration}"] = (
+                [float(value) for value in info.extra],
+                returns,
+                [np.asarray(variable) for variable in agent.saved_variables],
+            )
+    return results
+
+
+@contextlib.contextmanager
+def whole_or_killed(path: pathlib.Path, moment: Callable[[], None]) -> Iterator[pathlib.Path]:
+    """As `keras_maml.files.whole`, with a moment at which a process may be killed."""
+    with files.whole(path) as temporary:
+        yield temporary
+        moment()
+
+
+def main() -> None:
+    """Runs the cases, and leaves what they return in the folder."""
+    workers = keras_maml.Workers()
     folder, *cases = sys.argv[1:]
-    results = {
-        case: wrong(all_workers) if case == "wrong" else run(case, all_workers, all_workers.shard)
-        for case in cases
-    }
-    path = pathlib.Path(folder) / f"{all_workers.index}.pickle"
-    path.write_bytes(pickle.dumps(results))
+    folder = pathlib.Path(folder)
+    results = {}
+    for case in cases:
+        name, _, rest = case.partition(":")
+        if name == "wrong":
+            results[case] = wrong(workers)
+        elif name == "stopping":
+            results[case] = stopping(workers, rest)
+        elif name == "agents":
+            results[case] = agents(workers)
+        elif name == "resumed":
+            results[case] = resumed(workers, folder, rest)
+        else:
+            results[case] = run(case, workers, workers.shard)
+    (folder / f"{workers.index}.pickle").write_bytes(pickle.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

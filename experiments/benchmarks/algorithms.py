@@ -5,6 +5,8 @@
 
 A line is one of `experiments.benchmarks.meta_step`; all algorithms take its network, its inner
 steps and its rate. A step is `train_on_batch`: inner loop, meta-gradient and Adam.
+Memory is that of a step above what the process had before the first. `maml-bfloat16` and
+`maml-float16` are MAML with layers in half precision.
 """
 
 import contextlib
@@ -16,7 +18,8 @@ import keras
 import tabulate
 import tensorflow as tf
 
-from experiments.benchmarks import timing, work
+import keras_maml
+from experiments.benchmarks import memory, timing, work
 from experiments.benchmarks.contenders import ours
 from experiments.benchmarks.store import Store, check_known
 from experiments.benchmarks.worker import Worker, WorkerError
@@ -25,6 +28,7 @@ from experiments.shared.command_line import run_command
 
 # Those that take the network, the steps and the rate of all.
 NAMES = ("maml", "first-order", "anil", "boil", "meta-sgd", "maml++")
+HALF = ("maml-bfloat16", "maml-float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +52,26 @@ class Training:
     """An algorithm at work in a process of its own.
 
     Args:
-        algorithm: One of `NAMES`.
+        algorithm: One of `NAMES` or `HALF`.
         line: What it trains on.
+        workers: The processes that train together, this one among them; None for it alone.
     """
 
-    def __init__(self, algorithm: str, line: work.Work) -> None:
-        self._learner = ALGORITHMS[algorithm].make(
-            ours.build_network(line), inner_learning_rate=line.rate, inner_steps=line.steps
-        )
-        self._learner.compile(
-            keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(True)
-        )
-        data = [tf.constant(array[0]) for array in work.episodes(line)]
+    def __init__(
+        self, algorithm: str, line: work.Work, workers: keras_maml.Workers | None = None
+    ) -> None:
+        chosen = ALGORITHMS[algorithm]
+        network = chosen.network(ours.build_network(line))
+        self._learner = chosen.make(network, inner_learning_rate=line.rate, inner_steps=line.steps)
+        adam = keras.optimizers.Adam(1e-3)
+        adam = keras.optimizers.LossScaleOptimizer(adam) if algorithm == "maml-float16" else adam
+        loss = keras.losses.SparseCategoricalCrossentropy(True)
+        self._learner.compile(adam, loss, workers=workers)
+        index, count = workers.shard if workers else (0, 1)
+        mine = slice(index * line.tasks // count, (index + 1) * line.tasks // count)
+        data = [tf.constant(array[0, mine]) for array in work.episodes(line)]
         self._episode = tuple(data[:2]), tuple(data[2:])
+        self._resident = memory.megabytes()
 
     def time(self, repeats: int) -> list[float]:
         """Takes a step untimed, and returns the seconds of timed ones."""
@@ -71,6 +82,12 @@ class Training:
             seconds.append(time.perf_counter() - start)
         return seconds[1:]
 
+    def peak_memory(self) -> float:
+        """Returns the memory of a step, in GB."""
+        memory.reset_peak()
+        self._learner.train_on_batch(self._episode)
+        return (memory.megabytes("peak") - self._resident) / 1e3
+
 
 def run(settings: Settings, files: Files) -> Store:
     """Measures what is not there yet, and shows the table.
@@ -78,7 +95,7 @@ def run(settings: Settings, files: Files) -> Store:
     Raises:
         ValueError: There is no such algorithm or line, or the line is not one of classification.
     """
-    check_known("algorithms", settings.algorithms, NAMES)
+    check_known("algorithms", settings.algorithms, NAMES + HALF)
     lines = list(work.select(settings.lines, ("second",)))
     if any(line.ways == 1 or line.evaluation for line in lines):
         raise ValueError(f"lines must be trainings of classifiers, got {settings.lines}.")
@@ -98,7 +115,10 @@ def measure(line: work.Work, settings: Settings) -> dict:
         for worker in workers.values():
             worker.call("time", 1)  # compiles
         times = timing.interleave(workers, seconds=settings.seconds, repeats=3)
-    figures = {name: timing.summary(seconds) for name, seconds in times.items()}
+        peaks = {name: worker.call("peak_memory") for name, worker in workers.items()}
+    figures = {
+        name: timing.summary(seconds) | {"peak_gb": peaks[name]} for name, seconds in times.items()
+    }
     return {"title": line.title, "algorithms": figures}
 
 
@@ -110,8 +130,9 @@ def table(records: dict[str, dict]) -> str:
         for name, figures in record["algorithms"].items():
             low, high = figures["quartiles_ms"]
             times = f"{figures['median_ms']:.1f} [{low:.1f}, {high:.1f}]"
-            rows.append([record["title"], name, times, f"{first / figures['median_ms']:.2f}"])
-    headers = ["line", "algorithm", "ms a step [quartiles]", "speed"]
+            speed, peak = first / figures["median_ms"], figures["peak_gb"]
+            rows.append([record["title"], name, times, f"{speed:.2f}", f"{peak:.2f}"])
+    headers = ["line", "algorithm", "ms a step [quartiles]", "speed", "memory, GB"]
     return tabulate.tabulate(rows, headers, disable_numparse=True)
 
 

@@ -17,18 +17,23 @@ PACKAGES = ("tensorflow", "keras", "numpy", "tf-agents", "gymnasium", "mujoco")
 PACKAGES += ("torch", "jax", "jaxlib")
 
 
-def describe() -> dict[str, str | int | dict[str, str]]:
-    """Returns processor, number of processors, and the versions of what is installed."""
+def describe() -> dict[str, str | int | list[str] | dict[str, str]]:
+    """Returns processor, number of processors, graphics cards, and the versions of packages."""
     models = []
     with contextlib.suppress(OSError):  # there is no such file on other systems than Linux
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cards = []
+    for card in sorted(pathlib.Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = card.read_text().splitlines()
+        cards += [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
         "cpu": models[0] if models else "unknown",
+        **({"cards": cards} if cards else {}),
         "threads": count_cores(),
         "versions": versions,
     }
@@ -44,8 +49,10 @@ class MatrixProduct:
     def __init__(self, library: str) -> None:
         module = importlib.import_module(library)
         matrix = module.ones((SIZE, SIZE), dtype=module.float32)
-        # `.numpy()` of one element waits for the product.
-        self._multiply = lambda: module.matmul(matrix, matrix)[0, 0].numpy()
+        if library == "torch" and module.cuda.is_available():
+            matrix = matrix.cuda()
+        # Reading one element waits for the product.
+        self._multiply = lambda: float(module.matmul(matrix, matrix)[0, 0])
         self._multiply()
 
     def rates(self, repeats: int = 9) -> list[float]:

@@ -22,9 +22,9 @@ from experiments.shared.command_line import run_command
 
 TABLES = ("steps", "scaling", "memory")
 TASKS = (4, 8, 16, 32, 64, 128, 256)
-# Inner steps, and arguments of MAML, of the memory table.
+# Tasks, inner steps, and arguments of MAML, of the memory table.
 MEMORY = [
-    (steps, options)
+    (4, steps, options)
     for steps in (5, 50)
     for options in (
         {"rematerialize": False},
@@ -34,6 +34,7 @@ MEMORY = [
         {"task_chunk": 1, "rematerialize": True},
     )
 ]
+MEMORY += [(tasks, 5, {"task_chunk": 1, "rematerialize": True}) for tasks in (16, 64, 256)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +104,11 @@ def _measure_scaling(store: Store, settings: Settings) -> None:
 
 def _measure_memory(store: Store, settings: Settings) -> None:
     line = work.select(("5",), ("second",))[0]
-    for steps, options in MEMORY:
-        deep = dataclasses.replace(line, steps=steps)
+    for tasks, steps, options in MEMORY:
+        deep = dataclasses.replace(line, tasks=tasks, steps=steps)
         text = ", ".join(f"{name}={value}" for name, value in options.items())
-        title = f"{steps} steps, {text}"
+        many = "" if tasks == line.tasks else f"{tasks} tasks, "
+        title = f"{many}{steps} steps, {text}"
         measure = functools.partial(_measure_alone, {title: deep}, options, settings)
         store.measure(
             f"memory {title}",

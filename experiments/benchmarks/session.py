@@ -18,6 +18,7 @@ class Session:
 
     def __init__(self, contender: str) -> None:
         self._module = contenders.load(contender)
+        self._wait = contenders.waiting(contender)
         self._step: Any = None
         self._resident = 0.0
 
@@ -41,6 +42,7 @@ class Session:
         start = time.perf_counter()
         self._step, arrays = self._module.prepare(work, weights, episodes, **(options or {}))
         output = self._step()
+        self._wait()
         seconds = time.perf_counter() - start
         return seconds, arrays(output)
 
@@ -58,6 +60,7 @@ class Session:
         for _ in range(repeats):
             start = time.perf_counter()
             self._step()
+            self._wait()
             seconds.append(time.perf_counter() - start)
         return seconds
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import traceback
 import types
+from collections.abc import Mapping
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -38,6 +39,7 @@ class Worker:
         *args: Its arguments.
         cpus: The processors it may use; by default all. Set before anything is imported, so that
             thread pools have the size that fits.
+        variables: More variables of its environment.
 
     Example:
         >>> with Worker("work:Network", "omniglot", (28, 28, 1), 64, 4) as worker:
@@ -45,7 +47,13 @@ class Worker:
         64
     """
 
-    def __init__(self, target: str, *args: Any, cpus: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *args: Any,
+        cpus: tuple[int, ...] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self._name = " ".join([target.rpartition(":")[2], *(a for a in args if isinstance(a, str))])
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
         self._connection, child = multiprocessing.connection.Pipe()
@@ -55,7 +63,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(variables or {}),
         )
         child.close()
         self._connection.send(cpus)

@@ -15,6 +15,7 @@ from experiments.shared.runs import check_epochs
 from keras_maml.files import read_csv, whole, write_csv
 from keras_maml.progress import progress
 from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_iteration
+from keras_maml.rl.training import measures, summarize
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
 MAX_SKIPS = 10  # iterations in a row without a finite result
@@ -41,7 +42,7 @@ def train_agent(
         folder: Where ``checkpoints/`` and ``history.csv`` go.
         agent: The agent; ends with the weights of the epoch with the best return.
         sampler: Draws with the agent's collect policy.
-        tasks: How many tasks to draw for an iteration.
+        tasks: How many tasks to draw for an iteration, for all workers of the agent.
         iterations: Meta-iterations in all.
         epoch_iterations: Meta-iterations between checkpoints.
         seed: An integer from 0.
@@ -59,25 +60,29 @@ def train_agent(
     check_epochs(iterations, epoch_iterations)
     checkpoint = Checkpoint(folder, agent)
     checkpoint.restore()
-    history = checkpoint.history
-    if 0 < len(history) < iterations:
+    history, workers = checkpoint.history, agent.workers
+    done, first = len(history), workers is None or workers.index == 0
+    worker, count = agent.collect_policy.shard
+    if workers is not None:
+        done = int(workers.of_first(done))
+    if first and 0 < len(history) < iterations:
         print(f"{folder.name}: continuing after {len(history)} of {iterations} iterations.")
     between = [f"return_{step}" for step in range(1, agent.inner_steps)]  # inner steps
     writer = tf.summary.create_file_writer(str(tensorboard))
     clock, skips = time.monotonic(), 0
-    left = range(len(history), iterations)
-    bar = progress(left, iterations, folder.name, "iterations", initial=len(history))
-    for iteration in bar:
+    left = range(done, iterations)
+    bar = progress(left, iterations, folder.name, "iterations", initial=done)
+    for iteration in bar if first else left:
         row = {"iterations": float(iteration + 1)}
         row |= dict.fromkeys((*MEASURES, *between), np.nan)
         try:
             chosen = sampler.environment.sample_tasks(tasks, (seed, iteration))
-            info, returns = meta_iteration(agent, sampler, chosen, seed, iteration)
-            means = [values.mean() for values in returns]
-            row |= {"return_before": means[0], "return": means[-1]}
-            row |= dict(zip(between, means[1:-1], strict=True))
-            row |= {name: float(value) for name, value in info.extra._asdict().items()}
-            row["episode_length"] = float(sampler.episode_length.result())
+            share = np.split(chosen, count)[worker]
+            info, returns = meta_iteration(agent, sampler, share, seed, iteration)
+            row |= measures(info, returns, sampler)
+            if workers is not None:
+                length = tf.constant(row["episode_length"], tf.float32)
+                row["episode_length"] = float(workers.mean(length))
             if not info.extra.accepted:
                 raise FloatingPointError(
                     "the outer step found no better policy, or its result was not finite."
@@ -102,16 +107,18 @@ def train_agent(
         if (iteration + 1) % epoch_iterations == 0:
             # Only what a continued run will not do again, lest TensorBoard shows it twice.
             checkpoint.save(epoch_iterations)
-            _summarise(writer, history[-epoch_iterations:])
-            bar.write(
-                f"{folder.name} {iteration + 1}/{iterations}: return "
-                f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
-                f"{row['seconds']:.0f} s"
-            )
-            sys.stdout.flush()
+            summarize(writer, history[-epoch_iterations:])
+            if first:
+                bar.write(
+                    f"{folder.name} {iteration + 1}/{iterations}: return "
+                    f"{row['return_before']:.2f} before adaptation, {row['return']:.2f} after; "
+                    f"{row['seconds']:.0f} s"
+                )
+                sys.stdout.flush()
             INTERRUPTION.saved()
     writer.close()
-    checkpoint.restore_best()
+    if first:
+        checkpoint.restore_best()
     agent.initialize()  # its policies take these weights
     return history
 
@@ -170,14 +177,6 @@ class Checkpoint:
             for index, variable in enumerate(variables):
                 variable.assign(file[f"arr_{index}"])
             return int(file["iterations"])
-
-
-def _summarise(writer: tf.summary.SummaryWriter, rows: Sequence[Mapping[str, float]]) -> None:
-    for row in rows:
-        with writer.as_default(step=int(row["iterations"])):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
-    writer.flush()
 
 
 def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:

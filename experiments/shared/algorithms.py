@@ -6,6 +6,7 @@ losses that are means over examples.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,6 +71,34 @@ def with_context(network: keras.Sequential, units: int = CONTEXT) -> keras.Model
     return keras.Model(inputs, x, name=f"{network.name}_with_context")
 
 
+def in_precision(policy: str, network: keras.Sequential) -> keras.Model:
+    """Returns a network that computes in half precision, but for its last layer.
+
+    Args:
+        network: A sequential model.
+        policy: ``"mixed_bfloat16"`` or ``"mixed_float16"``: weights stay in float32.
+
+    Example:
+        >>> from keras_maml import networks
+        >>> model = in_precision("mixed_float16", networks.omniglot_classifier(ways=5))
+        >>> model.layers[0].compute_dtype, model.layers[-1].compute_dtype
+        ('float16', 'float32')
+    """
+
+    def in_half(layer: keras.layers.Layer) -> keras.layers.Layer:
+        dtype = "float32" if layer is network.layers[-1] else policy
+        return type(layer).from_config(layer.get_config() | {"dtype": dtype})
+
+    model = keras.models.clone_model(network, clone_function=in_half)
+    model.set_weights(network.get_weights())
+    return model
+
+
+def scaled(settings: Settings) -> keras.optimizers.Optimizer:
+    """Returns the outer optimizer with a dynamic scale of the loss."""
+    return keras.optimizers.LossScaleOptimizer(make_optimizer(settings))
+
+
 def joined(support: Any, query: Any) -> tuple:
     """Returns an episode that is a support set alone, of all its examples."""
     return (tuple(tf.concat(pair, axis=1) for pair in zip(support, query, strict=True)),)
@@ -105,6 +134,7 @@ class Algorithm:
     def description(self, settings: Settings) -> dict[str, Any]:
         """Returns what it has of its own, for a table: arguments, outer optimizer, note."""
         optimizer = self.optimizer(settings)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         outer = f"{type(optimizer).__name__} {float(optimizer.learning_rate):g}"
         return self.arguments(settings) | {"outer optimizer": outer, "note": self.note}
 
@@ -177,5 +207,20 @@ ALGORITHMS = {
         lambda settings: {"inner_learning_rate": 1.0, "inner_steps": 2, "evaluation_steps": 2},
         network=with_context,
         note=f"its network has {CONTEXT} context parameters",
+    ),
+}
+FAMILY = tuple(ALGORITHMS)
+
+# MAML with layers in half precision, beside MAML.
+ALGORITHMS |= {
+    "maml-bfloat16": Algorithm(
+        "MAML, mixed_bfloat16", MAML, network=functools.partial(in_precision, "mixed_bfloat16")
+    ),
+    "maml-float16": Algorithm(
+        "MAML, mixed_float16",
+        MAML,
+        network=functools.partial(in_precision, "mixed_float16"),
+        optimizer=scaled,
+        note="its loss is scaled, as far as the gradients allow",
     ),
 }

@@ -9,9 +9,13 @@ from typing import Any
 import simple_parsing
 
 from experiments.shared.interruption import INTERRUPTION
+from keras_maml.execution.faults import WorkersError
+from keras_maml.execution.workers import Workers, count_workers
 
 
-def run_command(name: str, description: str, run: Callable, *arguments: type) -> None:
+def run_command(
+    name: str, description: str, run: Callable, *arguments: type, on_workers: bool = False
+) -> None:
     """Runs an experiment as a command.
 
     Args:
@@ -19,6 +23,7 @@ def run_command(name: str, description: str, run: Callable, *arguments: type) ->
         description: What ``--help`` says.
         run: Called with an instance of each dataclass.
         *arguments: The dataclasses.
+        on_workers: Whether several workers can run it together: it is called with ``workers=``.
     """
     parser = simple_parsing.ArgumentParser(
         prog=f"python -m experiments.{name}",
@@ -27,11 +32,16 @@ def run_command(name: str, description: str, run: Callable, *arguments: type) ->
     )
     for argument in arguments:
         parser.add_arguments(with_plain_flags(argument), argument.__name__.lower())
-    values = parser.parse_args()
+    given = parser.parse_args()
+    values = [getattr(given, argument.__name__.lower()) for argument in arguments]
     try:
-        with INTERRUPTION.continuable(as_typed):
-            run(*(getattr(values, argument.__name__.lower()) for argument in arguments))
-    except (ValueError, OSError, FloatingPointError) as error:
+        if not on_workers and count_workers() > 1:
+            raise ValueError("runs in one process: start it without keras_maml.launch.")
+        workers = Workers()
+        with INTERRUPTION.continuable(as_typed), workers.sharing_errors(counted_on=True):
+            run(*values, **({"workers": workers} if on_workers else {}))
+            workers.all_ready()  # none leaves while others go on
+    except (ValueError, OSError, FloatingPointError, WorkersError) as error:
         # Of the user's making: the message says it all.
         parser.exit(2, f"{parser.prog}: {error}\n")
 

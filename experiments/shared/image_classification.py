@@ -33,8 +33,9 @@ from experiments.shared.image_settings import Experiment, Settings, Task, check,
 from experiments.shared.jitter import jittered
 from experiments.shared.report import images as report
 from experiments.shared.runs import Run, as_json, defaults_of, results_of
-from keras_maml import MAML, callbacks, evaluation, plots, pretrained
+from keras_maml import MAML, Workers, callbacks, evaluation, plots, pretrained
 from keras_maml.episodes import ImageClasses
+from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import whole, write_csv, write_text
 
 SPLITS = ("train", "validation", "test")
@@ -61,22 +62,28 @@ def main(experiment: Experiment, description: str) -> None:
     run_command(
         experiment.name,
         description,
-        lambda values, files: run(experiment, Settings(**dataclasses.asdict(values)), files),
+        lambda values, files, workers: run(
+            experiment, Settings(**dataclasses.asdict(values)), files, workers
+        ),
         with_defaults(experiment.defaults(values_of(Task))),
         Files,
+        on_workers=True,
     )
 
 
-def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, Any]:
+def run(
+    experiment: Experiment, settings: Settings, files: Files, workers: Workers | None = None
+) -> dict[str, Any] | None:
     """Trains, tests and reports; or continues, or shows what is there.
 
     Args:
         experiment: The experiment.
         settings: All that the results depend on.
         files: Where data and results are.
+        workers: The processes that train together, by default this one; worker 0 does the rest.
 
     Returns:
-        The content of ``results.json``.
+        The content of ``results.json``; None on other workers than the first.
 
     Raises:
         FileExistsError: The folder holds another run, or something else.
@@ -93,10 +100,16 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
         settings,
     )
     folder = files.output or experiment.folder(settings)
-    if results_of(folder, as_json(settings), defaults_of(settings)) is None:
+    workers = workers or Workers()
+    known = results_of(folder, as_json(settings), defaults_of(settings))
+    if not workers.of_first(known is not None):
         # What cannot be run fails before anything is written.
         check(settings)
-        print(plan(experiment, settings, files), flush=True)
+        check_shard(workers.shard, settings.meta_batch_size)
+        if workers.count > 1 and settings.jitter:
+            raise ValueError("jitter is for one process: leave it out, or start without workers.")
+        if workers.index == 0:
+            print(plan(experiment, settings, files), flush=True)
         keras.utils.set_random_seed(settings.seed)
         learner = make_learner(experiment, settings)
         if settings.initial_learner and not Checkpoint(pathlib.Path(folder)).steps_done(1):
@@ -106,9 +119,13 @@ def run(experiment: Experiment, settings: Settings, files: Files) -> dict[str, A
         checksums = {split: checksum(load(split)) for split in SPLITS}
     else:
         checksums = None
-    this = Run(folder, settings, checksums)
-    if this.results is None:
+    this = Run(folder, settings, checksums, workers)
+    if not this.has_finished():
+        learner.workers = workers
         history = train(this, learner, settings, make_episodes, validation)
+    if not this.is_first:
+        return None
+    if this.results is None:
         test(this, learner, experiment, settings, make_episodes, history, checksums["test"])
     page = report.write(this.folder)
     print((this.folder / "results.txt").read_text(encoding="utf-8"))
@@ -223,6 +240,7 @@ def train(
     validation: tf.data.Dataset,
 ) -> list[dict[str, float]]:
     """Trains, or continues; the learner ends as it was when it was best in validation."""
+    shard = this.workers.shard
     picture = next(iter(validation))
     summary = callbacks.AdaptationSummary(
         this.folder / "tensorboard",
@@ -231,19 +249,16 @@ def train(
         figure=lambda learner: plots.episode(learner, picture, most=3),
         every=10,
     )
+    reports = [keras.callbacks.TensorBoard(this.folder / "tensorboard"), summary]
     averaging = [keras.callbacks.SwapEMAWeights()] if settings.ema_momentum else []
     history = this.train(
         learner,
-        lambda seen: make_episodes("train", start=seen * settings.meta_batch_size),
+        lambda seen: make_episodes("train", start=seen * settings.meta_batch_size, shard=shard),
         iterations=settings.iterations,
         epoch_iterations=settings.epoch_iterations,
         monitor="val_accuracy",
-        validation_data=validation,
-        callbacks=[
-            *averaging,
-            keras.callbacks.TensorBoard(this.folder / "tensorboard"),
-            summary,
-        ],
+        validation_data=make_episodes("validation", tasks=settings.validation_tasks, shard=shard),
+        callbacks=[*averaging, *(reports if this.is_first else [])],
         verbose=2,
     )
     learner.optimizer.finalize_variable_values(learner.trainable_variables)

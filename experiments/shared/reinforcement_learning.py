@@ -27,7 +27,7 @@ from experiments.shared.agent_settings import ADAPTING, TITLES, Problem, Setting
 from experiments.shared.agent_training import epoch_returns, train_agent
 from experiments.shared.command_line import run_command, with_defaults
 from experiments.shared.runs import Run
-from keras_maml import evaluation, plots
+from keras_maml import Workers, evaluation, plots
 from keras_maml.algorithm.update_rules import GradientDescent
 from keras_maml.files import write_text
 from keras_maml.rl import (
@@ -74,28 +74,46 @@ def main(name: str, description: str, problems: Mapping[str, Problem]) -> None:
         functools.partial(run, problems[task]),
         with_defaults(problems[task].settings),
         Files,
+        on_workers=True,
     )
 
 
-def run(problem: Problem, settings: Settings, files: Files) -> dict[str, Any]:
+def run(
+    problem: Problem, settings: Settings, files: Files, workers: Workers | None = None
+) -> dict[str, Any] | None:
     """Trains, tests and reports; or continues, or shows what is there.
 
     Args:
         problem: What to learn.
         settings: All that the results depend on.
         files: Where the results go.
+        workers: The processes that train together, by default this one: each has a share of the
+            tasks. Worker 0 does the rest, and trains baselines, which have no tasks, alone.
 
     Returns:
-        The content of ``results.json``.
+        The content of ``results.json``; None on other workers than the first.
 
     Raises:
         FileExistsError: The folder holds another run, or something else.
         ValueError: A setting is out of range.
     """
+    workers = workers or Workers()
     check_start(problem, settings, files)
-    this = Run(files.output or f"runs/{settings.task}", settings)
+    if settings.tasks % workers.count:
+        raise ValueError(
+            f"tasks must be a multiple of the {workers.count} workers, got {settings.tasks}."
+        )
+    this = Run(files.output or f"runs/{settings.task}", settings, workers=workers)
+    learned = {}
+    if not this.has_finished():
+        learned = {
+            method: train(this, problem, settings, method, workers)
+            for method in settings.methods
+            if this.is_first or method in ADAPTING
+        }
+    if not this.is_first:
+        return None
     if this.results is None:
-        learned = {method: train(this, problem, settings, method) for method in settings.methods}
         report(this, problem, settings, learned)
     if files.film:
         for method in settings.methods:
@@ -143,6 +161,7 @@ def make_agent(
     environment: environments.TaskPyEnvironment,
     tasks: int,
     model: Any = None,
+    workers: Workers | None = None,
 ) -> MetaPolicyGradientAgent:
     """Returns the agent of a method.
 
@@ -174,13 +193,21 @@ def make_agent(
         discount=settings.discount,
         gae_lambda=settings.gae_lambda,
         inner_loss="likelihood_ratio" if proximal else settings.inner_loss,
+        workers=workers,
     )
 
 
 def train(
-    this: Run, problem: Problem, settings: Settings, method: str
+    this: Run, problem: Problem, settings: Settings, method: str, workers: Workers | None = None
 ) -> tuple[MetaPolicyGradientAgent, list[dict[str, float]]]:
     """Trains a method, or continues, or loads what was trained.
+
+    Args:
+        this: The run.
+        problem: What to learn.
+        settings: Those of the run.
+        method: One of them.
+        workers: Those who train it together if it has tasks; by default this process alone.
 
     Returns:
         The agent, with the weights of the epoch with the best return, and its history.
@@ -189,8 +216,10 @@ def train(
     tasks, rollouts = (
         (settings.tasks, settings.rollouts) if adapts else (1, settings.baseline_rollouts)
     )
-    environment = make_environment(problem, settings, method, tasks * rollouts)
-    agent = make_agent(settings, method, environment, tasks)
+    workers = workers if adapts else None
+    share = tasks if workers is None else tasks // workers.count
+    environment = make_environment(problem, settings, method, share * rollouts)
+    agent = make_agent(settings, method, environment, share, workers=workers)
     if method == "random":
         return agent, []
     sampler = Sampler(environment, agent.collect_policy, steps=settings.horizon)

@@ -27,6 +27,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -53,6 +54,8 @@ class Run:
         settings: A dataclass, everything the result depends on.
         data: Checksums of the data by name, such as that of a split; a run goes on with no other
             data than it began with.
+        workers: The processes that train together, by default this one. Worker 0 reads and writes
+            the folder, each of the others one of its own that is gone afterwards.
 
     Raises:
         FileExistsError: The folder holds something else than a run of these settings (a run of
@@ -64,8 +67,16 @@ class Run:
     """
 
     def __init__(
-        self, folder: str | os.PathLike, settings: Any, data: dict[str, str] | None = None
+        self,
+        folder: str | os.PathLike,
+        settings: Any,
+        data: dict[str, str] | None = None,
+        workers: keras_maml.Workers | None = None,
     ) -> None:
+        self.workers = workers or keras_maml.Workers()
+        if not self.is_first:
+            self._elsewhere = tempfile.TemporaryDirectory()
+            folder = self._elsewhere.name
         self.folder = pathlib.Path(folder)
         self.settings = as_json(settings)
         self._defaults = defaults_of(settings)
@@ -153,6 +164,15 @@ class Run:
             self._noted = True
 
     @property
+    def is_first(self) -> bool:
+        """Whether this is worker 0, who tests and reports."""
+        return self.workers.index == 0
+
+    def has_finished(self) -> bool:
+        """Returns whether there are results; all workers have to ask."""
+        return bool(self.workers.of_first(self.results is not None))
+
+    @property
     def results(self) -> dict[str, Any] | None:
         """The results of a run that has finished; None before."""
         return results_of(self.folder, self.settings, self._defaults)
@@ -208,8 +228,8 @@ class Run:
             iterations: Meta-iterations in all; None for as many as the clock has time for.
             epoch_iterations: Meta-iterations between checkpoints.
             callbacks: More callbacks for `fit`.
-            monitor: A metric to be maximised; if given, the learner has weights and optimizer of
-                its best epoch in the end.
+            monitor: A metric to be maximised; if given, the learner of worker 0 has weights and
+                optimizer of its best epoch in the end.
             name: Distinguishes the parts of a run that trains several learners.
             clock: Measures the seconds of training in all processes, and may end it.
             **fit_arguments: Passed on to `fit`.
@@ -227,11 +247,14 @@ class Run:
         episodes = make_episodes(0)
         learner.build_on(episodes)
         checkpoint = Checkpoint(part, monitor)
-        done = checkpoint.restore(learner)
+        done = int(self.workers.of_first(checkpoint.restore(learner)))
+        checkpoint.steps = int(self.workers.of_first(checkpoint.steps))
+        if not self.is_first:
+            fit_arguments["verbose"] = 0
         seen = done * epoch_iterations + checkpoint.steps
         if clock:
             clock.resume(checkpoint.history, checkpoint.steps, checkpoint.means)
-        if seen:
+        if seen and self.is_first:
             total = "" if iterations is None else f" of {iterations:,}"
             print(f"Continuing after {seen:,}{total} iterations.")
         # An epoch that was interrupted ends first.
@@ -248,7 +271,7 @@ class Run:
                     **fit_arguments,
                 )
                 done = last
-        if monitor:
+        if monitor and self.is_first:
             learner.load_weights(checkpoint.best_path)
         return checkpoint.history
 

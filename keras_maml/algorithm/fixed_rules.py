@@ -15,7 +15,7 @@ class _FixedRule(UpdateRule):
 
     def __init__(
         self,
-        learning_rate: Any = 0.01,
+        learning_rate: Any = 0.1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         **kwargs: Any,

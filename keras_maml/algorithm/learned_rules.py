@@ -15,7 +15,7 @@ from keras_maml.execution.functional import Tensors
 class _LearnedRule(UpdateRule):
     """The base of rules that begin as gradient descent with one rate."""
 
-    def __init__(self, learning_rate: float = 0.01, **kwargs: Any) -> None:
+    def __init__(self, learning_rate: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._learning_rate = checked_number(learning_rate)
 
@@ -58,7 +58,7 @@ class PerLayerPerStep(_LearnedRule):
         [-1.0]
     """
 
-    def __init__(self, learning_rate: float = 0.01, steps: int = 5, **kwargs: Any) -> None:
+    def __init__(self, learning_rate: float = 0.1, steps: int = 5, **kwargs: Any) -> None:
         super().__init__(learning_rate, **kwargs)
         validation.check_count("steps", steps, minimum=1)
         self._steps = int(steps)

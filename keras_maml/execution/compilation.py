@@ -17,9 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_maml.execution import cores
-
-# Slices with as many bytes of input are faster when each keeps to one core.
-MIN_SLICE = 3 * 2**18
+from keras_maml.execution.placement import placement
 
 
 def side_by_side(program: Callable[[Any], Any], elements: Any, task_chunk: int | None) -> list[Any]:
@@ -34,7 +32,8 @@ def side_by_side(program: Callable[[Any], Any], elements: Any, task_chunk: int |
         What the program returns for each slice.
     """
     tasks = tf.nest.flatten(elements)[0].shape[0]  # None where meta-batches differ in size
-    slices = 1 if tasks is None else count_slices(tasks, task_chunk)
+    one = tasks is None or not placement().slices
+    slices = 1 if one else count_slices(tasks, task_chunk)
     if slices == 1:
         return [program(elements)]
     if keep_to_cores(elements, slices):
@@ -48,12 +47,14 @@ def side_by_side(program: Callable[[Any], Any], elements: Any, task_chunk: int |
 
 def keep_to_cores(elements: Any, slices: int) -> bool:
     """Returns whether every core has slices of its own to run, large enough to keep it to them."""
-    if slices < count_cores() or tf.config.list_logical_devices("GPU"):
+    if slices < count_cores():
         return False
     inputs = tf.nest.flatten(elements)
     if not all(t.shape.is_fully_defined() for t in inputs):
         return False
-    return sum(t.dtype.size * t.shape.num_elements() for t in inputs) >= slices * MIN_SLICE
+    return (
+        sum(t.dtype.size * t.shape.num_elements() for t in inputs) >= slices * placement().min_slice
+    )
 
 
 def on_one_core_each(program: Callable[[Any], Any], elements: Any, slices: int) -> list[Any]:

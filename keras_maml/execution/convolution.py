@@ -8,7 +8,7 @@ of them, each the faster one where it is used:
 the kernel as a matrix. It vectorises over tasks with a kernel each, as one batched product, and
 suits small images. The patches and their transpose are one `linear_pair`. What is gained by one
 large product is lost again where the tensors of all tasks together leave the cache, and taking
-turns compiles faster: see `tasks.MAX_PATCHES`.
+turns compiles faster: see `placement`.
 
 `natively` uses XLA's own convolution for all three maps. It needs no patches, which for an
 unstrided 3x3 window are nine times the image. It does not vectorise over kernels. XLA's CPU back
@@ -33,10 +33,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.execution.linear import Product, bilinear, linear_pair
+from keras_maml.execution.placement import placement
 from keras_maml.execution.tracing import custom_gradient
-
-# Terms of a sum, taps times channels, that XLA adds up faster than it convolves.
-MAX_TERMS = 64
 
 
 class Windows:
@@ -229,7 +227,7 @@ def natively(
     reach = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
     flipped_pads = [(r - b, r - a) for r, (b, a) in zip(reach, windows.pads, strict=True)]
     flipped_pads = [(0, 0), *flipped_pads, (0, 0)]
-    few = math.prod(kernel.shape[:-1]) <= MAX_TERMS
+    few = math.prod(kernel.shape[:-1]) <= placement().max_terms
 
     def outputs(x, w):
         if few:

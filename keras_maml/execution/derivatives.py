@@ -8,7 +8,8 @@ gradient, `tf.image.hsv_to_rgb`, the gradients of fake quantisation.
 Importing this module registers, with TensorFlow,
 
 - the derivative itself where it is easy: ways of resizing and cropping images (linear: the gradient
-  of the transpose is the operation again), softsign, local response normalisation;
+  of the transpose is the operation again), what XLA makes of a slice's gradient (likewise),
+  softsign, local response normalisation;
 - an error for the rest, `MissingDerivative`, in which `naming_layers` has the layer named. For
   operations that TensorFlow declares constant (bilinear resizing's gradient, `hsv_to_rgb`: the tape
   does not even keep their inputs) it is raised only while `naming_layers` is open, so that nothing
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops as _xla
 from tensorflow.python.framework import op_def_registry as _op_defs
 from tensorflow.python.framework import ops as _ops
 
@@ -177,6 +179,12 @@ def _resize_area(op: Any, upstream: tf.Tensor) -> list:
     return [tf.cast(back, images.dtype), None]
 
 
+def _dynamic_update_slice(op: Any, upstream: tf.Tensor) -> list:
+    _, update, begin = op.inputs
+    kept = _xla.xla_dynamic_update_slice(upstream, tf.zeros_like(update), begin)
+    return [kept, tf.slice(upstream, begin, tf.shape(update)), None]
+
+
 # --- what is made of differentiable operations ---------------------------------------------------
 
 
@@ -204,6 +212,7 @@ _DERIVATIVES = {
     "ScaleAndTranslateGrad": _scale_and_translate,
     "CropAndResizeGradImage": _crop_and_resize,
     "ResizeArea": _resize_area,
+    "XlaDynamicUpdateSlice": _dynamic_update_slice,  # which a slice's gradient is in XLA
     "SoftsignGrad": _of_composition(_softsign_gradient),
     "LRNGrad": _of_composition(_local_normalization_gradient),
 }

@@ -126,6 +126,29 @@ def first_call(model: keras.Model, x: Any) -> tuple[Any, int]:
     return predictions, max(sizes)
 
 
+@contextlib.contextmanager
+def recurrent_inputs(model: keras.Model) -> Iterator[dict[str, int | None]]:
+    """Finds how many steps the recurrent layers of a model see while it is called.
+
+    Args:
+        model: A model; nested models are included.
+
+    Yields:
+        The length of the last sequence of each recurrent layer that was called, by its name.
+    """
+    lengths: dict[str, int | None] = {}
+    with lending, contextlib.ExitStack() as stack:
+        for layer in flatten_layers(model):
+            if isinstance(layer, keras.layers.RNN):
+                stack.enter_context(lend(layer, "call", _bind(_count_steps, layer, lengths)))
+        yield lengths
+
+
+def _count_steps(layer, lengths, sequences, *args, **kwargs):
+    lengths[layer.name] = keras.tree.flatten(sequences)[0].shape[1]
+    return type(layer).call(layer, sequences, *args, **kwargs)
+
+
 def _measure(layer, sizes, inputs):
     outputs = type(layer).call(layer, inputs)
     positions = math.prod(outputs.shape[1:]) // layer.filters

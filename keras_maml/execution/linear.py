@@ -36,14 +36,11 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_maml.execution.placement import placement
 from keras_maml.execution.tracing import custom_gradient
 
 Operator = Callable[[tf.Tensor], tf.Tensor]
 Product = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-# How many parts a sum is cut into: the first of these that divides it evenly. The more, the less
-# is left to sum up; but 16 are read slower (docs/speed.md).
-_PARTS = (8, 4, 5, 6, 7, 3, 2)
 
 
 def linear_pair(forward: Operator, transpose: Operator) -> tuple[Operator, Operator]:
@@ -163,7 +160,7 @@ def unpack_gradient(packed: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
 
 
 def _comes_transposed(columns: int, outputs: int) -> bool:
-    return columns >= 2 * outputs
+    return placement().turned_products and columns >= 2 * outputs
 
 
 def sum_positions(x: tf.Tensor) -> tf.Tensor:
@@ -192,7 +189,7 @@ def sum_in_parts(x: tf.Tensor) -> tf.Tensor:
     if None in x.shape:
         return tf.reduce_sum(x, list(range(len(positions))))
     size = math.prod(positions)
-    parts = next((n for n in _PARTS if size % n == 0), 1)
+    parts = next((n for n in placement().sum_parts if size % n == 0), 1)
     split = tf.reshape(x, [parts, size // parts, channels])
     return tf.reduce_sum(tf.add_n(tf.unstack(split)), 0)
 

@@ -1,9 +1,10 @@
 """Where it is decided how the tasks of a meta-batch run; no other module knows.
 
 Tasks run at once where their layers allow it, and one after another where not, or where that is
-faster: convolutions of more than a few small images leave the cache when all tasks are convolved
-together. Compiled by XLA, tasks that run at once are one program with all that comes before and
-after them; tasks that take turns are several, side by side on the cores (see `compilation`).
+faster, which depends on the device (see `placement`): convolutions of more than a few small images
+leave a processor's cache when all tasks are convolved together. Compiled by XLA, tasks that run at
+once are one program with all that comes before and after them; tasks that take turns are several,
+side by side on the cores (see `compilation`).
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 from keras_maml.execution import compilation, derivatives, tracing
 from keras_maml.execution.forms import Route
+from keras_maml.execution.placement import placement
 from keras_maml.execution.task_map import (
     VectorizationError,
     in_chunks,
@@ -26,10 +28,6 @@ from keras_maml.execution.task_map import (
 from keras_maml.execution.workers import Workers
 
 MODES = ("auto", "vectorized", "sequential")
-
-# Tasks with larger patches are faster one after another, and so are loops that XLA compiles
-# (docs/speed.md).
-MAX_PATCHES = 2**16
 
 _log = logging.getLogger("keras_maml")
 
@@ -154,17 +152,23 @@ class Tasks:
         self.layer_names = layer_names
         self._cannot_vectorize = False
 
-    def run_at_once(self, examples: int | None = None, jit_compile: bool = False) -> bool:
+    def run_at_once(
+        self, examples: int | None = None, jit_compile: bool = False, tasks: int | None = None
+    ) -> bool:
         """Returns whether tasks run at once, as far as is known.
 
         Args:
             examples: How many examples a forward pass has, at most; None if that is open.
             jit_compile: Whether XLA compiles the program.
+            tasks: How many tasks a meta-batch has; None if that is open.
         """
         if self.mode != "auto":
             return self.mode == "vectorized"
-        large = examples is not None and examples * self.patch_bytes > MAX_PATCHES
-        return not (large or self._cannot_vectorize or (self.loops and jit_compile))
+        if tasks is not None:
+            tasks = min(tasks, self.task_chunk or tasks)
+        large = placement().take_turns(examples, self.patch_bytes, tasks)
+        loops = self.loops and jit_compile and placement().loops_in_turns
+        return not (large or loops or self._cannot_vectorize)
 
     def call(
         self,
@@ -206,9 +210,11 @@ class Tasks:
         if tf.executing_eagerly():
             return step(Run("plain", self.task_chunk, workers=workers), *arguments)
         # One task at once is one in turns, in the layers' own operations and traced in less time.
-        one = all(array.shape[:1] == [1] for array in tf.nest.flatten(arguments))
+        sizes = {array.shape[0] for array in tf.nest.flatten(arguments) if array.shape.rank}
+        one = sizes == {1}
         in_turns = one and self.mode == "auto" and not jit_compile
-        if self.run_at_once(examples, jit_compile) and not in_turns:
+        tasks = max(sizes, default=None) if None not in sizes else None
+        if self.run_at_once(examples, jit_compile, tasks) and not in_turns:
             programs = jit_compile and workers is not None
             at_once = Run("vectorized", self.task_chunk, programs, workers)
 
@@ -225,7 +231,7 @@ class Tasks:
                 failure = error
         else:
             failure = None
-        route = "compiled" if jit_compile else "plain"
+        route = placement().turns if jit_compile else "plain"
         results = step(Run(route, self.task_chunk, jit_compile, workers), *arguments)
         if failure is not None:  # and not an error of the user's own, which would be raised here
             self._cannot_vectorize = True

@@ -10,19 +10,24 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context as _context
 
 from keras_maml import validation
-from keras_maml.execution import tracing
+from keras_maml.execution import faults, tracing
 
 _ROLES = ("chief", "worker")
 
 SILENCE = 60
 """Seconds without a sign of life after which a worker counts as lost, and the others stop."""
+
+LATENESS = 300
+"""Seconds that one worker waits for the others where it has come to the end of an epoch."""
 
 
 class Workers:
@@ -52,7 +57,11 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self.index, self.count = _place(os.environ.get("TF_CONFIG") or "{}")
+        config = os.environ.get("TF_CONFIG") or "{}"
+        self.index, self.count = _place(config)
+        self._addresses = _addresses(config)
+        self._counted_on = True  # whether the others count on the next message of this worker
+        self._depth = 0  # of calls that share their errors
         self._strategy = _connect() if self.count > 1 else None
         self._all_reduce = tracing.function(self._traced_all_reduce)
 
@@ -119,23 +128,147 @@ class Workers:
         with tf.control_dependencies([self.sum(tf.zeros([1]), tasks=tasks)]):
             return self.sum(tf.nest.map_structure(self._placed, nest))
 
-    def check_equal(self, **facts: float) -> None:
-        """Checks that all workers have the same numbers.
+    def of_first(self, number: float) -> float:
+        """Returns the number that worker 0 has.
 
         Args:
-            **facts: Finite numbers under the names of what they are; spaces are underscores.
+            number: Any finite number; of worker 0 it is the one that all get.
+
+        Example:
+            >>> Workers().of_first(3)
+            3.0
+        """
+        if self.count == 1:
+            return float(number)
+        mine = float(number) if self.index == 0 else 0.0
+        return float(self.sum(tf.constant([mine], tf.float64)).numpy()[0])
+
+    def hand_out(self, variables: Sequence[Any]) -> None:
+        """Gives all workers the values that variables of worker 0 have.
+
+        Args:
+            variables: Variables of numbers, of the same shapes and dtypes on all workers.
+        """
+        mine = [tf.convert_to_tensor(variable) for variable in variables]
+        values = self.sum([v if self.index == 0 else tf.zeros_like(v) for v in mine])
+        if self.index:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+    def mean(self, nest: Any) -> Any:
+        """Returns the mean over workers of a nest of tensors, see `sum`."""
+        return tf.nest.map_structure(lambda total: total / self.count, self.sum(nest))
+
+    def check_equal(self, **facts: float | str) -> None:
+        """Checks that all workers have the same numbers and texts.
+
+        Args:
+            **facts: Finite numbers or texts under the names of what they are; spaces are
+                underscores.
 
         Raises:
             ValueError: Workers differ, on all of them.
         """
-        by_worker = self.gather(tf.constant([list(facts.values())], tf.float64)).numpy()
-        for name, values in zip(facts, by_worker.T.tolist(), strict=True):
+        mine = [zlib.crc32(f.encode()) if isinstance(f, str) else f for f in facts.values()]
+        by_worker = self._rows(np.array(mine, "float64"))
+        for (name, fact), values in zip(facts.items(), by_worker.T.tolist(), strict=True):
             if len(set(values)) > 1:
-                raise ValueError(
+                if isinstance(fact, str):
+                    values = self._texts(fact)
+                raise faults.DisagreementError(
                     f"Workers differ in {name.replace('_', ' ')}: {values} for workers 0 to "
                     f"{self.count - 1}. All of them must run the same program on shares of the "
                     "same data."
                 )
+
+    @contextlib.contextmanager
+    def sharing_errors(self, counted_on: bool) -> Iterator[None]:
+        """Tells the other workers of an error in a block, and raises here what they tell.
+
+        Args:
+            counted_on: Whether they count on messages of the block from its beginning. Otherwise
+                they do from `all_ready` on, and hear there of errors before it.
+
+        Raises:
+            WorkersError: Another worker has failed or is lost.
+        """
+        if self._depth or self.count == 1:
+            yield
+            return
+        self._depth, self._counted_on = 1, counted_on
+        try:
+            yield
+        # Of all workers at once; the last one is a loss that is not finite, which is their sum's.
+        except (faults.WorkersError, faults.DisagreementError, FloatingPointError):
+            raise
+        except BaseException as error:
+            why = faults.reason(error, self._addresses)
+            if why is not None:
+                faults.tell(why)
+                raise faults.WorkersError(why) from error
+            if self._counted_on or not isinstance(error, Exception):
+                faults.tell(faults.said(self.index, error))
+            else:
+                with contextlib.suppress(tf.errors.OpError):  # the others have failed meanwhile
+                    self._texts(faults.said(self.index, error))
+            raise
+        finally:
+            self._depth = 0
+
+    def all_ready(self) -> None:
+        """Waits until all workers have checked what they are given.
+
+        Raises:
+            WorkersError: One has found an error; the connections can still be used.
+        """
+        if self.count == 1:
+            return
+        self._counted_on = True
+        failures = [text for text in self._texts("") if text]
+        if failures:
+            raise faults.WorkersError("; ".join(failures))
+
+    def all_fine(self, failure: FloatingPointError | None) -> None:
+        """Raises on all workers if one of them has met a number that is not finite.
+
+        Args:
+            failure: What this one has met; None if all is well.
+
+        Raises:
+            FloatingPointError: One has.
+        """
+        text = "" if failure is None else f"Worker {self.index}: {failure}"
+        failures = [text for text in self._texts(text) if text]
+        if failures:
+            raise FloatingPointError(" ".join(failures)) from failure
+
+    def end_together(self, done: int) -> None:
+        """Checks that all workers have come to the end of their meta-batches.
+
+        Args:
+            done: How many there were.
+
+        Raises:
+            WorkersError: Another worker has not, `LATENESS` seconds later; on all of them.
+        """
+        with faults.told_after(
+            LATENESS,
+            f"Worker {self.index} had no more meta-batches after {done}, and others had not come "
+            f"to their end {LATENESS} s later. All workers need equally many.",
+        ):
+            self.check_equal(the_numbers_of_meta_batches=done)
+
+    def _texts(self, text: str) -> list[str]:
+        """Returns the texts of all workers."""
+        mine = np.zeros(faults.LENGTH, "float32")
+        letters = np.frombuffer(text.encode()[: faults.LENGTH], "uint8")
+        mine[: len(letters)] = letters
+        rows = self._rows(mine).astype("uint8")
+        return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+    def _rows(self, row: np.ndarray) -> np.ndarray:
+        """Returns the rows of all workers ``[count, ...]``, in one message."""
+        return self.sum(self._placed(tf.constant(row[None]))).numpy()
 
     def _traced_all_reduce(self, flat: tf.Tensor) -> tf.Tensor:
         device = self._strategy.extended.worker_devices[0]
@@ -159,11 +292,22 @@ class Workers:
 
     def _assert_equal(self, counts: tf.Tensor) -> tf.Operation:
         says = (
-            f"{validation.MARK}The {self.count} workers had shares of different sizes in this "
-            "meta-batch. Every worker needs as many tasks as the others: give each a contiguous "
-            "share of every meta-batch, and leave out a last meta-batch that cannot be divided."
+            f"{validation.MARK_OF_ALL}The {self.count} workers had shares of different sizes in "
+            "this meta-batch. Every worker needs as many tasks as the others: give each a "
+            "contiguous share of every meta-batch, and leave out a last meta-batch that cannot be "
+            "divided."
         )
         return tf.debugging.Assert(tf.reduce_all(counts == counts[0]), [says])
+
+
+def count_workers() -> int:
+    """Returns how many workers ``TF_CONFIG`` has, without connecting them.
+
+    Example:
+        >>> count_workers()
+        1
+    """
+    return _place(os.environ.get("TF_CONFIG") or "{}")[1]
 
 
 def _place(text: str) -> tuple[int, int]:
@@ -187,6 +331,12 @@ def _place(text: str) -> tuple[int, int]:
     if not 0 <= number < sizes[role]:
         raise ValueError(f"TF_CONFIG names task {number} of {sizes[role]} of type {role!r}.")
     return number + (sizes["chief"] if role == "worker" else 0), sum(sizes.values())
+
+
+def _addresses(text: str) -> list[str]:
+    """Returns the addresses of all processes, in the order of their numbers."""
+    cluster = json.loads(text).get("cluster", {})
+    return [address for role in _ROLES for address in cluster.get(role, [])]
 
 
 def _connect() -> tf.distribute.Strategy:

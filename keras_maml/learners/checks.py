@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_maml.execution.faults import DisagreementError
 from keras_maml.private_keras import flatten_layers, is_called_on
-from keras_maml.validation import EPISODE, MARK
+from keras_maml.validation import EPISODE, MARK, MARK_OF_ALL
 
 
 def check_episode_spec(spec: Any) -> None:
@@ -302,10 +303,11 @@ def input_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(re.escape(MARK) + r"(.*?)(?:\]|'?$)", str(error.message), re.DOTALL)
+        found = re.search(rf"({MARK}|{MARK_OF_ALL})(.*?)(?:\]|'?$)", str(error.message), re.DOTALL)
         if found is None:
             raise
-        raise ValueError(found[1].replace("\\n", " ")) from None
+        kind = DisagreementError if found[1] == MARK_OF_ALL else ValueError
+        raise kind(found[2].replace("\\n", " ")) from None
 
 
 def vocabulary_of(model: keras.Model) -> int | None:

@@ -101,7 +101,12 @@ class EpisodicModel(CompiledModel):
                 meta-batch; None for this one alone. It is not saved: a learner that was loaded
                 gets it by ``learner.workers = workers``.
             **kwargs: As in `keras.Model.compile`.
+
+        Raises:
+            NotImplementedError: The learner is built or compiled in the scope of a strategy of
+                `tf.distribute` with several replicas.
         """
+        checks.check_one_replica((self, self.model), "compile")
         if kwargs.get("run_eagerly"):
             jit_compile = False
         # Keras keeps the loss and the metrics of an earlier call that are not given again.
@@ -125,6 +130,15 @@ class EpisodicModel(CompiledModel):
         """The workers, if there are others than this process."""
         return self.workers if self.workers is not None and self.workers.count > 1 else None
 
+    def agreed_before(self, caller: str) -> bool:
+        """Returns whether workers go on with a method without comparing anything first.
+
+        Args:
+            caller: The name of the method. In steps of one batch each, one message a step is
+                enough.
+        """
+        return self._agreed and caller.endswith("_on_batch")
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded learner as it was when it was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -142,6 +156,7 @@ class EpisodicModel(CompiledModel):
 
         return compile_model
 
+    @agreement.of_all_workers
     def build_on(self, episodes: Any) -> None:
         """Checks episodes and builds model, metrics and optimizer for them, without training.
 
@@ -155,6 +170,7 @@ class EpisodicModel(CompiledModel):
         """
         self._prepare(episodes, None, "build_on")
 
+    @agreement.of_all_workers
     @without_xla_where_it_fails
     def fit(
         self,
@@ -231,15 +247,8 @@ class EpisodicModel(CompiledModel):
                 validation_data, None, "validation_data", batch_size=size
             )
             _check_ends(validation_data, validation_steps, "validation_data", "validation_steps")
-        own = self.own_callbacks()
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = copy.copy(callbacks)  # the caller's may be used again
-            callbacks.callbacks = [*own, *callbacks.callbacks]
-            callbacks.set_model(self)
-        else:
-            given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
-            given = [callback for callback in given if callback]
-            callbacks = [*own, *given, StopOnNonFinite()]
+        own = [*self._end_together(), *self.own_callbacks()]
+        callbacks = self._with_own(own, callbacks, [StopOnNonFinite()])
         with checks.input_errors():
             return super().fit(
                 training,
@@ -251,6 +260,7 @@ class EpisodicModel(CompiledModel):
                 **kwargs,
             )
 
+    @agreement.of_all_workers
     @without_xla_where_it_fails
     def evaluate(
         self,
@@ -284,10 +294,12 @@ class EpisodicModel(CompiledModel):
         weights = {"sample_weight": sample_weight, "class_weight": class_weight}
         data = self._prepare(x, y, "evaluate", batch_size=batch_size, **weights)
         _check_ends(data, steps, "evaluate", "steps")
+        kwargs["callbacks"] = self._with_own(self._end_together(), kwargs.get("callbacks"))
         with checks.input_errors():
             results = super().evaluate(data, steps=steps, return_dict=True, **kwargs)
         return results if return_dict else self._as_list(results)
 
+    @agreement.of_all_workers
     @without_xla_where_it_fails
     def predict(
         self, x: Any, batch_size: int | None = None, *, steps: int | None = None, **kwargs: Any
@@ -305,6 +317,7 @@ class EpisodicModel(CompiledModel):
         """
         data = self._prepare(x, None, "predict", batch_size=batch_size)
         _check_ends(data, steps, "predict", "steps")
+        kwargs["callbacks"] = self._with_own(self._end_together(), kwargs.get("callbacks"))
         with checks.input_errors():
             return super().predict(data, steps=steps, **kwargs)
 
@@ -328,6 +341,7 @@ class EpisodicModel(CompiledModel):
         names = self.metrics_names
         return [results[name] for name in (*names, *(results.keys() - {*names})) if name in results]
 
+    @agreement.of_all_workers
     @without_xla_where_it_fails
     def train_on_batch(
         self,
@@ -360,6 +374,7 @@ class EpisodicModel(CompiledModel):
         self.make_train_function()
         return self._measured(self.train_function, batch, return_dict)
 
+    @agreement.of_all_workers
     @without_xla_where_it_fails
     def test_on_batch(
         self, x: Any, y: None = None, sample_weight: Any = None, *, return_dict: bool = False
@@ -369,6 +384,7 @@ class EpisodicModel(CompiledModel):
         self.make_test_function()
         return self._measured(self.test_function, batch, return_dict)
 
+    @agreement.of_all_workers
     @without_xla_where_it_fails
     def predict_on_batch(self, x: Any) -> Any:
         """Returns the query predictions for one meta-batch; see `predict`."""
@@ -434,8 +450,7 @@ class EpisodicModel(CompiledModel):
                     "from_generator an output_signature with all sizes after tasks and examples."
                 )
         classes, vocabulary = self._check(episode, caller)
-        if self.several_workers and not (self._agreed and caller.endswith("_on_batch")):
-            # In steps of one batch each, one message a step is enough.
+        if self.several_workers and not self.agreed_before(caller):
             read = isinstance(x, (tuple, list)) or not inputs.is_stream(dataset)
             first = episode if read else None
             agreement.agree(self, self.workers, dataset, first, caller)
@@ -509,6 +524,22 @@ class EpisodicModel(CompiledModel):
 
     def build_parts(self) -> None:
         """Builds what a learner trains besides the model, once that is built."""
+
+    def _with_own(
+        self, own: list[keras.callbacks.Callback], given: Any, last: Sequence = ()
+    ) -> Any:
+        """Adds callbacks to those that a method was given."""
+        if isinstance(given, keras.callbacks.CallbackList):
+            given = copy.copy(given)  # the caller's may be used again
+            given.callbacks = [*own, *given.callbacks]
+            given.set_model(self)
+            return given
+        given = given if isinstance(given, Sequence) else [given]
+        return [*own, *(callback for callback in given if callback), *last]
+
+    def _end_together(self) -> list[keras.callbacks.Callback]:
+        workers = self.several_workers
+        return [] if workers is None else [agreement.EndTogether(workers)]
 
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Returns what `fit` calls before the callbacks that it is given."""

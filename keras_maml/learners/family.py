@@ -69,7 +69,7 @@ def BOIL(model: keras.Model, *, adapted_layers: Any = "body", **kwargs: Any) -> 
     return MAML(model, adapted_layers=adapted_layers, **kwargs)
 
 
-def MetaSGD(model: keras.Model, inner_learning_rate: float = 0.01, **kwargs: Any) -> MAML:  # noqa: N802
+def MetaSGD(model: keras.Model, inner_learning_rate: float = 0.1, **kwargs: Any) -> MAML:  # noqa: N802
     """MAML with a learned rate for every parameter.
 
     Args:
@@ -87,7 +87,7 @@ def MetaSGD(model: keras.Model, inner_learning_rate: float = 0.01, **kwargs: Any
     return MAML(model, update_rule=update_rules.MetaSGD(inner_learning_rate), **kwargs)
 
 
-def MetaCurvature(model: keras.Model, inner_learning_rate: float = 0.01, **kwargs: Any) -> MAML:  # noqa: N802
+def MetaCurvature(model: keras.Model, inner_learning_rate: float = 0.1, **kwargs: Any) -> MAML:  # noqa: N802
     """MAML whose inner gradients go through a learned transform.
 
     Args:

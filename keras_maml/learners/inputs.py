@@ -124,6 +124,18 @@ def with_query(x: Any) -> Any:
     return x
 
 
+def are_labels(targets: Any, axes: int) -> bool:
+    """Whether targets are numbers of classes, and not one-hot.
+
+    Args:
+        targets: ``[..., examples]`` or ``[..., examples, 1]`` if they are.
+        axes: How many axes there are up to that of the examples.
+    """
+    if not tf.is_tensor(targets) or not targets.dtype.is_integer:
+        return False
+    return targets.shape.rank == axes or (targets.shape.rank == axes + 1 and targets.shape[-1] == 1)
+
+
 def ways_of(support: Any) -> int | None:
     """Returns how many classes the tasks of a meta-batch have; None where targets do not say.
 
@@ -133,7 +145,7 @@ def ways_of(support: Any) -> int | None:
     if not isinstance(support, (tuple, list)) or len(support) < 2 or not tf.is_tensor(support[1]):
         return None
     targets = support[1]
-    if targets.dtype.is_integer:
+    if are_labels(targets, axes=2):
         ways = int(tf.reduce_max(targets)) + 1
         return ways if ways > 1 else None  # of one class, or made of a specification alone
     return targets.shape[-1] if targets.shape.rank == 3 and targets.shape[-1] > 1 else None

@@ -50,7 +50,7 @@ class MAML(LearnerOfParts):
 
     Args:
         model: Any `keras.Model`. Layers with ``trainable=False`` stay fixed in both loops.
-        inner_learning_rate: The rate alpha of the inner gradient steps, by default 0.01: a number,
+        inner_learning_rate: The rate alpha of the inner gradient steps, by default 0.1: a number,
             or a Keras learning rate schedule over the inner steps. Short for
             ``update_rule=GradientDescent(inner_learning_rate)``.
         inner_steps: Inner steps in training.
@@ -141,7 +141,7 @@ class MAML(LearnerOfParts):
         if update_rule is not None and inner_learning_rate is not None:
             raise ValueError("Give either inner_learning_rate or update_rule, not both.")
         if update_rule is None:
-            rate = 0.01 if inner_learning_rate is None else inner_learning_rate
+            rate = 0.1 if inner_learning_rate is None else inner_learning_rate
             update_rule = GradientDescent(rate)
         self.update_rule = update_rule
         self.query_loss = query_loss
@@ -170,13 +170,14 @@ class MAML(LearnerOfParts):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Adapts to each task and measures its query set before and after."""
-        inner = InnerLoop(self.update_rule, self.evaluation_steps)
-
-        def before_and_after(task: Task, theta: Parameters, state: Tensors) -> tuple:
-            before = task.outcome(theta, inner.begin(theta, state))
-            return before, task.outcome(theta, inner.adapt(task, theta, state))
 
         def test(run: Run, *episodes: Any) -> dict[str, tf.Tensor]:
+            inner = self._inner_loop(run)
+
+            def before_and_after(task: Task, theta: Parameters, state: Tensors) -> tuple:
+                before = task.outcome(theta, inner.begin(theta, state))
+                return before, task.outcome(theta, inner.adapt(task, theta, state))
+
             outcomes = self._map_tasks(run, before_and_after, episodes)
             if run.workers is None:
                 return run.program(self._measure)(*outcomes, episodes[1])
@@ -188,13 +189,14 @@ class MAML(LearnerOfParts):
 
     def predict_step(self, data: Any) -> Any:
         """Adapts to each task and predicts its query set."""
-        inner = InnerLoop(self.update_rule, self.evaluation_steps)
-
-        def predict(task: Task, theta: Parameters, state: Tensors) -> Any:
-            x, _, _ = examples(task.query)
-            return task.predict(theta, inner.adapt(task, theta, state), x).predictions
 
         def predict_all(run: Run, *episodes: Any) -> Any:
+            inner = self._inner_loop(run)
+
+            def predict(task: Task, theta: Parameters, state: Tensors) -> Any:
+                x, _, _ = examples(task.query)
+                return task.predict(theta, inner.adapt(task, theta, state), x).predictions
+
             predictions = self._map_tasks(run, predict, episodes)
             return predictions if run.workers is None else run.workers.gather(predictions)
 
@@ -372,10 +374,13 @@ class MAML(LearnerOfParts):
 
     def slow_to_compile(self, what: str) -> str:
         """Returns what to say of a step whose first call takes long, and what would be faster."""
-        faster = [f"fewer inner steps than {self.inner_steps}"] if self.inner_steps > 1 else []
+        differentiates = what not in ("test step", "predict step")
+        faster = []
+        if differentiates and self.inner_steps > 1:
+            faster.append(f"fewer inner steps than {self.inner_steps}")
         if any(isinstance(layer, keras.layers.RNN) for layer in flatten_layers(self.model)):
             faster.append("shorter sequences")
-        if not self.first_order:
+        if differentiates and not self.first_order:
             faster.append("meta_gradient='first_order'")
         if self.jit_compile:
             faster.append("compile(jit_compile=False), whose steps take longer")
@@ -506,6 +511,13 @@ class MAML(LearnerOfParts):
         self.exporters["onnx"](self, filepath, **settings)
 
     # --- inside -----------------------------------------------------------------------------
+
+    def _inner_loop(self, run: Run) -> InnerLoop:
+        """Returns the inner loop of evaluation, through which nothing differentiates."""
+        steps = self.evaluation_steps
+        # A loop is as fast as copies of a step and compiles sooner, but not for tasks at once.
+        unrolled = steps < 2 or run.route == "vectorized"
+        return InnerLoop(self.update_rule, steps if unrolled else tf.constant(steps))
 
     def _map_tasks(
         self,

@@ -10,11 +10,17 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from keras_maml.learners.annealing import DerivativeOrderAnnealing
+from keras_maml.learners.backup import BackupAndRestore
 from keras_maml.learners.maml import MAML
 from keras_maml.learners.non_finite import StopOnNonFinite
 from keras_maml.reporting import evaluation, plots
 
-__all__ = ["AdaptationSummary", "DerivativeOrderAnnealing", "StopOnNonFinite"]
+__all__ = [
+    "AdaptationSummary",
+    "BackupAndRestore",
+    "DerivativeOrderAnnealing",
+    "StopOnNonFinite",
+]
 
 
 class AdaptationSummary(keras.callbacks.Callback):

@@ -11,12 +11,19 @@ use_legacy_keras()  # before anything below imports TF-Agents
 # ruff: noqa: E402, I001
 from keras_maml.rl import environments, plots
 from keras_maml.rl.action_statistics import ActionStatistics, action_statistics, clipped_share
-from keras_maml.rl.distributions import categorical, diagonal_gaussian, multi_categorical, parts
+from keras_maml.rl.distributions import (
+    categorical,
+    diagonal_gaussian,
+    multi_categorical,
+    parts,
+    squashed_gaussian,
+)
 from keras_maml.rl.evaluation import evaluate
 from keras_maml.rl.meta_policy_gradient import MetaLossInfo, MetaPolicyGradientAgent
 from keras_maml.rl.policy import TaskPolicy, gaussian_policy
 from keras_maml.rl.proximal import Proximal
 from keras_maml.rl.sampling import Sampler, episode_returns, meta_iteration, tensor_specs
+from keras_maml.rl.training import train
 from keras_maml.rl.trust_region import TrustRegion
 
 __all__ = [
@@ -39,5 +46,7 @@ __all__ = [
     "multi_categorical",
     "parts",
     "plots",
+    "squashed_gaussian",
     "tensor_specs",
+    "train",
 ]

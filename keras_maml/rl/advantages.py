@@ -23,12 +23,18 @@ class Transitions(NamedTuple):
         actions: ``[tasks, transitions, ...]``, or a nest of such.
         advantages: float32 ``[tasks, transitions]``.
         weights: float32 ``[tasks, transitions]``: 1, or 0 for what is not to be counted.
+        times: int32 ``[tasks, transitions]``: the number of the step in its episode, from 0.
+        performance: float32 ``[tasks]``: the mean return of an episode, divided by its mean length
+            and the deviation that advantages are divided by; so its gradient is what the mean of
+            score times advantage estimates.
     """
 
     observations: Any
     actions: Any
     advantages: tf.Tensor
     weights: tf.Tensor
+    times: Any = ()
+    performance: Any = ()
 
 
 def episode_times(step_types: tf.Tensor) -> tf.Tensor:
@@ -129,11 +135,19 @@ def transitions(
         td_lambda=gae_lambda,
         time_major=False,
     )
+    advantages = by_task(advantages)
+    _, deviation = _mean_and_deviation(advantages, weights)
+    firsts = weights * tf.cast(times == 0, weights.dtype)
     return Transitions(
         observations,
         tf.nest.map_structure(by_task, trajectory.action),
-        standardize(by_task(advantages), weights),
+        standardize(advantages, weights),
         weights,
+        times,
+        tf.math.divide_no_nan(
+            tf.reduce_sum(by_task(returns) * firsts, axis=-1),
+            tf.reduce_sum(weights, axis=-1) * deviation[:, 0],
+        ),
     )
 
 
@@ -151,9 +165,36 @@ def standardize(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         >>> standardize(tf.constant([[1.0, 3.0, 9.0]]), tf.constant([[1.0, 1.0, 0.0]])).numpy()
         array([[-1.,  1.,  0.]], dtype=float32)
     """
-    centred = (values - weighted_mean(values, weights, keepdims=True)) * weights
-    deviation = tf.sqrt(weighted_mean(centred**2, weights, keepdims=True))
-    return centred / (deviation + 1e-8)
+    mean, deviation = _mean_and_deviation(values, weights)
+    return (values - mean) * weights / (deviation + 1e-8)
+
+
+def _mean_and_deviation(values: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns ``[tasks, 1]`` each."""
+    mean = weighted_mean(values, weights, keepdims=True)
+    return mean, tf.sqrt(weighted_mean((values - mean) ** 2, weights, keepdims=True))
+
+
+def sums_since_start(values: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
+    """Adds up the values of each episode, from its start to each step.
+
+    Args:
+        values: ``[transitions]``.
+        times: int32 ``[transitions]``, the number of the step in its episode, from 0.
+
+    Returns:
+        ``[transitions]``.
+
+    Example:
+        >>> sums_since_start(tf.constant([1.0, 2.0, 4.0, 8.0]), tf.constant([0, 1, 0, 1])).numpy()
+        array([ 1.,  3.,  4., 12.], dtype=float32)
+    """
+    shift, size = 1, values.shape[0]
+    while shift < size:  # each sum is of the last 2, 4, 8, ... steps, as far as there are so many
+        before = tf.pad(values[:-shift], [[shift, 0]])
+        values += tf.where(times >= shift, before, tf.zeros_like(before))
+        shift *= 2
+    return values
 
 
 def weighted_mean(values: tf.Tensor, weights: tf.Tensor, keepdims: bool = False) -> tf.Tensor:

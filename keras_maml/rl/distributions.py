@@ -5,14 +5,17 @@ environment whose actions are a dictionary, to a dictionary of them, with the sa
 functions below treat both alike: the parts of a nest are independent of each other.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 DistributionFunction = Callable[[Any], Any]
 
+QUADRATURE = 32  # nodes
 IMPOSSIBLE = -1e9  # a logit: finite, because the divergence of two infinite ones is not a number
 
 
@@ -23,6 +26,142 @@ def diagonal_gaussian(outputs: dict[str, tf.Tensor]) -> tfp.distributions.Distri
         outputs: ``mean`` and ``log_std``, ``[..., action_size]`` each.
     """
     return tfp.distributions.MultivariateNormalDiag(outputs["mean"], tf.exp(outputs["log_std"]))
+
+
+def squashed_gaussian(low: Any = -1.0, high: Any = 1.0) -> DistributionFunction:
+    """Returns a distribution function for real actions that never leave their bounds.
+
+    A Gaussian action, squashed by tanh to the bounds; entries are independent.
+
+    Args:
+        low: The lower bound, a number or ``[action_size]``.
+        high: The upper bound, likewise.
+
+    Returns:
+        A function of ``mean`` and ``log_std``, ``[..., action_size]`` each and before squashing,
+        such as a `gaussian_policy` gives.
+
+    Raises:
+        ValueError: The bounds are not finite, or not in order.
+
+    Source: Haarnoja et al. 2018 (arXiv 1801.01290), appendix C.
+
+    Example:
+        >>> steer = squashed_gaussian(-2.0, 2.0)
+        >>> outputs = {"mean": tf.constant([[0.0, 100.0]]), "log_std": tf.zeros([1, 2])}
+        >>> steer(outputs).mode().numpy().tolist()
+        [[0.0, 2.0]]
+    """
+    low, high = np.asarray(low, float), np.asarray(high, float)
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise ValueError(f"The bounds must be finite, low below high, got {low} and {high}.")
+    return lambda outputs: SquashedGaussian(
+        outputs["mean"],
+        tf.exp(outputs["log_std"]),
+        *(tf.constant(bound, outputs["mean"].dtype) for bound in (low, high)),
+    )
+
+
+class SquashedGaussian(tfp.distributions.AutoCompositeTensorDistribution):
+    """A Gaussian with a diagonal covariance, squashed by tanh; see `squashed_gaussian`.
+
+    Its mode is taken to be the squashed mean. Entropy and deviation, which have no closed form, are
+    quadratures over each entry.
+
+    Args:
+        loc: Floating ``[..., size]``: the mean before squashing.
+        scale: ``[..., size]``, positive: the deviation before squashing.
+        low: The lower bounds.
+        high: The upper bounds.
+        name: Of the distribution.
+    """
+
+    def __init__(
+        self,
+        loc: tf.Tensor,
+        scale: tf.Tensor,
+        low: tf.Tensor,
+        high: tf.Tensor,
+        name: str = "SquashedGaussian",
+    ) -> None:
+        parameters = dict(locals())
+        self.loc, self.scale, self.low, self.high = loc, scale, low, high
+        super().__init__(
+            dtype=loc.dtype,
+            reparameterization_type=tfp.distributions.FULLY_REPARAMETERIZED,
+            validate_args=False,
+            allow_nan_stats=True,
+            parameters=parameters,
+            name=name,
+        )
+
+    @property
+    def gaussian(self) -> tfp.distributions.Distribution:
+        """What is squashed."""
+        return tfp.distributions.MultivariateNormalDiag(self.loc, self.scale)
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> dict:
+        bound = tfp.util.ParameterProperties(event_ndims=None)
+        entry = tfp.util.ParameterProperties(event_ndims=1)
+        return {"loc": entry, "scale": entry, "low": bound, "high": bound}
+
+    def _event_shape(self) -> tf.TensorShape:
+        return self.loc.shape[-1:]
+
+    def _event_shape_tensor(self, **parameters: Any) -> tf.Tensor:
+        return tf.shape(self.loc)[-1:]
+
+    def _batch_shape(self) -> tf.TensorShape:
+        return self.loc.shape[:-1]
+
+    def _batch_shape_tensor(self, **parameters: Any) -> tf.Tensor:
+        return tf.shape(self.loc)[:-1]
+
+    def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
+        return self._squash(self.gaussian.sample(n, seed))
+
+    def _log_prob(self, actions: tf.Tensor) -> tf.Tensor:
+        share = 2.0 * (actions - self.low) / (self.high - self.low) - 1.0
+        # What has been rounded to a bound comes from somewhere near.
+        least = 0.5 * np.finfo(self.dtype.as_numpy_dtype).eps
+        before = tf.atanh(tf.clip_by_value(share, -1.0 + least, 1.0 - least))
+        squeezed = tf.reduce_sum(self._log_slope(before), axis=-1)
+        return self.gaussian.log_prob(before) - squeezed
+
+    def _mode(self) -> tf.Tensor:
+        return self._squash(self.loc)
+
+    def _stddev(self) -> tf.Tensor:
+        mean = self._expectation(self._squash)
+        return tf.sqrt(self._expectation(lambda u: (self._squash(u) - mean) ** 2))
+
+    def _entropy(self) -> tf.Tensor:
+        squeezed = tf.reduce_sum(self._expectation(self._log_slope), axis=-1)
+        return self.gaussian.entropy() + squeezed
+
+    def _squash(self, before: tf.Tensor) -> tf.Tensor:
+        return self.low + 0.5 * (self.high - self.low) * (tf.tanh(before) + 1.0)
+
+    def _log_slope(self, before: tf.Tensor) -> tf.Tensor:
+        """The logarithm of the derivative of squashing; of 1 - tanh^2 without cancellation."""
+        tanh = 2.0 * (math.log(2.0) - before - tf.nn.softplus(-2.0 * before))
+        return tanh + tf.math.log(0.5 * (self.high - self.low))
+
+    def _expectation(self, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        nodes, weights = np.polynomial.hermite_e.hermegauss(QUADRATURE)
+        weights = weights / weights.sum()
+        return tf.add_n(
+            [w * function(self.loc + x * self.scale) for x, w in zip(nodes, weights, strict=True)]
+        )
+
+
+@tfp.distributions.RegisterKL(SquashedGaussian, SquashedGaussian)
+def _squashed_divergence(
+    old: SquashedGaussian, new: SquashedGaussian, name: str | None = None
+) -> tf.Tensor:
+    """That before squashing, which loses nothing; the bounds are the same."""
+    return old.gaussian.kl_divergence(new.gaussian, name=name or "kl")
 
 
 def categorical(outputs: tf.Tensor) -> tfp.distributions.Distribution:
@@ -98,6 +237,61 @@ def parts(functions: dict[str, DistributionFunction]) -> DistributionFunction:
         return {key: function(outputs[key]) for key, function in functions.items()}
 
     return distribution
+
+
+def check_actions(distribution: Any, action_spec: Any) -> None:
+    """Raises ValueError unless a distribution makes actions of a spec.
+
+    Args:
+        distribution: One with a batch axis of length 1, or a nest of such.
+        action_spec: Of one environment, with bounds where actions are integers.
+
+    Example:
+        >>> from tf_agents.specs import BoundedTensorSpec
+        >>> check_actions(categorical(tf.zeros([1, 3])), BoundedTensorSpec([], tf.int64, 0, 1))
+        Traceback (most recent call last):
+        ...
+        ValueError: The environment has 2 choices of an action, but model and distribution 3...
+    """
+    drawn = sample(distribution)
+    made = tf.nest.map_structure(lambda action: tuple(action.shape[1:]), drawn)
+    taken = tf.nest.map_structure(lambda spec: tuple(spec.shape), action_spec)
+    if made != taken:
+        raise ValueError(
+            f"The environment takes actions of shape {taken}, but model and distribution make "
+            f"actions of shape {made}. Give the model other outputs, or pass another distribution: "
+            "categorical, multi_categorical and diagonal_gaussian, or parts for a dictionary."
+        )
+    for one, spec in zip(_flat(distribution), tf.nest.flatten(action_spec), strict=True):
+        if one.dtype.is_floating != spec.dtype.is_floating:
+            raise ValueError(
+                f"The environment takes actions of dtype {spec.dtype.name}, but model and "
+                f"distribution make actions of dtype {one.dtype.name}. Pass another distribution: "
+                "categorical or multi_categorical for integers, diagonal_gaussian for real ones."
+            )
+        made, taken = _choices(one), _choices_of_spec(spec)
+        if made is not None and taken is not None and not np.array_equal(made, taken):
+            raise ValueError(
+                f"The environment has {taken.tolist()} choices of an action, but model and "
+                f"distribution {made.tolist()}. Give the model a logit for each choice."
+            )
+
+
+def _choices(distribution: tfp.distributions.Distribution) -> np.ndarray | None:
+    """How many actions a distribution of integers has, for each entry; None: it is another one."""
+    if isinstance(distribution, tfp.distributions.Independent):
+        distribution = distribution.distribution
+    if not isinstance(distribution, tfp.distributions.Categorical):
+        return None
+    logits = np.asarray(distribution.logits_parameter())[0]
+    return (logits > IMPOSSIBLE / 2).sum(axis=-1)
+
+
+def _choices_of_spec(spec: Any) -> np.ndarray | None:
+    if not hasattr(spec, "maximum") or spec.dtype.is_floating:
+        return None
+    # A choice is numbered from 0, so what comes before the minimum would have to be one, too.
+    return np.broadcast_to(np.asarray(spec.maximum) + 1, tuple(spec.shape))
 
 
 def sample(distribution: Any, seed: Any = None) -> Any:

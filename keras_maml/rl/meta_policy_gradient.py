@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,22 +10,32 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tf_agents.agents import tf_agent
+from tf_agents.networks.network import Network
 from tf_agents.trajectories import Trajectory, time_step
 
 from keras_maml import validation
 from keras_maml.algorithm.inner_loop import Carry, Parameters
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
 from keras_maml.execution import tracing
+from keras_maml.execution.forms import recurrent_inputs
 from keras_maml.execution.functional import Tensors, as_tensors
 from keras_maml.execution.task_map import map_sequentially
-from keras_maml.rl import distributions
+from keras_maml.execution.workers import Workers
+from keras_maml.files import whole
+from keras_maml.rl import distributions, serving
+from keras_maml.rl.action_statistics import action_statistics
 from keras_maml.rl.advantages import complete, transitions
 from keras_maml.rl.baseline import Baseline, check_baseline
-from keras_maml.rl.meta_objective import MetaObjective
+from keras_maml.rl.meta_objective import MetaObjective, credits_of
 from keras_maml.rl.policy import DistributionFunction, TaskPolicy, diagonal_gaussian
 from keras_maml.rl.policy_gradient import INNER_LOSSES, PolicyObjective
-from keras_maml.rl.proximal import Proximal
-from keras_maml.rl.trust_region import Step, TrustRegion
+from keras_maml.rl.proximal import Proximal, descend
+from keras_maml.rl.trust_region import TrustRegion
+
+NETWORKS = (
+    "TF-Agents' networks are layers of Keras 2, whose weights cannot be arguments. Build the same "
+    "with keras: gaussian_policy, or keras.Sequential with distribution=keras_maml.rl.categorical."
+)
 
 
 class MetaLossInfo(NamedTuple):
@@ -37,6 +48,15 @@ class MetaLossInfo(NamedTuple):
         gradient_norm: Norm of the meta-gradient.
         accepted: bool: whether the weights changed.
         backtracks: How often the line search shortened the step.
+        average_gradient_norm: Norm of the moving average of meta-gradients that the step follows.
+        predicted_gain: By how much the loss would have fallen if it were linear in the weights.
+        gain_ratio: By how much it has fallen, as a share of that: near 1 the step could be longer,
+            near 0 it is too long; 0 where nothing changed.
+        deviation: Mean standard deviation of the real actions of the policy before adaptation; NaN
+            if there are none.
+        entropy: Its mean entropy, in nats.
+        deviation_after: The same of the adapted policies.
+        entropy_after: The same of the adapted policies.
     """
 
     loss_before: tf.Tensor
@@ -45,6 +65,13 @@ class MetaLossInfo(NamedTuple):
     gradient_norm: tf.Tensor
     accepted: tf.Tensor
     backtracks: tf.Tensor
+    average_gradient_norm: tf.Tensor
+    predicted_gain: tf.Tensor
+    gain_ratio: tf.Tensor
+    deviation: tf.Tensor
+    entropy: tf.Tensor
+    deviation_after: tf.Tensor
+    entropy_after: tf.Tensor
 
 
 class MetaPolicyGradientAgent(tf_agent.TFAgent):
@@ -64,7 +91,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         inner_learning_rate: The rate alpha of the inner steps, by default 0.1. Short for
             ``update_rule=GradientDescent(inner_learning_rate)``.
         inner_steps: How many inner steps, each with trajectories of its own.
-        outer: The outer step: `TrustRegion` or `Proximal`.
+        outer: The outer step: `TrustRegion`, `Proximal`, or any Keras optimizer, which takes one
+            plain step on the meta-gradient (its state is the agent's own).
         first_order: Whether the meta-gradient stops at the inner gradients (paper, section 5.2).
         discount: Per step.
         gae_lambda: Of generalized advantage estimation.
@@ -77,6 +105,12 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         adapted_layers: What the inner loop adapts, see `keras_maml.MAML`.
         baseline: What returns are compared with: ``"linear"`` features of observation and time,
             as the authors', ``"time"`` alone, None, or a function; see `keras_maml.rl.baseline`.
+        workers: The processes that train the agent together, each with ``tasks`` tasks of its own:
+            all begin with the weights of worker 0 and take the same outer steps. None for this
+            process alone.
+        exploration: Whether rollouts before adaptation get credit for the returns after it: the
+            term that E-MAML adds to the meta-gradient (Stadie et al. 2018). With it the expectation
+            of the meta-gradient is that of adapting to sampled rollouts; its variance is large.
 
     Attributes:
         skipped_steps: An int64 variable: calls of `train` that changed nothing, because the line
@@ -107,7 +141,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         tasks: int,
         inner_learning_rate: Any = None,
         inner_steps: int = 1,
-        outer: TrustRegion | Proximal | None = None,
+        outer: TrustRegion | Proximal | keras.optimizers.Optimizer | None = None,
         first_order: bool = False,
         discount: float = 0.99,
         gae_lambda: float = 1.0,
@@ -118,6 +152,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         update_rule: UpdateRule | None = None,
         adapted_layers: str | Sequence = "all",
         baseline: str | Baseline | None = "linear",
+        workers: Workers | None = None,
+        exploration: bool = False,
     ) -> None:
         validation.check_count("tasks", tasks, minimum=1)
         validation.check_count("inner_steps", inner_steps)
@@ -125,7 +161,10 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
             validation.check_number(name, value, lambda v: 0 <= v <= 1, "in 0 .. 1")
         if not isinstance(model, keras.Model):
-            raise ValueError(f"model must be a keras.Model, got {type(model).__name__}.")
+            raise ValueError(
+                f"model must be a keras.Model, got {type(model).__name__}."
+                + (" " + NETWORKS if isinstance(model, Network) else "")
+            )
         if not model.built or not model.trainable_variables:
             raise ValueError(
                 "The policy's model must be built and have trainable variables: call it once, or "
@@ -136,10 +175,16 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self.model = model
         self.tasks = tasks
         self.inner_steps = inner_steps
+        self.workers = workers if workers is not None and workers.count > 1 else None
+        self._agreed = self.workers is None
         self.outer = TrustRegion() if outer is None else outer
-        if not isinstance(self.outer, TrustRegion | Proximal):
-            raise ValueError(f"outer must be a TrustRegion or a Proximal, got {outer!r}.")
+        if not isinstance(self.outer, TrustRegion | Proximal | keras.optimizers.Optimizer):
+            raise ValueError(
+                "outer must be a TrustRegion, a Proximal or a Keras optimizer such as "
+                f"keras.optimizers.Adam(1e-3), got {outer!r}."
+            )
         self.first_order = first_order
+        self.exploration = exploration
         if update_rule is not None and inner_learning_rate is not None:
             raise ValueError("Give either inner_learning_rate or update_rule, not both.")
         if update_rule is None:
@@ -164,6 +209,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self._optimizer = None
         if isinstance(self.outer, Proximal):
             self._optimizer = self.outer.make_optimizer()
+        elif isinstance(self.outer, keras.optimizers.Optimizer):
+            self._optimizer = type(self.outer).from_config(self.outer.get_config())
+        if self._optimizer is not None:
             self._optimizer.build(variables.trained)
         self._average_gradient = []
         if isinstance(self.outer, TrustRegion) and self.outer.momentum:
@@ -183,8 +231,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 tasks=n,
                 distribution=distribution,
                 adapted=variables.initial,
+                shard=shard,
             )
-            for n in (1, tasks)
+            for n, shard in ((1, (0, 1)), (tasks, workers.shard if workers else (0, 1)))
         ]
         super().__init__(
             time_step_spec,
@@ -195,7 +244,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             train_step_counter=counter,
         )
         self._compile = functools.partial(tracing.function, jit_compile=jit_compile)
-        self._compiled_train = self._compile(self._meta_step)
+        self._jit_compile = jit_compile
+        one_program = jit_compile and self.workers is None
+        self._compiled_train = tracing.function(self._meta_step, jit_compile=one_program)
         self._inner_steps: dict[tuple, Callable] = {}
         self._adaptation_steps = 0
         self._slots: Any = None  # of the update rule, ``[tasks, ...]``, between inner steps
@@ -210,6 +261,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
 
     def reset_adaptation(self) -> None:
         """Gives the collect policy the initial weights for every task."""
+        if not self._agreed:
+            self.workers.hand_out(self.saved_variables)
+            self._agreed = True
         self.collect_policy.assign_model()
         self._adaptation_steps, self._slots = 0, None
 
@@ -226,7 +280,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             FloatingPointError: A reward is not finite, or the fast weights of a task would not
                 be. Nothing changes.
         """
-        self._check(experience)
+        self.check_experience(experience)
         rule = update_rule or self._objective.update_rule
         fast, slots = self._inner_step(rule, experience)
         finite = np.all([np.isfinite(x.numpy().reshape(self.tasks, -1)).all(1) for x in fast], 0)
@@ -257,6 +311,27 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         policy.assign([weight[task] for weight in self.collect_policy.fast_weights])
         return policy
 
+    def export(
+        self, folder: str | os.PathLike, *, rollouts: int, steps: int, overwrite: bool = False
+    ) -> None:
+        """Saves the policy so that it adapts where it is served, see `keras_maml.rl.serving`.
+
+        Args:
+            folder: Where to.
+            rollouts: Episodes of a task that it adapts to.
+            steps: The most steps of an episode.
+            overwrite: Whether to replace what is saved there.
+
+        Raises:
+            FileExistsError: There is something, and ``overwrite`` is False.
+            ValueError: A number is out of range, or the update rule keeps something between steps.
+        """
+        estimate = {name: value for name, value in self._estimate.items() if name != "tasks"}
+        served = serving.Served(
+            self._objective, self.time_step_spec.observation, self.action_spec, estimate
+        )
+        serving.export(served, folder, rollouts=rollouts, steps=steps, overwrite=overwrite)
+
     @property
     def learned_variables(self) -> list[Any]:
         """What training makes better: the model's variables and the update rule's."""
@@ -269,6 +344,37 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         training = [*optimizer, *self._average_gradient]
         counters = [self.train_step_counter, self.skipped_steps]
         return [*self.learned_variables, *training, *counters]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Saves `saved_variables`, whole or not at all, to go on from bit for bit.
+
+        Args:
+            path: Of a file that NumPy can load, ending with ``.npz``.
+        """
+        with whole(path) as temporary:
+            np.savez(temporary, *(np.asarray(variable) for variable in self.saved_variables))
+
+    def restore(self, path: str | os.PathLike) -> None:
+        """Loads what `save` has saved; the collect policy gets the initial weights.
+
+        Args:
+            path: Of the file.
+
+        Raises:
+            ValueError: It is of an agent with other variables. Nothing changes.
+        """
+        variables = self.saved_variables
+        with np.load(path, allow_pickle=False) as file:
+            values = [file[f"arr_{i}"] for i in range(sum(n.startswith("arr_") for n in file))]
+        found, own = ([tuple(v.shape) for v in vs] for vs in (values, variables))
+        if found != own:
+            raise ValueError(
+                f"{path} is of an agent with variables of the shapes {found}, but this one has "
+                f"{own}. Make the agent with the same model, outer step and update rule."
+            )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        self.initialize()
 
     def _initialize(self) -> None:
         self.reset_adaptation()
@@ -286,7 +392,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 f"{len(experience)}."
             )
         for batch in experience:
-            self._check(batch)
+            self.check_experience(batch)
         info = self._compiled_train(tuple(experience))
         self.policy.assign_model()
         return tf_agent.LossInfo(info.loss_before, info)
@@ -298,24 +404,61 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         stages = [transitions(batch, **self._estimate) for batch in experience]
         variables = self._objective.variables().trained
         weights = as_tensors(variables)
-        objective = MetaObjective(self._objective, stages, first_order=self.first_order)
+        objective = MetaObjective(
+            self._objective,
+            stages,
+            first_order=self.first_order,
+            workers=self.workers,
+            jit_compile=self._jit_compile,
+        )
         objective = dataclasses.replace(objective, old=objective.outputs(weights))
+        if self.exploration:
+            credits = credits_of(stages[-1].performance, self.workers)
+            objective = dataclasses.replace(objective, credits=credits)
         loss, gradient = objective.loss_and_gradient(weights)
+        average = self._averaged(gradient)
         if isinstance(self.outer, Proximal):
             step = self.outer.step(objective, variables, self._optimizer)
+        elif self._optimizer is not None:
+            step = descend(objective, variables, self._optimizer)
         else:
             step = self.outer.step(
                 weights,
                 loss,
-                self._averaged(gradient),
-                lambda vector: objective.kl_hessian(weights, vector),
+                average,
+                lambda vector: objective.kl_hessian(weights, vector, self.outer.fisher_stride),
                 objective.loss_and_kl,
+                self.train_step_counter,
             )
             for variable, value in zip(variables, step.weights, strict=True):
                 variable.assign(value)
         self.train_step_counter.assign_add(1)
         self.skipped_steps.assign_add(tf.cast(~step.accepted, tf.int64))
-        return _info(loss, gradient, step)
+        changes = [new - old for new, old in zip(as_tensors(variables), weights, strict=True)]
+        predicted = -tf.add_n(
+            [tf.reduce_sum(g * change) for g, change in zip(gradient, changes, strict=True)]
+        )
+        before, after = (
+            action_statistics(self._objective.distribution(old), stage.weights)
+            for old, stage in ((objective.old[i], stages[i]) for i in (0, -1))
+        )
+        if self.workers is not None:
+            before, after = self.workers.mean((before, after))
+        return MetaLossInfo(
+            loss_before=loss,
+            loss_after=step.loss,
+            kl=step.kl,
+            gradient_norm=tf.linalg.global_norm(gradient),
+            accepted=step.accepted,
+            backtracks=step.backtracks,
+            average_gradient_norm=tf.linalg.global_norm(average),
+            predicted_gain=predicted,
+            gain_ratio=tf.math.divide_no_nan(loss - step.loss, predicted),
+            deviation=tf.reduce_mean(before.deviation),
+            entropy=tf.reduce_mean(before.entropy),
+            deviation_after=tf.reduce_mean(after.deviation),
+            entropy_after=tf.reduce_mean(after.entropy),
+        )
 
     def _averaged(self, gradient: Tensors) -> Tensors:
         """Returns the moving average of gradients; its scale does not matter to the outer step."""
@@ -362,7 +505,17 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         program, _ = self._inner_steps[key]
         return program(*arguments)
 
-    def _check(self, experience: Trajectory) -> None:
+    def check_experience(self, experience: Trajectory) -> None:
+        """Checks trajectories that the agent is to adapt to or to be trained with.
+
+        Args:
+            experience: ``[environments, steps, ...]``.
+
+        Raises:
+            ValueError: The environments cannot be divided among the tasks, or a task has no
+                complete episode.
+            FloatingPointError: A reward is not finite.
+        """
         shape = tuple(experience.reward.shape)
         if len(shape) != 2 or shape[0] % self.tasks:
             raise ValueError(
@@ -390,27 +543,19 @@ def _check_model(
     """Raises ValueError unless the model makes actions of an environment from its observations."""
     zeros = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), observation_spec)
     try:
-        drawn = distributions.sample(distribution(model(zeros)))
+        with recurrent_inputs(model) as lengths:
+            made = distribution(model(zeros))
+        distributions.sample(made)
     except Exception as error:  # Whatever the user's model and distribution raise.
         raise ValueError(
             f"The model must take observations like {observation_spec}, and distribution its "
             f"outputs; they raised {type(error).__name__}: {error}"
         ) from error
-    made = tf.nest.map_structure(lambda action: tuple(action.shape[1:]), drawn)
-    taken = tf.nest.map_structure(lambda spec: tuple(spec.shape), action_spec)
-    if made != taken:
+    forgetful = [name for name, length in lengths.items() if length == 1]
+    if forgetful:
         raise ValueError(
-            f"The environment takes actions of shape {taken}, but model and distribution make "
-            f"actions of shape {made}. Give the model other outputs, or pass another distribution."
+            f"Layer {forgetful[0]!r} is recurrent but sees one step at a time, and a policy keeps "
+            "no state between steps: it would remember nothing. Let observations hold the last "
+            "steps (gymnasium.wrappers.FrameStackObservation) and give the layer all of them."
         )
-
-
-def _info(loss: tf.Tensor, gradient: Tensors, step: Step) -> MetaLossInfo:
-    return MetaLossInfo(
-        loss_before=loss,
-        loss_after=step.loss,
-        kl=step.kl,
-        gradient_norm=tf.linalg.global_norm(gradient),
-        accepted=step.accepted,
-        backtracks=step.backtracks,
-    )
+    distributions.check_actions(made, action_spec)

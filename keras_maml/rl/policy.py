@@ -145,6 +145,8 @@ class TaskPolicy(tf_policy.TFPolicy):
         greedy: Whether to take the mode of the distribution instead of a draw.
         adapted: Those trainable variables of the model of which each task has its own; by default
             all of them.
+        shard: ``(worker, workers)``: these environments are one of so many equal parts of a larger
+            batch, and are given the actions that they would have there.
 
     Attributes:
         fast_weights: A variable ``[tasks, ...]`` per adapted variable of the model.
@@ -173,10 +175,12 @@ class TaskPolicy(tf_policy.TFPolicy):
         distribution: DistributionFunction = diagonal_gaussian,
         greedy: bool = False,
         adapted: Sequence[keras.Variable] | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         # The environment clips actions; a clipped action has another probability than it.
         super().__init__(time_step_spec, action_spec, clip=False, name="task_policy")
         self.tasks = tasks
+        self.shard = shard
         adapted = model.trainable_variables if adapted is None else adapted
         state = state_variables(model)
         own = {id(variable) for variable in (*adapted, *state)}
@@ -255,6 +259,12 @@ class TaskPolicy(tf_policy.TFPolicy):
     def _distribution(
         self, time_step: time_step.TimeStep, policy_state: Any
     ) -> policy_step.PolicyStep:
+        outputs = self._outputs_of(time_step)
+        return policy_step.PolicyStep(self._distribution_of(outputs), policy_state, ())
+
+    def _outputs_of(self, time_step: time_step.TimeStep) -> Any:
+        """Returns the model's outputs for all environments."""
+
         def by_task(x: tf.Tensor) -> tf.Tensor:
             return tf.reshape(x, tf.concat([[self.tasks, -1], tf.shape(x)[1:]], 0))
 
@@ -265,21 +275,27 @@ class TaskPolicy(tf_policy.TFPolicy):
             ),
             tf.nest.map_structure(by_task, time_step.observation),
         )
-        merged = tf.nest.map_structure(
+        return tf.nest.map_structure(
             lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)), outputs
         )
-        return policy_step.PolicyStep(self._distribution_of(merged), policy_state, ())
 
     def _action(
         self, time_step: time_step.TimeStep, policy_state: Any, seed: Any = None
     ) -> policy_step.PolicyStep:
-        step = self._distribution(time_step, policy_state)
+        outputs = self._outputs_of(time_step)
         if self._greedy:
-            return step._replace(action=distributions.mode(step.action))
+            action = distributions.mode(self._distribution_of(outputs))
+            return policy_step.PolicyStep(action, policy_state, ())
         if seed is None:
             number = self._drawn.assign_add(1)
             seed = tf.random.experimental.stateless_fold_in(self._stream.read_value(), number)
-        return step._replace(action=distributions.sample(step.action, seed))
+        worker, workers = self.shard
+        if workers > 1:  # what is drawn depends on the size of the whole batch
+            outputs = tf.nest.map_structure(lambda x: tf.concat([x] * workers, 0), outputs)
+        action = distributions.sample(self._distribution_of(outputs), seed)
+        if workers > 1:
+            action = tf.nest.map_structure(lambda x: tf.split(x, workers)[worker], action)
+        return policy_step.PolicyStep(action, policy_state, ())
 
 
 def seed_words(numbers: Sequence[int]) -> np.ndarray:

@@ -17,10 +17,10 @@ from keras_maml.algorithm.update_rules import UpdateRule
 from keras_maml.execution.forms import Route
 from keras_maml.execution.functional import Tensors, as_tensors, state_variables
 from keras_maml.rl import distributions
-from keras_maml.rl.advantages import Transitions, weighted_mean
+from keras_maml.rl.advantages import Transitions, sums_since_start, weighted_mean
 from keras_maml.rl.policy import DistributionFunction, diagonal_gaussian, model_outputs
 
-INNER_LOSSES = ("log_likelihood", "likelihood_ratio")
+INNER_LOSSES = ("log_likelihood", "likelihood_ratio", "dice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,13 @@ class PolicyObjective:
         model: A built model from observations to distribution parameters.
         update_rule: The inner step, see `keras_maml.update_rules`.
         distribution: From the model's outputs to a distribution over actions.
-        inner_loss: ``"log_likelihood"``: REINFORCE as in MAML; ``"likelihood_ratio"``: the same
-            gradient, but a second derivative of lower variance (ProMP, Rothfuss et al. 2019,
-            section 5).
+        inner_loss: One of three with the same gradient and different second derivatives, through
+            which the meta-gradient goes. ``"log_likelihood"``: REINFORCE as in MAML; even its
+            expectation leaves out that other actions lead to other trajectories.
+            ``"likelihood_ratio"``: the low-variance curvature of ProMP (Rothfuss et al. 2019,
+            section 5), which counts that for the action of each step but not for those before it.
+            ``"dice"``: counts it for all (Foerster et al. 2018, with the advantages of Farquhar et
+            al. 2019), without bias and with the largest variance.
         route: How the trace will run, see `forms.differentiable_forms`.
         adapted_layers: What the inner loop adapts, see `keras_maml.MAML`.
     """
@@ -65,11 +69,19 @@ class PolicyObjective:
         """Returns the inner loss: minus the mean of log-likelihood times advantage."""
         drawn_from = self.distribution(outputs)
         log_likelihood = distributions.log_prob(drawn_from, transitions.actions)
+        if self.inner_loss == "log_likelihood":
+            return surrogate_loss(log_likelihood, transitions)
+        # The weights at hand are those that the actions were drawn with.
+        change = log_likelihood - tf.stop_gradient(log_likelihood)
         if self.inner_loss == "likelihood_ratio":
-            # The weights at hand are those that the actions were drawn with.
-            ratio = tf.exp(log_likelihood - tf.stop_gradient(log_likelihood))
-            return surrogate_loss(ratio, transitions)
-        return surrogate_loss(log_likelihood, transitions)
+            return surrogate_loss(tf.exp(change), transitions)
+        since_start = sums_since_start(change, transitions.times)
+        return surrogate_loss(tf.exp(since_start) - tf.exp(since_start - change), transitions)
+
+    def score(self, outputs: Any, transitions: Transitions) -> tf.Tensor:
+        """Returns the logarithm of the probability of all actions that count."""
+        likelihood = distributions.log_prob(self.distribution(outputs), transitions.actions)
+        return tf.reduce_sum(likelihood * transitions.weights)
 
     def step(
         self, parameters: Parameters, carry: Carry, stage: Transitions, step: int | tf.Tensor

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation as the outer step: ProMP (Rothfuss et al. 2019, 1810.06784)."""
+"""Outer steps of an optimizer: plain ones, and ProMP's (Rothfuss et al. 2019, 1810.06784)."""
 
 import dataclasses
 import functools
@@ -62,22 +62,42 @@ class Proximal:
             loss=functools.partial(clipped_surrogate_loss, clip=self.clip),
             inner_kl_penalty=self.inner_kl_penalty,
         )
-        state = [*variables, *optimizer.variables]
-        before = [tf.identity(variable.value) for variable in state]
+        return descend(clipped, variables, optimizer, self.epochs)
 
-        def epoch(i: tf.Tensor) -> tf.Tensor:
-            weights = [tf.convert_to_tensor(variable) for variable in variables]
-            _, gradient = clipped.loss_and_gradient(weights)
-            optimizer.apply_gradients(zip(gradient, variables, strict=True))
-            return i + 1
 
-        tf.while_loop(lambda i: i < self.epochs, epoch, [tf.constant(0)])
+def descend(
+    meta_objective: MetaObjective,
+    variables: list[keras.Variable],
+    optimizer: keras.optimizers.Optimizer,
+    epochs: int = 1,
+) -> Step:
+    """Takes steps of an optimizer on the same transitions.
+
+    Args:
+        meta_objective: Its loss goes down.
+        variables: The initial weights; they change.
+        optimizer: Built on them.
+        epochs: How many steps.
+
+    Returns:
+        What was done; nothing where anything is not finite.
+    """
+    state = [*variables, *optimizer.variables]
+    before = [tf.identity(variable.value) for variable in state]
+
+    def epoch(i: tf.Tensor) -> tf.Tensor:
         weights = [tf.convert_to_tensor(variable) for variable in variables]
-        loss, kl = clipped.loss_and_kl(weights)
-        finite = tf.math.is_finite(loss) & tf.math.is_finite(kl)
-        for variable, old in zip(state, before, strict=True):
-            variable.assign(tf.where(finite, variable.value, old))
-        return Step(weights, loss, kl, finite, tf.constant(0))
+        _, gradient = meta_objective.loss_and_gradient(weights)
+        optimizer.apply_gradients(zip(gradient, variables, strict=True))
+        return i + 1
+
+    tf.while_loop(lambda i: i < epochs, epoch, [tf.constant(0)])
+    weights = [tf.convert_to_tensor(variable) for variable in variables]
+    loss, kl = meta_objective.loss_and_kl(weights)
+    finite = tf.math.is_finite(loss) & tf.math.is_finite(kl)
+    for variable, old in zip(state, before, strict=True):
+        variable.assign(tf.where(finite, variable.value, old))
+    return Step(weights, loss, kl, finite, tf.constant(0))
 
 
 def clipped_surrogate_loss(ratio: tf.Tensor, transitions: Transitions, clip: float) -> tf.Tensor:

@@ -117,7 +117,8 @@ class Sampler:
             A trajectory of tensors ``[environments, steps, ...]``, all of whose episodes are whole.
             At rest both step types are those of a boundary, LAST and FIRST, and rewards are 0.
         """
-        self.environment.seed(int(seed_words(seed)[0]))
+        first = getattr(self.policy, "shard", (0, 1))[0] * self.environment.batch_size
+        self.environment.seed(int(seed_words(seed)[0]) + first)
         self.policy.seed_actions(*seed)
         self.episode_length.reset()
         time_step, recorded = self.environment.reset(), []
@@ -186,26 +187,37 @@ def meta_iteration(
     Args:
         agent: The agent.
         sampler: Draws with the agent's collect policy.
-        tasks: ``[agent.tasks, ...]``.
+        tasks: ``[agent.tasks, ...]``; of several workers, those of this one.
         *seed: Integers from 0, such as a seed and the number of the iteration: weights, tasks and
             these determine everything.
 
     Returns:
         What `train` returned, and the returns ``[tasks]`` before adaptation and after every inner
-        step.
+        step, those of all workers in their order.
 
     Raises:
         ValueError: The tasks cannot be divided, or the sampler draws with another policy.
         FloatingPointError: An observation, a reward or the fast weights of a task are not finite.
-            The agent's weights and counters have not changed.
+            The agent's weights and counters have not changed; on all workers.
     """
     begin_adaptation(agent, sampler, tasks)
-    experience = []
-    for stage in range(agent.inner_steps + 1):
-        experience.append(sampler.draw(*seed, stage))
-        if stage < agent.inner_steps:
-            agent.adapt(experience[-1])
+    experience, failure = [], None
+    try:
+        for stage in range(agent.inner_steps + 1):
+            experience.append(sampler.draw(*seed, stage))
+            if stage < agent.inner_steps:
+                agent.adapt(experience[-1])
+        agent.check_experience(experience[-1])
+    except FloatingPointError as error:
+        if agent.workers is None:
+            raise
+        failure = error
+    if agent.workers is not None:  # all of them train, or none does
+        agent.workers.all_fine(failure)
     returns = [episode_returns(trajectory, agent.tasks) for trajectory in experience]
+    if agent.workers is not None:
+        by_task = agent.workers.gather(tf.constant(np.stack(returns, 1)))
+        returns = [*by_task.numpy().T]
     return agent.train(tuple(experience)), returns
 
 

@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from keras_maml import validation
@@ -48,7 +49,8 @@ class TrustRegion:
     """The settings of a trust region step; the defaults are the authors' (protocol of MAML).
 
     Attributes:
-        max_kl: The limit of the mean KL divergence of a step.
+        max_kl: The limit of the mean KL divergence of a step: a number, or one of Keras's schedules
+            of the number of outer steps so far.
         damping: Added to the diagonal of the Hessian.
         iterations: Of conjugate gradient.
         residual_tolerance: Conjugate gradient stops below this squared residual.
@@ -57,24 +59,33 @@ class TrustRegion:
         momentum: Weight of the past in a moving average of gradients, for which the direction is
             sought, since a meta-gradient of a few rollouts is mostly noise. 0: every step has its
             own gradient, as the authors.
+        min_gain_ratio: What share of the gain that the gradient promises a step must bring. 0: any
+            gain will do, as for the authors.
+        fisher_stride: The products with the Hessian take every so-many-th of the transitions after
+            adaptation, to be faster; gradient and line search take all.
     """
 
-    max_kl: float = 0.01
+    max_kl: float | keras.optimizers.schedules.LearningRateSchedule = 0.01
     damping: float = 1e-5
     iterations: int = 10
     residual_tolerance: float = 1e-10
     backtrack_ratio: float = 0.8
     max_backtracks: int = 15
     momentum: float = 0.0
+    min_gain_ratio: float = 0.0
+    fisher_stride: int = 1
 
     def __post_init__(self) -> None:
-        validation.check_positive("max_kl", self.max_kl)
+        if not callable(self.max_kl):
+            validation.check_positive("max_kl", self.max_kl)
         for name in ("damping", "residual_tolerance"):
             validation.check_number(name, getattr(self, name), lambda v: v >= 0, "at least 0")
         ratio, momentum = self.backtrack_ratio, self.momentum
         validation.check_number("backtrack_ratio", ratio, lambda v: 0 < v < 1, "in (0, 1)")
         validation.check_number("momentum", momentum, lambda v: 0 <= v < 1, "in [0, 1)")
-        for name in ("iterations", "max_backtracks"):
+        gain = self.min_gain_ratio
+        validation.check_number("min_gain_ratio", gain, lambda v: 0 <= v < 1, "in [0, 1)")
+        for name in ("iterations", "max_backtracks", "fisher_stride"):
             validation.check_count(name, getattr(self, name), minimum=1)
 
     def step(
@@ -84,6 +95,7 @@ class TrustRegion:
         gradient: Tensors,
         kl_hessian: Product,
         loss_and_kl: Callable[[Tensors], tuple[tf.Tensor, tf.Tensor]],
+        number: int | tf.Tensor = 0,
     ) -> Step:
         """Takes one step.
 
@@ -93,6 +105,7 @@ class TrustRegion:
             gradient: Its gradient there, or a moving average of it.
             kl_hessian: Multiplies the Hessian of the mean KL divergence with a vector.
             loss_and_kl: The loss and the divergence at other weights.
+            number: How many outer steps there have been.
 
         Returns:
             The step; without change where no step of the line search is good, or anything is not
@@ -105,15 +118,19 @@ class TrustRegion:
             residual_tolerance=self.residual_tolerance,
         )
         curvature = _dot(direction, product)
-        length = tf.sqrt(2.0 * self.max_kl / tf.maximum(curvature, 1e-8))
+        max_kl = self.max_kl(number) if callable(self.max_kl) else self.max_kl
+        max_kl = tf.cast(max_kl, loss.dtype)
+        length = tf.sqrt(2.0 * max_kl / tf.maximum(curvature, 1e-8))
+        change = [-length * d for d in direction]
         return line_search(
             weights,
             loss,
-            [-length * d for d in direction],
+            change,
             loss_and_kl,
-            max_kl=self.max_kl,
+            max_kl=max_kl,
             ratio=self.backtrack_ratio,
             tries=self.max_backtracks,
+            min_gain=-self.min_gain_ratio * _dot(gradient, change),
         )
 
 
@@ -162,9 +179,10 @@ def line_search(
     change: Tensors,
     loss_and_kl: Callable[[Tensors], tuple[tf.Tensor, tf.Tensor]],
     *,
-    max_kl: float,
+    max_kl: float | tf.Tensor,
     ratio: float,
     tries: int,
+    min_gain: float | tf.Tensor = 0.0,
 ) -> Step:
     """Shortens a step until the loss improves and the divergence keeps within its limit.
 
@@ -176,6 +194,8 @@ def line_search(
         max_kl: The limit.
         ratio: The factor of each shortening.
         tries: How many lengths to try.
+        min_gain: By how much more than nothing the whole step must improve the loss; a shortened
+            one by as much less.
 
     Returns:
         The first good step; no step if there is none.
@@ -186,9 +206,11 @@ def line_search(
         return (i < tries) & ~found
 
     def shorten(i: tf.Tensor, found: tf.Tensor, *_: Any) -> tuple:
-        candidate = _add(weights, change, tf.cast(ratio, loss.dtype) ** tf.cast(i, loss.dtype))
+        length = tf.cast(ratio, loss.dtype) ** tf.cast(i, loss.dtype)
+        candidate = _add(weights, change, length)
         new_loss, kl = loss_and_kl(candidate)
-        return i + 1, (new_loss < loss) & (kl <= max_kl), candidate, new_loss, kl
+        good = (new_loss < loss - length * min_gain) & (kl <= max_kl)
+        return i + 1, good, candidate, new_loss, kl
 
     start = (tf.constant(0), tf.constant(False), list(weights), loss, tf.zeros_like(loss))
     tried, found, candidate, new_loss, kl = tf.while_loop(

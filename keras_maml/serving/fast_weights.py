@@ -15,12 +15,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.algorithm.inner_loop import Carry, InnerLoop
+from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters
 from keras_maml.execution.forms import Route, batch_normalizations
 from keras_maml.execution.functional import as_tensors, is_seed, state_variables, task_states
 from keras_maml.execution.task_map import count_tasks, joined
 from keras_maml.execution.tasks import Run
+from keras_maml.learners.inputs import are_labels
 from keras_maml.learners.maml import MAML
+from keras_maml.private_keras import flatten_layers
 
 IN_TURNS = Run()
 
@@ -180,7 +182,6 @@ class ServedLearner:
     def _after_adaptation(self, function, support, rest, steps, run, every_step=False):
         """Maps ``function(task, parameters, carry, *rest)`` over adapted tasks."""
         learner, objective = self.learner, self._objective(run.route)
-        theta = learner.parameters()
         own_steps = not isinstance(steps, int)
         if not own_steps and not every_step and steps > MAX_UNROLLED_STEPS:
             steps = tf.constant(steps)
@@ -189,6 +190,7 @@ class ServedLearner:
             state, support, rest, of_task = element
             inner = InnerLoop(learner.update_rule, of_task[0] if own_steps else steps)
             task = objective.task(support)
+            theta = self._for_classes_of(support)
 
             def measure(theta: Any, carry: Carry) -> Any:
                 return function(task, theta, carry, *rest)
@@ -200,6 +202,25 @@ class ServedLearner:
         states = task_states(state_variables(learner.model), tf.range(count_tasks(support)))
         elements = states, support, rest, (steps,) if own_steps else ()
         return _over_tasks(run, one, elements)
+
+    def _for_classes_of(self, support: Any) -> Parameters:
+        """Returns the learner's parameters, with heads of any number of classes for these.
+
+        A request may have fewer classes than the head was exported with.
+        """
+        theta, (_, y, *_) = self.learner.parameters(), support
+        if not are_labels(y, axes=1):
+            return theta
+        own = {
+            id(variable): value
+            for layer in flatten_layers(self.learner.model)
+            if hasattr(layer, "values_for")
+            for variable, value in zip(
+                layer.task_variables, layer.values_for(tf.reduce_max(y) + 1), strict=True
+            )
+        }
+        pairs = zip(self.learner.partition().initial, theta.initial, strict=True)
+        return theta._replace(initial=[own.get(id(v), value) for v, value in pairs])
 
     def _objective(self, route: Route) -> Any:
         return self.learner.objective(route=route, batch_normalization=self.normalization)

@@ -30,7 +30,7 @@ SMALLER = [
     (r"tasks=40\)", "tasks=2)"),
     (r"sample_tasks\(40", "sample_tasks(2"),
     (r"steps=200", "steps=5"),
-    (r"range\(100\)", "range(1)"),
+    (r"iterations=\d+", "iterations=1"),
 ]
 
 

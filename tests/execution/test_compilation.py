@@ -1,5 +1,7 @@
 """A step is one XLA program where tasks run at once, and one per core where they take turns."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import zoo
 
 from keras_maml import MAML
 from keras_maml.execution import compilation
+from keras_maml.execution.placement import PROCESSOR, using
 
 TURNS = {"task_map": "sequential"}
 PLAIN = {"jit_compile": False}
@@ -145,28 +148,24 @@ def test_large_parts_keep_to_a_core_each(tasks, cores, monkeypatch):
     expected = make_learner(**TURNS).meta_gradients(*data)
     ways = []
     keep = compilation.on_one_core_each
-    monkeypatch.setattr(compilation, "MIN_SLICE", 0)
     monkeypatch.setattr(compilation, "on_one_core_each", lambda *a: ways.append(a) or keep(*a))
-    assert_close(make_learner(**TURNS).meta_gradients(*data), expected)
+    with using(dataclasses.replace(PROCESSOR, min_slice=0)):
+        assert_close(make_learner(**TURNS).meta_gradients(*data), expected)
     ((_, _, parts),) = ways
     assert parts == (2 if tasks == 4 else 3)
 
 
 @pytest.mark.parametrize(
-    ("shapes", "cores_", "devices", "expected"),
+    ("shapes", "cores_", "expected"),
     [
-        ([(4, 5, 3), (4, 5)], 2, [], True),  # 160 bytes a part, of 160
-        ([(4, 5, 3), (4, 4)], 2, [], False),
-        ([(4, 5, 3), (4, 5)], 3, [], False),  # a core would have nothing to do
-        ([(4, None, 300)], 2, [], False),
-        ([(4, 5, 300)], 2, ["GPU:0"], False),  # which functions of data sets do not use
+        ([(4, 5, 3), (4, 5)], 2, True),  # 160 bytes a part, of 160
+        ([(4, 5, 3), (4, 4)], 2, False),
+        ([(4, 5, 3), (4, 5)], 3, False),  # a core would have nothing to do
+        ([(4, None, 300)], 2, False),
     ],
 )
-def test_parts_keep_to_a_core_where_it_is_worth_it(
-    shapes, cores_, devices, expected, cores, monkeypatch
-):
+def test_parts_keep_to_a_core_where_it_is_worth_it(shapes, cores_, expected, cores):
     cores(cores_)
-    monkeypatch.setattr(compilation, "MIN_SLICE", 160)
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
     elements = tuple(tf.TensorSpec(shape) for shape in shapes)
-    assert compilation.keep_to_cores(elements, 2) == expected
+    with using(dataclasses.replace(PROCESSOR, min_slice=160)):
+        assert compilation.keep_to_cores(elements, 2) == expected

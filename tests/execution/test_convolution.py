@@ -1,9 +1,9 @@
 """Convolution and pooling equal TensorFlow's own, in value and in every derivative."""
 
+import dataclasses
 import functools
 import logging
 import math
-import unittest.mock
 
 import keras
 import numpy as np
@@ -12,9 +12,10 @@ import tensorflow as tf
 from keras import layers
 
 from keras_maml import MAML
-from keras_maml.execution import convolution, tasks
+from keras_maml.execution import convolution
 from keras_maml.execution.forms import differentiable_forms, first_call
 from keras_maml.execution.linear import matrix_product
+from keras_maml.execution.placement import PROCESSOR, using
 
 
 def normal(*shape, seed=0, dtype="float64"):
@@ -32,12 +33,12 @@ def natively(x, w, strides, padding, dilation):
 
 
 def by_convolutions_only(*arguments):
-    with unittest.mock.patch.object(convolution, "MAX_TERMS", 0):
+    with using(dataclasses.replace(PROCESSOR, max_terms=0)):
         return natively(*arguments)
 
 
 def by_sums(*arguments):
-    with unittest.mock.patch.object(convolution, "MAX_TERMS", math.inf):
+    with using(dataclasses.replace(PROCESSOR, max_terms=10**9)):
         return natively(*arguments)
 
 
@@ -376,7 +377,7 @@ def large_meta_gradient(mode):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("mode", ["auto", "vectorized"])
 def test_a_model_with_large_patches_has_the_same_meta_gradient(mode, caplog, monkeypatch):
-    assert BYTES > tasks.MAX_PATCHES
+    assert PROCESSOR.task_patches < BYTES
     routes = []
     by_patches = convolution.by_patches
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from keras_maml import MAML
 from keras_maml.execution.derivatives import MissingDerivative, naming_layers
@@ -121,3 +122,26 @@ def test_other_programs_see_what_they_saw():
         first = tape.gradient(y, x)
     assert first.numpy().tolist() == [1, 1, 1]
     assert outer.gradient(first, x) is None
+
+
+def test_slices_are_differentiated_twice_in_xla():
+    """There the gradient of a slice is a write, of which TensorFlow has no derivative."""
+
+    @tf.function(jit_compile=True)
+    def derivatives(x, update):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                cubes = tf.slice(x, [1], [2]) ** 3
+            first = inner.gradient(cubes, x)
+        with tf.GradientTape() as tape:
+            tape.watch([x, update])
+            written = gen_xla_ops.xla_dynamic_update_slice(x, update, [2])
+        factors = tf.range(1.0, 5.0)
+        return outer.gradient(first, x), *tape.gradient(written, [x, update], factors)
+
+    second, whole, part = derivatives(tf.constant([1.0, 2.0, 3.0, 4.0]), tf.constant([5.0]))
+    np.testing.assert_allclose(second, [0, 12, 18, 0])  # 6 x
+    np.testing.assert_allclose(whole, [1, 2, 0, 4])
+    np.testing.assert_allclose(part, [3])

@@ -9,8 +9,9 @@ import tensorflow as tf
 import zoo
 
 from keras_maml import MAML
+from keras_maml.execution.placement import PROCESSOR
 from keras_maml.execution.task_map import map_sequentially
-from keras_maml.execution.tasks import MAX_PATCHES, Tasks
+from keras_maml.execution.tasks import Tasks
 
 CASE = zoo.CASES["transposed_convolution"]
 
@@ -118,7 +119,7 @@ def test_nests_come_back_as_nests(mode):
     ],
 )
 def test_only_auto_gives_way_to_large_patches(mode, examples, at_once):
-    assert Tasks(mode, patch_bytes=MAX_PATCHES // 2).run_at_once(examples) == at_once
+    assert Tasks(mode, patch_bytes=PROCESSOR.task_patches // 2).run_at_once(examples) == at_once
 
 
 @pytest.mark.parametrize(

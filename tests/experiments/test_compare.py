@@ -11,7 +11,7 @@ import pytest
 
 from experiments import compare, glyphs, omniglot
 from experiments.compare import Files, Settings
-from experiments.shared.algorithms import ALGORITHMS, joined, with_context
+from experiments.shared.algorithms import ALGORITHMS, FAMILY, joined, with_context
 from experiments.shared.comparison_table import summary, times
 from experiments.shared.training_clock import TrainingClock, step_seconds, training_seconds
 from keras_maml import MAML, episodes, meta_gradients, networks, query_losses, update_rules
@@ -331,7 +331,7 @@ def parse(monkeypatch, *options):
 
 def test_defaults_are_those_of_data_and_sizes(monkeypatch):
     settings, _ = parse(monkeypatch, "--glyphs")
-    assert settings.glyphs and settings.algorithms == tuple(ALGORITHMS)
+    assert settings.glyphs and settings.algorithms == FAMILY
     assert (settings.iterations, settings.filters, settings.meta_batch_size) == (1_000, 32, 8)
     options = ["--data", "x", "--ways", "20", "--algorithms", "maml", "cavia", "--seeds", "7"]
     settings, files = parse(monkeypatch, *options, "--minutes", "1.5", "--inner-steps", "1")

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import subprocess
 import sys
 
 import h5py
@@ -66,7 +67,7 @@ def parse(monkeypatch, experiment, *options):
     monkeypatch.setattr(image_classification, "run", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr("sys.argv", [experiment.name, *options])
     image_classification.main(experiment, "")
-    ((ours, settings, files),) = seen
+    ((ours, settings, files, _),) = seen
     assert ours is experiment and type(settings) is Settings
     return settings, files
 
@@ -536,3 +537,28 @@ def test_a_finished_run_is_shown_again_without_training(uninterrupted, monkeypat
 if __name__ == "__main__":
     experiment = TINY_GLYPHS if sys.argv[1] not in PAPER else PAPER[sys.argv.pop(1)][0]
     image_classification.main(experiment, "")
+
+
+@pytest.mark.slow
+def test_two_workers_run_an_experiment_as_one_process_does(tmp_path):
+    options = {"ways": 2, "meta-batch-size": 4, "iterations": 6, "epoch-iterations": 2}
+    options |= {"validation-tasks": 4, "test-tasks": 8, "test-queries": 1}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    for name, launch in ("one", []), ("two", ["keras_maml.launch", "--workers", "2", "-m"]):
+        command = [sys.executable, "-m", *launch, "experiments.glyphs", "--no-convolutions", *given]
+        subprocess.run([*command, "--output", str(tmp_path / name)], check=True, cwd=ROOT)
+    files = [
+        sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*.*"))
+        for name in ("one", "two")
+    ]
+    one, two = ([name for name in found if "events" not in name] for found in files)
+    assert one == two
+    results, histories = [], []
+    for name in ("one", "two"):
+        results.append(json.loads((tmp_path / name / "results.json").read_text())["results"])
+        histories.append(read_csv(tmp_path / name / "history.csv"))
+    for of_one, of_two in zip(*histories, strict=True):
+        for name in of_one.keys() - {"seconds"}:
+            assert of_two[name] == pytest.approx(of_one[name], rel=1e-4, abs=1e-5)
+    for of_one, of_two in zip(*results, strict=True):
+        assert of_two == pytest.approx(of_one, rel=1e-3, abs=1e-3)

@@ -113,7 +113,7 @@ def test_a_run_writes_results_figures_and_policies(uninterrupted):
     tested = {step: value for step, tag, value in events if tag.startswith("test/")}
     means = [row["mean"] for row in record["results"] if row["method"] == "maml"]
     assert [tested[step] for step in range(3)] == pytest.approx(means)
-    assert [step for step, tag, _ in events if tag == "return"] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, tag, _ in events if tag == "Metrics/AverageReturn"] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(

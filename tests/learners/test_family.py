@@ -174,6 +174,18 @@ def test_a_learner_trained_5_way_adapts_to_3_and_12_classes(tmp_path):
     served = tf.saved_model.load(str(tmp_path / "12")).signatures["adapt_and_predict"]
     answer = served(x_support=support[0], y_support=support[1], x_query=query[0])
     np.testing.assert_allclose(answer["predictions"], predictions, rtol=1e-4, atol=1e-6)
+    (x, y), (x_query, _) = classes(3)
+    y = tf.concat([y[:1], y[1:] % 2], 0)  # as a batching server joins them: 3 classes, 2 and 2
+    adapted = [learner.adapt(x[task], y[task])(x_query[task]) for task in range(3)]
+    assert [prediction.shape[-1] for prediction in adapted] == [3, 2, 2]
+    served = tf.saved_model.load(str(tmp_path / "12")).signatures
+    answer = served["adapt_and_predict"](x_support=x, y_support=y, x_query=x_query)
+    weights = served["adapt"](x_support=x, y_support=y)["weights"]
+    for predictions in (answer, served["predict_with"](x=x_query, weights=weights)):
+        for ours, theirs in zip(predictions["predictions"], adapted, strict=True):
+            ways = theirs.shape[-1]
+            np.testing.assert_allclose(ours[:, :ways], theirs, rtol=1e-4, atol=1e-6)
+            assert not np.any(ours[:, ways:])
     for ours, theirs in zip(learner.trainable_variables, trained, strict=True):
         assert np.array_equal(ours, theirs)
     learner.fit(classes(5), verbose=0)

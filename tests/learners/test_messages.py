@@ -211,3 +211,6 @@ def test_a_strategy_with_several_replicas_is_refused(method, monkeypatch):
     monkeypatch.setattr(type(strategy), "num_replicas_in_sync", property(lambda self: 2))
     with pytest.raises(NotImplementedError, match=f"OneDeviceStrategy of 2.*call {method} outside"):
         getattr(learner, method)((X, Y), (X, Y))
+    learner = make_learner(run_eagerly=True)
+    with strategy.scope(), pytest.raises(NotImplementedError, match="call compile outside"):
+        learner.compile("sgd", "mean_squared_error")

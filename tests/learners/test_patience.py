@@ -58,17 +58,23 @@ def test_nothing_is_said_of_what_is_fast(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "advice"),
+    ("name", "settings", "step", "advice"),
     [
-        ("lstm", {"inner_steps": 5}, ["than 5", "shorter", "first_order", "jit_compile=False"]),
-        ("dense", {"first_order": True}, ["jit_compile=False"]),
+        (
+            "lstm",
+            {"inner_steps": 5},
+            "train step",
+            ["than 5", "shorter", "first_order", "jit_compile=False"],
+        ),
+        ("lstm", {"inner_steps": 5}, "test step", ["shorter", "jit_compile=False"]),
+        ("dense", {"first_order": True}, "train step", ["jit_compile=False"]),
     ],
 )
-def test_the_advice_is_of_this_learner(name, settings, advice):
+def test_the_advice_is_of_this_learner_and_step(name, settings, step, advice):
     learner = MAML(zoo.CASES[name].build(), 0.1, **settings)
     learner.compile("sgd", zoo.CASES[name].loss)
-    says = learner.slow_to_compile("train step")
-    assert "The first train step of maml is not done after 20 s" in says
+    says = learner.slow_to_compile(step)
+    assert f"The first {step} of maml is not done after 20 s" in says
     after = says.split("Faster to compile: ")[1]
     assert len(after.split("; ")) == len(advice)
     assert all(words in after for words in advice)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import zoo
 
-from keras_maml import MAML, episodes
+from keras_maml import MAML, callbacks, episodes
 
 CASE = zoo.CASES["dense"]
 
@@ -197,7 +197,8 @@ def test_standard_callbacks(tmp_path):
     assert loss == pytest.approx(min(history["val_loss"]), rel=1e-5)
 
 
-def test_backup_and_restore_continues_where_it_was_interrupted(tmp_path):
+@pytest.mark.parametrize("kind", [keras.callbacks.BackupAndRestore, callbacks.BackupAndRestore])
+def test_backup_and_restore_continues_where_it_was_interrupted(tmp_path, kind):
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:
@@ -205,7 +206,7 @@ def test_backup_and_restore_continues_where_it_was_interrupted(tmp_path):
 
     whole, cut = make_learner(), make_learner()
     whole.fit(meta_batches(), epochs=4, verbose=0)
-    backup = lambda: keras.callbacks.BackupAndRestore(tmp_path / "backup")  # noqa: E731
+    backup = lambda: kind(tmp_path / "backup")  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
         cut.fit(meta_batches(), epochs=4, callbacks=[backup(), Interrupt()], verbose=0)
     restarted = make_learner(seed=9)

@@ -6,6 +6,7 @@ import pytest
 import rl_zoo
 import tensorflow as tf
 from rl_zoo import draw, equal, make_agent, make_sampler, values
+from tf_agents.networks.actor_distribution_network import ActorDistributionNetwork
 
 from keras_maml.algorithm.update_rules import (
     GradientDescent,
@@ -21,6 +22,7 @@ from keras_maml.rl import (
     evaluate,
     gaussian_policy,
     meta_iteration,
+    tensor_specs,
 )
 from keras_maml.rl.advantages import complete
 
@@ -353,3 +355,67 @@ def test_a_model_that_does_not_fit_the_environment_is_refused(environment):
         make_agent(environment, "model")
     with pytest.raises(ValueError, match="and distribution its outputs"):
         make_agent(environment, distribution=lambda outputs: outputs["logits"])
+    time_steps, actions = tensor_specs(environment)
+    network = ActorDistributionNetwork(time_steps.observation, actions)
+    with pytest.raises(ValueError, match="got ActorDistributionNetwork. .*Build the same with"):
+        make_agent(environment, network)
+
+
+def test_a_recurrent_layer_needs_more_than_one_step(environment):
+    """A policy keeps no state: what is to be remembered must be observed."""
+
+    def model(layers):
+        x = inputs = keras.Input((2,))
+        for layer in layers:
+            x = layer(x)
+        outputs = {"mean": keras.layers.Dense(1)(x), "log_std": keras.layers.Dense(1)(x)}
+        return keras.Model(inputs, outputs)
+
+    with pytest.raises(ValueError, match="Layer 'memory' is recurrent but sees one step at a time"):
+        make_agent(
+            environment, model([keras.layers.Reshape((1, 2)), keras.layers.GRU(3, name="memory")])
+        )
+    agent = make_agent(environment, model([keras.layers.Reshape((2, 1)), keras.layers.GRU(3)]))
+    info = agent.train(draw(agent, make_sampler(agent, environment))).extra
+    assert np.isfinite(info.loss_after) and info.kl > 0
+
+
+def test_a_plain_optimizer_takes_one_step_on_the_meta_gradient(environment):
+    """As ProMP's with one epoch, whose clipping changes nothing where it begins."""
+    optimizer = keras.optimizers.Adam(0.01)
+    agents = [
+        make_agent(environment, outer=outer)
+        for outer in (optimizer, Proximal(learning_rate=0.01, epochs=1, inner_kl_penalty=0.0))
+    ]
+    start = values(agents[0].model.variables)
+    experience = draw(agents[0], make_sampler(agents[0], environment))
+    infos = [agent.train(experience).extra for agent in agents]
+    ours, theirs = (values(agent.model.variables) for agent in agents)
+    for one, other, before in zip(ours, theirs, start, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+        assert 0.005 < abs(one - before).max() < 0.0101  # Adam's first step
+    assert infos[0].predicted_gain > 0 and not optimizer.built
+    one, other = (len(agent.saved_variables) for agent in agents)
+    assert one == other > 2 * len(start)
+
+
+def test_the_gain_of_a_short_step_is_what_was_predicted(environment):
+    outer = TrustRegion(max_kl=1e-5)
+    agent = make_agent(environment, outer=outer)
+    info = agent.train(draw(agent, make_sampler(agent, environment))).extra
+    assert info.accepted and info.predicted_gain > 0
+    assert 0.9 < info.gain_ratio < 1.1
+    gain = info.loss_before - info.loss_after
+    np.testing.assert_allclose(info.gain_ratio * info.predicted_gain, gain, rtol=1e-4)
+    assert info.average_gradient_norm == info.gradient_norm  # without momentum
+    # The policy's deviation is 1 for every observation.
+    np.testing.assert_allclose(info.deviation, 1, rtol=1e-6)
+    np.testing.assert_allclose(info.entropy, 0.5 * np.log(2 * np.pi * np.e), rtol=1e-5)
+    assert info.deviation_after != info.deviation
+
+
+def test_credit_for_exploration_changes_the_gradient(environment):
+    plain, exploring = (make_agent(environment, exploration=e) for e in (False, True))
+    experience = draw(plain, make_sampler(plain, environment))
+    norms = [agent.train(experience).extra.gradient_norm for agent in (plain, exploring)]
+    assert abs(norms[0] - norms[1]) > 1e-3 * norms[0]

@@ -15,8 +15,10 @@ from keras_maml.rl import (
     clipped_share,
     diagonal_gaussian,
     distributions,
+    gaussian_policy,
     multi_categorical,
     parts,
+    squashed_gaussian,
 )
 from keras_maml.rl.advantages import Transitions
 
@@ -156,3 +158,103 @@ def test_share_of_clipped_actions_is_that_of_a_gaussian_outside_its_bounds():
     assert abs(clipped_share(stage, -1.0, 1.0)[0] - expected) < 4 * 0.5 / np.sqrt(12000)
     half = stage._replace(weights=tf.cast(tf.abs(actions[..., 0]) < 1, tf.float32))
     assert clipped_share(half, -1.0, 1.0)[0] < 0.75 * expected
+
+
+LOW, HIGH = np.array([-1.0, 0.0]), np.array([3.0, 0.5])
+
+
+def squashed(dtype="float64"):
+    means, deviations = [[0.3, -0.8], [1.5, 0.0]], [[0.4, 1.2], [0.7, 0.3]]
+    outputs = {
+        "mean": tf.constant(means, dtype),
+        "log_std": tf.math.log(tf.constant(deviations, dtype)),
+    }
+    return squashed_gaussian(LOW, HIGH)(outputs), outputs
+
+
+def test_a_squashed_gaussian_is_a_distribution_within_its_bounds():
+    """Its density adds up to 1, and on the same grid to its moments and entropy."""
+    distribution, _ = squashed()
+    before = np.linspace(-8, 8, 601)[:, None]  # so that the grid is fine near the bounds
+    grid = (LOW + (HIGH - LOW) * (np.tanh(before) + 1) / 2).T
+    cells = np.outer(*(np.gradient(points) for points in grid))
+    points = np.stack(np.meshgrid(*grid, indexing="ij"), axis=-1)
+    log_density = distribution.log_prob(points[:, :, None]).numpy()
+    mass = np.exp(log_density) * cells[..., None]
+    np.testing.assert_allclose(mass.sum((0, 1)), 1, rtol=2e-4)
+    entropy = -(mass * log_density).sum((0, 1))
+    np.testing.assert_allclose(distribution.entropy(), entropy, atol=2e-3)
+    mean = np.einsum("xyb,xya->ba", mass, points)
+    square = np.einsum("xyb,xya->ba", mass, points**2)
+    np.testing.assert_allclose(distribution.stddev(), np.sqrt(square - mean**2), rtol=1e-3)
+    drawn = distribution.sample(2000, seed=[1, 2]).numpy()
+    assert (drawn > LOW).all() and (drawn < HIGH).all()
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=5 * 2.0 / np.sqrt(2000))
+
+
+def test_squashing_loses_no_divergence():
+    one, outputs = squashed()
+    other = squashed_gaussian(LOW, HIGH)(
+        {"mean": outputs["mean"] + 0.5, "log_std": outputs["log_std"] - 0.2}
+    )
+    plain = [tfp.distributions.MultivariateNormalDiag(d.loc, d.scale) for d in (one, other)]
+    expected = tfp.distributions.kl_divergence(*plain)
+    np.testing.assert_allclose(distributions.kl_divergence(one, other), expected, rtol=1e-12)
+
+
+def test_an_action_that_was_rounded_to_its_bound_has_a_finite_likelihood():
+    distribution = squashed_gaussian()({"mean": tf.fill([1, 1], 30.0), "log_std": tf.zeros([1, 1])})
+    drawn = distribution.sample(seed=[0, 0])
+    assert drawn.numpy() == 1.0 == distribution.mode().numpy()
+    assert np.isfinite(distribution.log_prob(drawn).numpy()).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (-np.inf, 1.0), ([0, 0], [1, -1])])
+def test_bounds_that_are_none_are_refused(low, high):
+    with pytest.raises(ValueError, match="The bounds must be finite, low below high"):
+        squashed_gaussian(low, high)
+
+
+def test_a_policy_of_squashed_gaussians_acts_and_is_saved(tmp_path):
+    time_steps = ts.time_step_spec(tf.TensorSpec([2], tf.float32))
+    actions = BoundedTensorSpec([2], tf.float32, LOW, HIGH)
+    policy = TaskPolicy(
+        time_steps, actions, gaussian_policy(2, 2, (3,)), distribution=squashed_gaussian(LOW, HIGH)
+    )
+    policy.save(tmp_path / "policy")
+    step = ts.restart(tf.ones([4, 2]), batch_size=4)
+    loaded = tf.saved_model.load(str(tmp_path / "policy"))
+    drawn = loaded.action(step).action.numpy()
+    assert drawn.shape == (4, 2) and (drawn > LOW).all() and (drawn < HIGH).all()
+
+
+INTEGERS = BoundedTensorSpec([], tf.int64, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "spec", "message"),
+    [
+        (categorical(tf.zeros([1, 4])), INTEGERS, "has 3 choices of an action, but .* 4"),
+        (categorical(tf.zeros([1, 2])), INTEGERS, "has 3 choices of an action, but .* 2"),
+        (
+            multi_categorical([3, 2])(tf.zeros([1, 5])),
+            BoundedTensorSpec([2], tf.int64, 0, [2, 3]),
+            r"has \[3, 4\] choices of an action, but .* \[3, 2\]",
+        ),
+        (
+            diagonal_gaussian({"mean": tf.zeros([1, 2]), "log_std": tf.zeros([1, 2])}),
+            BoundedTensorSpec([2], tf.int64, 0, [2, 3]),
+            "actions of dtype int64, but .* float32. Pass .*categorical",
+        ),
+        (categorical(tf.zeros([1, 3])), {"gear": INTEGERS}, "or parts for a dictionary"),
+    ],
+)
+def test_actions_that_the_environment_does_not_take_are_refused(distribution, spec, message):
+    with pytest.raises(ValueError, match=message):
+        distributions.check_actions(distribution, spec)
+
+
+def test_actions_that_the_environment_takes_are_none_of_them():
+    distributions.check_actions(categorical(tf.zeros([1, 3])), INTEGERS)
+    two = BoundedTensorSpec([2], tf.int64, 0, [2, 1])
+    distributions.check_actions(multi_categorical([3, 2])(tf.zeros([1, 5])), two)

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import itertools
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from keras import layers
 from zoo import slow
 
 from keras_maml.algorithm.update_rules import GradientDescent, MetaSGD
@@ -289,6 +291,24 @@ def test_products_with_the_hessian_equal_the_full_fisher_matrix(name):
     np.testing.assert_allclose(found, np.mean(fishers, 0), rtol=1e-6, atol=1e-8)
 
 
+def test_products_may_take_every_third_transition():
+    stages = make_stages(2)
+    every_third = np.arange(TRANSITIONS) % 3 == 0
+    masked = [stages[0], stages[1]._replace(weights=stages[1].weights * every_third)]
+    objective = PolicyObjective(
+        gaussian_policy(2, 2, (3,), activation="tanh"), GradientDescent(0.1)
+    )
+
+    def product(stages, **how):
+        meta = MetaObjective(objective, tensors(stages))
+        weights = tensors(arrays(THETA))
+        meta = dataclasses.replace(meta, old=meta.outputs(weights))
+        return flat(meta.kl_hessian(weights, tensors(arrays(np.ones(sum(SIZES)))), **how))
+
+    np.testing.assert_allclose(product(stages, stride=3), product(masked), rtol=1e-9)
+    assert not np.allclose(product(stages, stride=3), product(stages), rtol=0.01)
+
+
 def test_with_learned_rates_the_products_are_exact_for_weights_and_rates():
     count = len(THETA)
     rates = RATE * np.random.default_rng(8).uniform(0.5, 1.5, count)
@@ -314,6 +334,54 @@ def test_with_learned_rates_the_products_are_exact_for_weights_and_rates():
 
         fishers.append(fisher_matrix(adapted, both, own[-1]))
     np.testing.assert_allclose(found, np.mean(fishers, 0), rtol=1e-6, atol=1e-8)
+
+
+CONVOLUTIONS = {
+    "strides": [layers.Conv2D(2, 3, strides=2, padding="same", activation="tanh")],
+    "pooling": [
+        layers.Conv2D(2, 2, padding="same", activation="tanh"),
+        layers.MaxPooling2D(2),
+        layers.AveragePooling2D(2, padding="same"),
+    ],
+    "depthwise": [layers.DepthwiseConv2D(2, depth_multiplier=2, padding="same")],
+}
+
+
+@pytest.mark.parametrize("name", ["strides", slow("pooling"), slow("depthwise")])
+def test_products_of_a_convolutional_policy_are_the_same_compiled(name):
+    """Under XLA layers have another form, whose tangents are TensorFlow's business no more."""
+    random = np.random.default_rng(0)
+    model = keras.Sequential(
+        [keras.Input((5, 4, 3))]
+        + [type(layer).from_config(layer.get_config()) for layer in CONVOLUTIONS[name]]
+        + [layers.Flatten(), layers.Dense(3)]
+    )
+    stages = [
+        Transitions(
+            observations=random.normal(size=(1, 6, 5, 4, 3)),
+            actions=random.integers(0, 3, size=(1, 6)),
+            advantages=random.normal(size=(1, 6)),
+            weights=np.ones((1, 6)),
+        )
+        for _ in range(2)
+    ]
+    weights = [tf.constant(random.normal(size=v.shape)) for v in model.trainable_variables]
+    vector = [tf.constant(random.normal(size=v.shape)) for v in model.trainable_variables]
+
+    def products(route):
+        objective = PolicyObjective(model, GradientDescent(0.5), categorical, route=route)
+        meta = MetaObjective(objective, tensors(stages))
+
+        @functools.partial(tf.function, autograph=False, jit_compile=route == "compiled")
+        def product(weights, vector):
+            old = dataclasses.replace(meta, old=meta.outputs(weights))
+            return old.kl_hessian(weights, vector), old.loss_and_gradient(weights)[1]
+
+        return product(weights, vector)
+
+    for one, other in zip(products("plain"), products("compiled"), strict=True):
+        np.testing.assert_allclose(flat(one), flat(other), rtol=1e-6, atol=1e-9)
+        assert np.abs(flat(one)).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["one step", "first order"])

@@ -1,5 +1,8 @@
 """Conjugate gradient, line search and step equal their closed forms."""
 
+import dataclasses
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -69,7 +72,7 @@ def test_conjugate_gradient_of_nothing_is_nothing():
         np.testing.assert_array_equal(joined(found), np.zeros(7))
 
 
-def search(loss_and_kl, *, change=4.0, max_kl=100.0, tries=15):
+def search(loss_and_kl, *, change=4.0, max_kl=100.0, tries=15, min_gain=0.0):
     weights = [tf.constant(0.0, tf.float64)]
     return line_search(
         weights,
@@ -79,6 +82,7 @@ def search(loss_and_kl, *, change=4.0, max_kl=100.0, tries=15):
         max_kl=max_kl,
         ratio=0.5,
         tries=tries,
+        min_gain=min_gain,
     )
 
 
@@ -95,6 +99,8 @@ def parabola(weights):
         ({"max_kl": 1.0}, 1.0, 2),  # at its limit, not beyond
         ({"max_kl": 0.99}, 0.5, 3),
         ({"max_kl": 0.05, "tries": 6}, 0.125, 5),
+        ({"change": 1.5, "min_gain": 0.7}, 1.5, 0),  # which gains 0.75
+        ({"change": 1.5, "min_gain": 0.8}, 0.75, 1),
     ],
 )
 def test_the_line_search_takes_the_longest_good_step(limits, weight, backtracks):
@@ -160,6 +166,25 @@ def test_the_step_is_the_natural_gradient_as_long_as_the_limit_allows(factor, ba
     np.testing.assert_allclose(step.loss, gradient @ expected, rtol=1e-8)
 
 
+def test_the_limit_may_follow_a_schedule_and_a_gain_be_demanded():
+    """A loss that gains half of what its gradient says, and half of the limit at each step."""
+    region = TrustRegion(keras.optimizers.schedules.ExponentialDecay(0.08, 1, 0.5), damping=0.0)
+    start, gradient = np.zeros(7), np.ones(7)
+
+    def loss_and_kl(weights):
+        squares = tf.tensordot(joined(weights), joined(weights), 1)
+        return 0.5 * tf.reduce_sum(joined(weights)), 0.49 * squares
+
+    def step(region, number):
+        arguments = split(start), tf.constant(0.0, tf.float64), split(gradient)
+        return region.step(*arguments, product_with(np.eye(7)), loss_and_kl, number)
+
+    for number, limit in enumerate([0.08, 0.04, 0.02]):
+        np.testing.assert_allclose(step(region, number).kl, 0.98 * limit, rtol=1e-5)
+    assert step(dataclasses.replace(region, min_gain_ratio=0.49), 0).accepted
+    assert not step(dataclasses.replace(region, min_gain_ratio=0.51), 0).accepted
+
+
 @pytest.mark.parametrize("wrong", ["gradient", "hessian"])
 def test_a_step_with_nan_changes_nothing(wrong):
     start, bad = np.arange(7.0), np.full(7, np.nan)
@@ -188,6 +213,7 @@ def test_a_step_with_nan_changes_nothing(wrong):
         (TrustRegion, "residual_tolerance", -1.0),
         (TrustRegion, "backtrack_ratio", 1.0),
         (TrustRegion, "momentum", 1.0),
+        (TrustRegion, "min_gain_ratio", 1.0),
         (TrustRegion, "iterations", 0),
         (TrustRegion, "max_backtracks", 0),
         (Proximal, "clip", 0.0),

@@ -1,5 +1,6 @@
 """What the signatures promise servers: tasks stay apart, sizes stay free, weights are kept."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import zoo
 from tensorflow.core.framework import tensor_pb2
 
 from keras_maml import MAML
-from keras_maml.execution import tasks
+from keras_maml.execution.placement import PROCESSOR, using
 from keras_maml.serving import warmup
 from keras_maml.serving.fast_weights import ServedLearner
 
@@ -117,11 +118,11 @@ def test_signatures_of_fixed_shapes_answer_the_same(name, jit_compile, tmp_path)
 
 
 @pytest.mark.slow
-def test_tasks_with_large_patches_take_turns_in_signatures_of_fixed_shapes(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "MAX_PATCHES", 0)
-    learner, (x, y), x_query, expected = make_learner("small", batch_normalization="inductive")
-    assert not learner.tasks.run_at_once(5)
-    signatures = load(learner, tmp_path, shapes=[(3, 6, 5)], jit_compile=True)
+def test_tasks_with_large_patches_take_turns_in_signatures_of_fixed_shapes(tmp_path):
+    with using(dataclasses.replace(PROCESSOR, task_patches=0)):
+        learner, (x, y), x_query, expected = make_learner("small", batch_normalization="inductive")
+        assert not learner.tasks.run_at_once(5)
+        signatures = load(learner, tmp_path, shapes=[(3, 6, 5)], jit_compile=True)
     answer = signatures["adapt_and_predict_3x6x5"](x_support=x, y_support=y, x_query=x_query)
     np.testing.assert_allclose(answer["predictions"], expected, rtol=0, atol=1e-5)
 

@@ -10,6 +10,8 @@ from experiments.benchmarks.work import Work, same_padding
 
 Tensors = list[torch.Tensor]
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def forward(work: Work, weights: Tensors, x: torch.Tensor) -> torch.Tensor:
     """Returns logits ``[examples, ways]``, or predictions ``[examples, 1]``, of a network."""
@@ -50,7 +52,8 @@ def from_keras(weights: list[np.ndarray], episodes: tuple[np.ndarray, ...]) -> t
 
     def convert(array: np.ndarray, permutation: tuple[int, ...] | None) -> torch.Tensor:
         tensor = torch.from_numpy(array.astype("int64") if array.dtype.kind == "i" else array)
-        return tensor.permute(permutation).contiguous() if permutation else tensor
+        tensor = tensor.permute(permutation).contiguous() if permutation else tensor
+        return tensor.to(DEVICE)
 
     kernels = [convert(w, (3, 2, 0, 1) if w.ndim == 4 else None) for w in weights]
     data = [convert(a, (0, 1, 2, 5, 3, 4) if a.ndim == 6 else None) for a in episodes]
@@ -59,5 +62,5 @@ def from_keras(weights: list[np.ndarray], episodes: tuple[np.ndarray, ...]) -> t
 
 def to_keras(output: Any) -> list[np.ndarray]:
     """Converts the loss and gradients, or the losses of an evaluation, to Keras's layout."""
-    values = [value.detach() for value in output]
+    values = [value.detach().cpu() for value in output]
     return [(v.permute(2, 3, 1, 0) if v.ndim == 4 else v).numpy() for v in values]

@@ -9,7 +9,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from keras_maml.rl.environments import TaskEnv, TaskVectorEnv
+from keras_maml.rl import Sampler, TaskPolicy, episode_returns, gaussian_policy, tensor_specs
+from keras_maml.rl.environments import TaskEnv, TaskPyEnvironment, TaskVectorEnv
 from keras_maml.rl.environments.planar_chain import PlanarChain
 from keras_maml.rl.environments.robot_world import load_model
 from keras_maml.rl.environments.robots import ANT, ANT_V5, HALF_CHEETAH
@@ -115,6 +116,25 @@ def test_the_ant_of_the_paper_takes_one_long_step_and_has_soft_contacts():
     np.testing.assert_allclose(model.actuator_gear[:, 0] * model.actuator_ctrlrange[:, 1], 150)
     assert theirs.opt.timestep == 0.01
     np.testing.assert_allclose(theirs.geom_solimp[:, :3], np.tile([0.9, 0.95, 0.001], (14, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "stored", "interval"), [("AntVelocity-v0", -78.6, 39), ("AntDirection-v0", 3.1, 16)]
+)
+def test_a_random_policy_returns_what_it_did_for_the_authors(name, stored, interval):
+    """Mean returns in the result files of their code (maml_rl): 40 tasks of velocity, 2 directions.
+
+    Of velocity the interval is that of the difference of both means at 95 %, of direction twice
+    that of our mean, since the authors had two runs. Gymnasium's steps or another bonus leave it.
+    """
+    environment = TaskPyEnvironment(TaskVectorEnv(name, 200, threads=1))
+    policy = TaskPolicy(*tensor_specs(environment), gaussian_policy(125, 8, seed=0))
+    sampler = Sampler(environment, policy)
+    sampler.set_tasks(environment.sample_tasks(200, seed=1))
+    returns = episode_returns(sampler.draw(0), 200)
+    assert abs(returns.mean() - stored) < interval
+    assert returns.std() > 1.4 * interval  # tasks differ, so many are needed
 
 
 def test_position_of_gymnasiums_ant_is_that_of_its_torso(generator):

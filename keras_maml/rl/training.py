@@ -1,0 +1,141 @@
+"""Meta-iterations in a row, with a progress bar, TensorBoard, and a folder to go on from."""
+
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tf_agents.agents.tf_agent import LossInfo
+
+from keras_maml import validation
+from keras_maml.files import read_csv, write_csv
+from keras_maml.rl.meta_policy_gradient import MetaPolicyGradientAgent
+from keras_maml.rl.sampling import Sampler, meta_iteration
+
+# What TensorBoard calls things: TF-Agents' names where it has one.
+TAGS = {
+    "return": "Metrics/AverageReturn",
+    "return_before": "Metrics/AverageReturnBeforeAdaptation",
+    "episode_length": "Metrics/AverageEpisodeLength",
+    "loss_before": "Losses/policy_gradient_loss",
+    "kl": "mean_kl_divergence",
+    "entropy": "policy_entropy_mean",
+}
+
+
+def train(
+    agent: MetaPolicyGradientAgent,
+    sampler: Sampler,
+    *,
+    iterations: int,
+    tasks: int | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike | None = None,
+    save_every: int = 10,
+    verbose: bool = True,
+) -> list[dict[str, float]]:
+    """Trains an agent, or goes on with it.
+
+    Tasks, resets and actions are functions of the seed and the number of the iteration. So a new
+    process that is given the same arguments and the folder of one that was stopped ends with the
+    same weights, bit for bit.
+
+    Args:
+        agent: The agent. Its weights are those of the folder afterwards, if there are some.
+        sampler: Draws with the agent's collect policy; its environment draws tasks, too
+            (``sample_tasks``).
+        iterations: Meta-iterations in all, those of earlier processes included.
+        tasks: How many tasks to draw for an iteration, for all workers of the agent; by default as
+            many as they have.
+        seed: An integer from 0.
+        folder: Where ``history.csv``, ``agent.npz`` and TensorBoard's events go; of several workers
+            the first one's. None: nowhere.
+        save_every: Meta-iterations between two times that the folder is written.
+        verbose: Whether to show a progress bar, with the returns before and after adaptation.
+
+    Returns:
+        A row for each meta-iteration, see `measures`.
+
+    Raises:
+        ValueError: An argument is out of range, or the folder is of an agent of another kind.
+        FloatingPointError: See `meta_iteration`. What the folder holds can be gone on from.
+    """
+    for name, value in (("iterations", iterations), ("save_every", save_every)):
+        validation.check_count(name, value, minimum=1)
+    history: list[dict[str, float]] = []
+    worker, workers = agent.collect_policy.shard
+    writer = None
+    if folder is not None and worker == 0:
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "agent.npz").exists():
+            agent.restore(folder / "agent.npz")
+            history = read_csv(folder / "history.csv")[: int(agent.train_step_counter)]
+        writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+    names = ["return_before", "return"]
+    bar = keras.utils.Progbar(
+        iterations,
+        verbose=int(verbose and worker == 0),
+        stateful_metrics=names,
+        unit_name="iteration",
+    )
+    done = len(history)
+    if agent.workers is not None:
+        done = int(agent.workers.of_first(done))
+    saved, start = done, time.monotonic()
+    before = history[-1]["seconds"] if history else 0.0
+    for iteration in range(done, iterations):
+        count = tasks or agent.tasks * workers
+        chosen = sampler.environment.sample_tasks(count, (seed, iteration))
+        chosen = np.split(chosen, workers)[worker]
+        row = {"iterations": iteration + 1.0}
+        row |= measures(*meta_iteration(agent, sampler, chosen, seed, iteration), sampler)
+        row["seconds"] = before + time.monotonic() - start
+        history.append(row)
+        bar.update(iteration + 1, [(name, row[name]) for name in names])
+        last = iteration + 1 == iterations
+        if writer is not None and (last or (iteration + 1) % save_every == 0):
+            write_csv(folder / "history.csv", history)
+            agent.save(folder / "agent.npz")
+            # Only what a process that goes on will not do again, lest it is shown twice.
+            summarize(writer, history[saved:])
+            saved = len(history)
+    agent.initialize()  # its policies take the weights
+    return history
+
+
+def measures(info: LossInfo, returns: Sequence[np.ndarray], sampler: Sampler) -> dict[str, float]:
+    """Returns what there is to know of a meta-iteration, for tables and TensorBoard.
+
+    Args:
+        info: See `meta_iteration`.
+        returns: See `meta_iteration`.
+        sampler: Drew the trajectories.
+
+    Returns:
+        The mean returns before adaptation, ``return_before``, after it, ``return``, and after each
+        inner step but the last, ``return_1`` and so on; what `MetaLossInfo` holds; and
+        ``episode_length``.
+    """
+    means = [float(values.mean()) for values in returns]
+    row = {"return_before": means[0], "return": means[-1]}
+    row |= {f"return_{step}": mean for step, mean in enumerate(means[1:-1], 1)}
+    row |= {name: float(value) for name, value in info.extra._asdict().items()}
+    return row | {"episode_length": float(sampler.episode_length.result())}
+
+
+def summarize(writer: tf.summary.SummaryWriter, rows: Sequence[Mapping[str, float]]) -> None:
+    """Writes rows of a history for TensorBoard, under TF-Agents' names where it has some.
+
+    Args:
+        writer: Of TensorFlow's summaries.
+        rows: With ``iterations``, the number of the step, and any other numbers.
+    """
+    for row in rows:
+        with writer.as_default(step=int(row["iterations"])):
+            for name, value in row.items():
+                tf.summary.scalar(TAGS.get(name, f"MetaLearning/{name}"), value)
+    writer.flush()

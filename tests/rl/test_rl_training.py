@@ -1,0 +1,92 @@
+"""Training goes on bit for bit, in another process, too, and shows what it does."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from rl_zoo import make_agent
+
+from keras_maml.files import read_csv
+from keras_maml.rl import Sampler, environments, gaussian_policy, train
+
+
+def start(units=3):
+    """An agent as new, and its sampler."""
+    environment = environments.TaskPyEnvironment(
+        environments.TaskVectorEnv("Navigation2D-v0", 4, horizon=3)
+    )
+    agent = make_agent(environment, gaussian_policy(2, 2, (units,), seed=0))
+    return agent, Sampler(environment, agent.collect_policy)
+
+
+def trained(folder, iterations):
+    agent, sampler = start()
+    history = train(agent, sampler, iterations=iterations, folder=folder, save_every=2)
+    return [np.asarray(variable) for variable in agent.saved_variables], history
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training") / "whole"
+    return folder, *trained(folder, 5)
+
+
+def without_seconds(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+def test_a_folder_is_gone_on_from_bit_for_bit(whole, tmp_path):
+    folder, weights, history = whole
+    trained(tmp_path, 3)
+    again, continued = trained(tmp_path, 5)
+    assert all(np.array_equal(one, other) for one, other in zip(weights, again, strict=True))
+    assert without_seconds(continued) == without_seconds(history)
+    assert [row["iterations"] for row in read_csv(folder / "history.csv")] == [1, 2, 3, 4, 5]
+    other, sampler = start(units=4)
+    with pytest.raises(ValueError, match="is of an agent with variables of the shapes"):
+        train(other, sampler, iterations=5, folder=tmp_path)
+
+
+def test_tensorboard_shows_returns_under_the_names_of_tf_agents(whole):
+    folder, _, history = whole
+    events = [
+        (value.tag, event.step, float(tf.make_ndarray(value.tensor)))
+        for path in (folder / "tensorboard").iterdir()
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    ]
+    shown = [(step, value) for tag, step, value in events if tag == "Metrics/AverageReturn"]
+    expected = [(row["iterations"], np.float32(row["return"])) for row in history]
+    assert shown == expected
+    tags = {tag for tag, *_ in events}
+    assert tags >= {
+        "Metrics/AverageReturnBeforeAdaptation",
+        "Metrics/AverageEpisodeLength",
+        "Losses/policy_gradient_loss",
+        "MetaLearning/gain_ratio",
+    }
+
+
+def test_a_bar_shows_the_returns_before_and_after(capsys):
+    agent, sampler = start()
+    (row,) = train(agent, sampler, iterations=1)
+    shown = capsys.readouterr().out
+    for name in ("return_before", "return"):
+        assert f"{name}: {row[name]:.4f}" in shown
+    train(agent, sampler, iterations=1, verbose=False)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_another_process_goes_on(whole, tmp_path):
+    _, weights, _ = whole
+    program = (
+        "import sys; sys.path[:0] = ['tests', 'tests/rl']; import test_rl_training as t;"
+        "t.trained(sys.argv[1], int(sys.argv[2]))"
+    )
+    for iterations in ("2", "5"):
+        subprocess.run([sys.executable, "-c", program, str(tmp_path), iterations], check=True)
+    with np.load(tmp_path / "agent.npz") as file:
+        assert all(np.array_equal(file[f"arr_{i}"], value) for i, value in enumerate(weights))
