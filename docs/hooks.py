@@ -1,13 +1,15 @@
 """Brings into the site what pages link to outside of docs/: pictures and tables of recorded runs.
 
 In a page the links are those of the repository, ``../experiments/results/...``, so that they hold
-there as well. What `make browser-demo` has built for the page of browser/ comes along.
+there as well. What `make browser-demo` has built for the page of browser/ comes along. `Examples`
+is an extension of Griffe, which reads the docstrings.
 """
 
 import pathlib
 import posixpath
 import re
 
+import griffe
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,3 +49,12 @@ def on_page_markdown(markdown, page, config, files):
 
 def _file(path: str) -> str:
     return posixpath.join(path, "results.txt") if (ROOT / path).is_dir() else path
+
+
+class Examples(griffe.Extension):
+    """Shows the examples of docstrings as code: Griffe knows their section by the plural alone."""
+
+    def on_object(self, *, obj, **kwargs):
+        """Renames the section of an object's docstring."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)

@@ -1,1 +1,3 @@
 """Short programs for one's own data and environments."""
+
+import experiments  # noqa: F401 (imports TensorFlow without the lines its libraries print)

@@ -52,7 +52,11 @@ def main(iterations=500, epochs=30, tasks=200, seed=0, folder="runs/backbone", w
         for split in ("validation", "test")
     )
     learner.fit(
-        training, validation_data=validation, epochs=5, steps_per_epoch=iterations // 5, verbose=2
+        training,
+        validation_data=validation,
+        epochs=5,
+        steps_per_epoch=max(1, iterations // 5),
+        verbose=2,
     )
 
     result = keras_maml.evaluation.evaluate(

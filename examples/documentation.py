@@ -74,7 +74,7 @@ def main(iterations=200, tasks=400, seed=0, folder="runs/documentation"):
     learner = keras_maml.ANIL(model, inner_learning_rate=20.0, inner_steps=3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     learner.compile(keras.optimizers.Adam(2e-3), loss, metrics=["accuracy"])
-    learner.fit(training, epochs=10, steps_per_epoch=iterations // 10, verbose=2)
+    learner.fit(training, epochs=10, steps_per_epoch=max(1, iterations // 10), verbose=2)
 
     result = keras_maml.evaluation.evaluate(learner, test, tasks=tasks)
     counted = [shared_words(*map(np.asarray, (*support, *query))) for support, query in test]
@@ -87,7 +87,9 @@ def main(iterations=200, tasks=400, seed=0, folder="runs/documentation"):
     curves = {"meta-learned": (result.curve("accuracy"), result.curve("accuracy", "ci95"))}
     title = f"five of {results['modules']['new']} new modules, five texts of each"
     figure = keras_maml.plots.accuracy_over_steps(curves, title=title)
-    figure.axes[0].axhline(100 * np.mean(counted), linestyle=":", label="most words in common")
+    figure.axes[0].axhline(
+        100 * np.mean(counted), color="C1", linestyle=":", label="most words in common"
+    )
     figure.axes[0].legend()
     return recording.record(folder, figure, seed, results)
 

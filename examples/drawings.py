@@ -45,7 +45,7 @@ def main(iterations=500, tasks=80, seed=0, folder="runs/drawings"):
     learner.compile(keras.optimizers.Adam(1e-3), "mean_squared_error")
     untrained = keras_maml.MAML(field(seed), 0.1, inner_steps=2)
     untrained.compile(loss="mean_squared_error")
-    learner.fit(training, epochs=10, steps_per_epoch=iterations // 10, verbose=2)
+    learner.fit(training, epochs=10, steps_per_epoch=max(1, iterations // 10), verbose=2)
 
     evaluate = keras_maml.evaluation.evaluate
     errors = {
@@ -54,11 +54,11 @@ def main(iterations=500, tasks=80, seed=0, folder="runs/drawings"):
     }
     shown = {
         "half of its pixels": None,
-        "meta-learned": (learner, 0),
+        "before adaptation": (learner, 0),
         "after 1 step": (learner, 1),
         "after 2 steps": (learner, 2),
         "the picture": None,
-        "untrained, after 2": (untrained, 2),
+        "untrained, 2 steps": (untrained, 2),
     }
     figure = Figure((9, 6))
     axes = figure.subplots(4, len(shown), subplot_kw={"xticks": [], "yticks": []})

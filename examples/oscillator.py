@@ -52,7 +52,7 @@ def main(iterations=2500, tasks=500, seed=0, folder="runs/oscillator"):
     rate = keras.optimizers.schedules.CosineDecay(1e-3, iterations)
     learner.compile(keras.optimizers.Adam(rate, clipnorm=1.0), "mean_squared_error")
     training = measurements(seed, meta_batch_size=16, tasks=None, start=0)
-    learner.fit(training, epochs=10, steps_per_epoch=iterations // 10, verbose=2)
+    learner.fit(training, epochs=10, steps_per_epoch=max(1, iterations // 10), verbose=2)
     test = measurements(seed + 1, meta_batch_size=100, tasks=tasks, start=0)
     result = keras_maml.evaluation.evaluate(learner, test, tasks=tasks)
     results = {
@@ -68,7 +68,7 @@ def main(iterations=2500, tasks=500, seed=0, folder="runs/oscillator"):
         measured = solution(points, c, k).numpy()
         for steps in (0, 1, 5):
             adapted = learner.adapt(points, measured, steps=steps)
-            label = f"after {steps} step{'s' * (steps != 1)}"
+            label = f"after {steps} step{'s' * (steps != 1)}" if steps else "before adaptation"
             axis.plot(time, adapted.predict(time, verbose=0), label=label)
         axis.plot(time, solution(time, c, k), "k:", label="solution")
         axis.plot(points, measured, "k^", markersize=4)

@@ -20,9 +20,10 @@ def run(main: Callable) -> None:
 
     Results that are in the folder already are kept unless ``--overwrite`` is typed.
     """
+    module = inspect.getmodule(main)
     parser = argparse.ArgumentParser(
-        prog=f"python -m {inspect.getmodule(main).__spec__.name}",
-        description=inspect.getmodule(main).__doc__,
+        prog=module.__spec__ and f"python -m {module.__spec__.name}",
+        description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, parameter in inspect.signature(main).parameters.items():

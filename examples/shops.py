@@ -48,7 +48,7 @@ def main(iterations=4000, tasks=80, seed=0, folder="runs/shops"):
     )
     learner = keras_maml.MetaSGD(network(), 0.02, inner_steps=3)
     learner.compile(keras.optimizers.Adam(1e-3), "mean_squared_error")
-    learner.fit(training, epochs=10, steps_per_epoch=iterations // 10, verbose=2)
+    learner.fit(training, epochs=10, steps_per_epoch=max(1, iterations // 10), verbose=2)
     error = keras_maml.evaluation.evaluate(learner, test, tasks=tasks).curve("loss")
 
     # What else one would do: one network for all shops, and a line through the ten days.
@@ -68,12 +68,13 @@ def main(iterations=4000, tasks=80, seed=0, folder="runs/shops"):
     figure = Figure((9, 4))
     left, right = figure.subplots(1, 2)
     left.plot(error, "o-", label="meta-learned")
-    for name in ("one network for all", "a line for each"):
-        left.axhline(errors[name], linestyle=":", label=name)
+    for name, style in (("one network for all", "C1--"), ("a line for each", "C2:")):
+        left.plot(np.full_like(error, errors[name]), style, label=name)
     left.set(xlabel="inner steps", ylabel="mean squared error", title="new shops, from ten days")
-    for steps in (0, 3):
+    left.set_xticks(range(len(error)))
+    for steps, name in ((0, "before adaptation"), (3, "after 3 steps")):
         predicted = learner.adapt(x_support[0], y_support[0], steps=steps).predict(x[0], verbose=0)
-        right.plot(y[0], predicted, "o", label=f"after {steps} steps")
+        right.plot(y[0], predicted, "o", label=name)
     right.axline((4, 4), slope=1, color="gray")
     right.set(xlabel="sales", ylabel="predicted sales", title="the other days of one of them")
     left.legend()

@@ -69,7 +69,7 @@ def main(iterations=400, tasks=200, seed=0, folder="runs/speakers", data=None):
             scaled[~old], speakers[~old], queries=15, meta_batch_size=20, tasks=tasks, **sizes
         )
         start = learner(len(new), x.shape[1:])
-        start.fit(training, epochs=2, steps_per_epoch=iterations // 2, verbose=2)
+        start.fit(training, epochs=2, steps_per_epoch=max(1, iterations // 2), verbose=2)
         result = keras_maml.evaluation.evaluate(start, test, tasks=tasks)
         curves[" ".join(new)] = (
             100 * result.curve("accuracy"),
@@ -88,7 +88,7 @@ def main(iterations=400, tasks=200, seed=0, folder="runs/speakers", data=None):
         color = f"C{number}"
         axes.errorbar(range(len(mean)), mean, half_width, color=color, label=f"speakers {who}")
         axes.axhline(nearest[who], color=color, linestyle=":")
-    axes.set(xlabel="inner steps", ylabel="accuracy in %; dotted: nearest mean")
+    axes.set(xlabel="inner steps", ylabel="accuracy in %; dotted: nearest mean", xticks=range(4))
     axes.set_title("three new speakers, five recordings of each")
     axes.legend()
     return recording.record(folder, figure, seed, results)

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from experiments.benchmarks.store import Store
 from experiments.shared.command_line import run_command
+from experiments.shared.training_bar import TrainingBar
 from keras_maml import MAML, episodes, evaluation, networks
 
 WAYS, SIZE = 5, 32
@@ -125,7 +126,8 @@ def measure(settings: Settings, name: str, problem: Problem, steps: int, rate: f
     record = {"problem": name, "steps": steps, "rate": rate}
     try:
         count = settings.iterations * problem.steps_factor
-        learner.fit(problem.training(), steps_per_epoch=count, verbose=0)
+        bar = TrainingBar(count, name)
+        learner.fit(problem.training(), steps_per_epoch=count, callbacks=[bar], verbose=0)
     except FloatingPointError as error:
         return record | {"diverged": str(error)}
     result = evaluation.evaluate(learner, problem.test(), tasks=settings.test_tasks)

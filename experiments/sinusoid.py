@@ -17,6 +17,7 @@ import tabulate
 
 from experiments.shared.command_line import run_command
 from experiments.shared.runs import Run
+from experiments.shared.training_bar import TrainingBar
 from keras_maml import MAML, Workers, episodes, evaluation, networks, plots
 from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import write_text
@@ -100,15 +101,17 @@ def train(this: Run, settings: Settings, method: str, seed: int, verbose: int = 
             shard=this.workers.shard,
         )
 
+    name = f"{method}-seed{seed}"
     learner.workers = this.workers
     history = this.train(
         learner,
         make_episodes,
         iterations=settings.iterations,
         epoch_iterations=settings.epoch_iterations,
-        name=f"{method}-seed{seed}",
+        name=name,
         callbacks=[
-            keras.callbacks.TensorBoard(this.folder / "tensorboard" / f"{method}-seed{seed}")
+            keras.callbacks.TensorBoard(this.folder / "tensorboard" / name),
+            TrainingBar(settings.iterations, name),
         ],
         verbose=verbose,
     )
@@ -200,10 +203,11 @@ def table(rows: Sequence[dict], settings: Settings) -> str:
                 for step in (0, 1, 5, 10)
             ]
             lines.append([shots, TITLES[method], *cells])
+    seeds = len(settings.seeds)
     headers = ["shots", "method", "0 steps", "1 step", "5 steps", "10 steps"]
     title = (
         f"Mean squared error over {settings.test_tasks} test tasks, 95 % interval over tasks; "
-        f"median of {len(settings.seeds)} seeds after {settings.iterations} iterations.\n"
+        f"median of {seeds} seed{'s' * (seeds != 1)} after {settings.iterations} iterations.\n"
     )
     return title + tabulate.tabulate(lines, headers, tablefmt="github")
 

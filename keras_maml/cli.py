@@ -275,7 +275,7 @@ def _inductive(learner: MAML) -> MAML:
 def _episodes(values: argparse.Namespace, learner: MAML, card: Report) -> Any:
     name, _, folder = values.data.partition(":")
     settings = card.get("settings", {})
-    shots = values.shots or settings.get("shots", 1)
+    shots = values.shots or settings.get("shots", 10 if name == "sinusoid" else 1)
     queries = values.queries or 15
     common = {"shots": shots, "meta_batch_size": min(8, values.tasks), "seed": values.seed}
     if name == "sinusoid":
@@ -357,8 +357,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("learner", metavar="LEARNER")
     evaluate.add_argument("data", metavar="DATA", help=DATA)
     evaluate.add_argument("--tasks", type=_count, default=600, help="default: %(default)s")
-    evaluate.add_argument("--shots", type=_count, help="support examples of each class")
-    evaluate.add_argument("--queries", type=_count, help="query examples of each class")
+    text = "support examples of each class; default: those of its training, or 1, of curves 10"
+    evaluate.add_argument("--shots", type=_count, help=text)
+    text = "query examples of each class; default: at most 15"
+    evaluate.add_argument("--queries", type=_count, help=text)
     evaluate.add_argument("--seed", type=int, default=0, help="which episodes")
     splits = ("train", "validation", "test")
     evaluate.add_argument("--split", choices=splits, default="test", help="not of a folder")

@@ -95,6 +95,12 @@ def test_evaluate_agrees_with_the_library(capsys, tmp_path):
         np.testing.assert_allclose(row["mean"], other["mean"], rtol=1e-4)
 
 
+def test_curves_have_as_many_points_as_where_learners_are_trained_on_them():
+    values = cli.parser().parse_args(["evaluate", "learner.keras", "sinusoid"])
+    (x_support, _), _ = cli._episodes(values, keras_maml.MAML(keras.Model()), {}).element_spec
+    assert x_support.shape == (8, *episodes.sinusoid().element_spec[0][0].shape[1:])
+
+
 def test_evaluate_takes_a_folder_and_counts_its_images(capsys, letters):
     code, _, err = run(capsys, "evaluate", NAME, letters / "known", "--tasks", 1)
     assert code == 1

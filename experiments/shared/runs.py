@@ -346,7 +346,8 @@ def check_epochs(iterations: int, epoch_iterations: int) -> int:
     epochs, rest = divmod(iterations, epoch_iterations)
     if rest:
         raise ValueError(
-            f"iterations must be a multiple of {epoch_iterations} (an epoch), got {iterations}."
+            f"iterations must be a multiple of {epoch_iterations} (epoch_iterations), got "
+            f"{iterations}."
         )
     return epochs
 

@@ -557,7 +557,7 @@ class EpisodicModel(CompiledModel):
 
 
 def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argument: str) -> None:
-    if steps is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+    if not steps and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
             f"{caller} got an endless dataset, and would never finish. Pass {argument}, the "
             "number of meta-batches to take, or a dataset that ends."

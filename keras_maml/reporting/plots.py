@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from keras_maml.files import whole
 from keras_maml.learners.maml import MAML
@@ -199,7 +200,7 @@ def accuracy_over_steps(
         accuracy, half_width, step = 100 * published[0], 100 * published[1], published[2]
         axes.axhspan(accuracy - half_width, accuracy + half_width, color="k", alpha=0.15, lw=0)
         axes.axhline(accuracy, color="k", ls="--", lw=1)
-        label = f"{published[3]}:\n{accuracy:.1f} ± {half_width:.1f} after {step}"
+        label = f"{published[3]}:\n{accuracy:.1f} ± {half_width:.1f} after step {step}"
         axes.plot([step], [accuracy], "k*", ms=10, label=label)
     axes.legend(fontsize=8, loc="lower right")
     return figure
@@ -211,6 +212,7 @@ def _over_steps(curves, **settings):
     for name, (mean, half_width) in curves.items():
         axes.errorbar(range(len(mean)), mean, yerr=half_width, marker="o", ms=3, label=name)
     axes.set(xlabel="inner steps", **settings)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

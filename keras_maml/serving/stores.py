@@ -157,7 +157,7 @@ class SQLiteStore:
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
         # Connections must be carried neither to another thread nor over a fork.
         if getattr(self._local, "process", None) != os.getpid():
-            connection = sqlite3.connect(self._path, self._timeout, isolation_level=None)
+            connection = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None)
             connection.execute("PRAGMA synchronous=FULL")
             # Of a new file: of two kilobytes a record, smaller pages would be half empty.
             connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")

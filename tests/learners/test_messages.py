@@ -124,6 +124,8 @@ def test_an_endless_dataset_needs_a_number_of_steps():
     ):
         with pytest.raises(ValueError, match=f"would never finish. Pass {argument},"):
             use(endless)
+        with pytest.raises(ValueError, match="would never finish"):
+            use(endless, **{argument: 0})  # which Keras takes for no number
     with pytest.raises(ValueError, match="validation_data got an endless .* validation_steps"):
         learner.fit(endless, steps_per_epoch=1, validation_data=endless)
 
