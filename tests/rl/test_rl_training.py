@@ -81,9 +81,8 @@ def test_tensorboard_shows_returns_under_the_names_of_tf_agents(whole):
 
 def test_a_bar_shows_the_returns_before_and_after(whole):
     *_, history, shown = whole
-    for row in history:
-        for name in ("return_before", "return"):
-            assert f"{name}: {row[name]:.4f}" in shown
+    for name in ("return_before", "return"):
+        assert f"{name}: {history[-1][name]:.4f}" in shown  # it leaves out what comes too fast
 
 
 @pytest.mark.slow
