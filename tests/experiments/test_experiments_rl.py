@@ -227,7 +227,9 @@ def test_ways_are_drawn_to_their_end(monkeypatch, tmp_path):
 
 def test_the_task_chooses_the_settings(monkeypatch):
     asked = []
-    monkeypatch.setattr(reinforcement_learning, "run", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(
+        reinforcement_learning, "run", lambda *arguments, **_: asked.append(arguments)
+    )
     monkeypatch.setattr("sys.argv", ["x", "--task", "ant-direction", "--max-kl", "0.02"])
     reinforcement_learning.main("locomotion", "", locomotion.PROBLEMS)
     [(problem, settings, _)] = asked

@@ -189,4 +189,4 @@ def test_the_published_value_is_a_line_at_its_height():
     ours = next(line for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 1])
     assert ours.get_ydata().tolist() == [20.0, 90.0]
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert "table 2:\n98.7 ± 0.4 after 1" in labels
+    assert "table 2:\n98.7 ± 0.4 after step 1" in labels
