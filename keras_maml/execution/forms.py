@@ -127,7 +127,10 @@ def first_call(model: keras.Model, x: Any) -> tuple[Any, int]:
 
 
 def has_recurrent_layers(model: keras.Model) -> bool:
-    """Whether a model has recurrent layers, whose form cannot be differentiated in forward mode."""
+    """Whether a model has recurrent layers, whose form is a loop.
+
+    Forward mode does not differentiate it, and tasks take turns where XLA compiles it.
+    """
     return any(isinstance(layer, keras.layers.RNN) for layer in flatten_layers(model))
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_maml import validation
 from keras_maml.execution import tracing
+from keras_maml.execution.forms import has_recurrent_layers
 from keras_maml.execution.tasks import MODES, Tasks
 from keras_maml.execution.workers import Workers
 from keras_maml.learners.adapted import WrappedModel
@@ -93,13 +94,12 @@ class CompiledModel(WrappedModel):
     def tasks(self) -> Tasks:
         """How the tasks of a meta-batch run."""
         if self.__dict__.get("_tasks") is None:
-            layers = flatten_layers(self.model)
             self.__dict__["_tasks"] = Tasks(
                 self.task_map,
                 self.task_chunk,
                 patch_bytes=self.patch_bytes,
-                loops=any(isinstance(layer, keras.layers.RNN) for layer in layers),
-                layer_names=[layer.name for layer in layers],
+                loops=has_recurrent_layers(self.model),
+                layer_names=[layer.name for layer in flatten_layers(self.model)],
             )
         return self.__dict__["_tasks"]
 

@@ -13,6 +13,7 @@ from keras_maml.algorithm.inner_loop import InnerLoop, Parameters, Task
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Outcome
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
 from keras_maml.execution import tracing
+from keras_maml.execution.forms import has_recurrent_layers
 from keras_maml.execution.functional import (
     Tensors,
     as_tensors,
@@ -31,7 +32,6 @@ from keras_maml.learners.metrics import stateless_result
 from keras_maml.learners.parts import LearnerOfParts, meta_gradient_of
 from keras_maml.learners.settings import Setting
 from keras_maml.learners.without_xla import without_xla_where_it_fails
-from keras_maml.private_keras import flatten_layers
 
 
 @keras.saving.register_keras_serializable(package="keras_maml")
@@ -378,7 +378,7 @@ class MAML(LearnerOfParts):
         faster = []
         if differentiates and self.inner_steps > 1:
             faster.append(f"fewer inner steps than {self.inner_steps}")
-        if any(isinstance(layer, keras.layers.RNN) for layer in flatten_layers(self.model)):
+        if has_recurrent_layers(self.model):
             faster.append("shorter sequences")
         if differentiates and not self.first_order:
             faster.append("meta_gradient='first_order'")
