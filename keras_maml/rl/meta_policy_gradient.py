@@ -19,6 +19,7 @@ from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
 from keras_maml.execution import tracing
 from keras_maml.execution.forms import recurrent_inputs
 from keras_maml.execution.functional import Tensors, as_tensors
+from keras_maml.execution.placement import placement
 from keras_maml.execution.task_map import map_sequentially
 from keras_maml.execution.workers import Workers
 from keras_maml.files import whole
@@ -196,7 +197,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             update_rule,
             distribution,
             inner_loss,
-            route="compiled" if jit_compile else "plain",
+            route=placement().turns if jit_compile else "plain",
             adapted_layers=adapted_layers,
         )
         variables = self._objective.variables()
