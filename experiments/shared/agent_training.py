@@ -79,10 +79,7 @@ def train_agent(
             chosen = sampler.environment.sample_tasks(tasks, (seed, iteration))
             share = np.split(chosen, count)[worker]
             info, returns = meta_iteration(agent, sampler, share, seed, iteration)
-            row |= measures(info, returns, sampler)
-            if workers is not None:
-                length = tf.constant(row["episode_length"], tf.float32)
-                row["episode_length"] = float(workers.mean(length))
+            row |= measures(info, returns, sampler, workers)
             if not info.extra.accepted:
                 raise FloatingPointError(
                     "the outer step found no better policy, or its result was not finite."

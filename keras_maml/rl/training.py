@@ -11,6 +11,7 @@ import tensorflow as tf
 from tf_agents.agents.tf_agent import LossInfo
 
 from keras_maml import validation
+from keras_maml.execution.workers import Workers
 from keras_maml.files import read_csv, write_csv
 from keras_maml.rl.meta_policy_gradient import MetaPolicyGradientAgent
 from keras_maml.rl.sampling import Sampler, meta_iteration
@@ -92,7 +93,8 @@ def train(
         chosen = sampler.environment.sample_tasks(count, (seed, iteration))
         chosen = np.split(chosen, workers)[worker]
         row = {"iterations": iteration + 1.0}
-        row |= measures(*meta_iteration(agent, sampler, chosen, seed, iteration), sampler)
+        info, returns = meta_iteration(agent, sampler, chosen, seed, iteration)
+        row |= measures(info, returns, sampler, agent.workers)
         row["seconds"] = before + time.monotonic() - start
         history.append(row)
         bar.update(iteration + 1, [(name, row[name]) for name in names])
@@ -107,13 +109,19 @@ def train(
     return history
 
 
-def measures(info: LossInfo, returns: Sequence[np.ndarray], sampler: Sampler) -> dict[str, float]:
+def measures(
+    info: LossInfo,
+    returns: Sequence[np.ndarray],
+    sampler: Sampler,
+    workers: Workers | None = None,
+) -> dict[str, float]:
     """Returns what there is to know of a meta-iteration, for tables and TensorBoard.
 
     Args:
         info: See `meta_iteration`.
         returns: See `meta_iteration`.
         sampler: Drew the trajectories.
+        workers: Those of the agent, if there are several; all of them call this.
 
     Returns:
         The mean returns before adaptation, ``return_before``, after it, ``return``, and after each
@@ -124,7 +132,8 @@ def measures(info: LossInfo, returns: Sequence[np.ndarray], sampler: Sampler) ->
     row = {"return_before": means[0], "return": means[-1]}
     row |= {f"return_{step}": mean for step, mean in enumerate(means[1:-1], 1)}
     row |= {name: float(value) for name, value in info.extra._asdict().items()}
-    return row | {"episode_length": float(sampler.episode_length.result())}
+    length = tf.constant(float(sampler.episode_length.result()))
+    return row | {"episode_length": float(length if workers is None else workers.mean(length))}
 
 
 def summarize(writer: tf.summary.SummaryWriter, rows: Sequence[Mapping[str, float]]) -> None:
