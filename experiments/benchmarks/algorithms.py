@@ -23,6 +23,7 @@ from experiments.benchmarks import memory, timing, work
 from experiments.benchmarks.contenders import ours
 from experiments.benchmarks.store import Store, check_known
 from experiments.benchmarks.worker import Worker, WorkerError
+from experiments.shared import image_settings
 from experiments.shared.algorithms import ALGORITHMS
 from experiments.shared.command_line import run_command
 
@@ -63,10 +64,8 @@ class Training:
         chosen = ALGORITHMS[algorithm]
         network = chosen.network(ours.build_network(line))
         self._learner = chosen.make(network, inner_learning_rate=line.rate, inner_steps=line.steps)
-        adam = keras.optimizers.Adam(1e-3)
-        adam = keras.optimizers.LossScaleOptimizer(adam) if algorithm == "maml-float16" else adam
         loss = keras.losses.SparseCategoricalCrossentropy(True)
-        self._learner.compile(adam, loss, workers=workers)
+        self._learner.compile(chosen.optimizer(image_settings.Settings()), loss, workers=workers)
         index, count = workers.shard if workers else (0, 1)
         mine = slice(index * line.tasks // count, (index + 1) * line.tasks // count)
         data = [tf.constant(array[0, mine]) for array in work.episodes(line)]
