@@ -16,6 +16,7 @@ from experiments.benchmarks import (
     customers,
     devices,
     episodes,
+    fit,
     load,
     meta_step,
     report,
@@ -350,6 +351,8 @@ def test_the_times_of_steps_are_read_from_the_results_of_meta_step(tmp_path, mea
 def test_what_cannot_be_compared_is_said_before_any_work(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         algorithms.run(settings, algorithms.Files(str(tmp_path / "run")))
+    with pytest.raises(ValueError, match="must be trainings"):
+        fit.run(fit.Settings(lines=("7a",)), fit.Files(str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
@@ -368,6 +371,15 @@ def test_algorithms_are_timed_in_turns():
     text = algorithms.table({"2": record})
     *_, speed, memory = text.splitlines()[2].split()
     assert speed == "1.00" and float(memory) > 0 and "anil" in text
+
+
+@pytest.mark.slow
+def test_fit_is_timed_beside_the_meta_step():
+    line = dataclasses.replace(SINUSOID, batches=3)
+    record = fit.measure(line, fit.Settings(seconds=0.1))
+    assert list(record["ways"]) == ["loss and meta-gradient", "fit", "fit, steps_per_execution=3"]
+    assert all(0 < way["median_ms"] < 1e4 for way in record["ways"].values())
+    assert len(fit.table({"1": record}).splitlines()) == 5
 
 
 @pytest.mark.slow
