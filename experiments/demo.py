@@ -12,7 +12,7 @@ from experiments import sinusoid
 from experiments.shared.command_line import as_typed
 from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.runs import Run
-from keras_maml import callbacks, episodes, plots
+from keras_maml import callbacks, episodes, plots, update_rules
 from keras_maml.files import whole, write_text
 
 # The rate of the paper's text: big steps that can be seen.
@@ -33,6 +33,9 @@ def run(output: str, settings: sinusoid.Settings = SETTINGS) -> None:
     folder, log_dir = this.folder, this.folder / "tensorboard"
     if this.results is None:
         learner = sinusoid.make_learner(settings, "maml", seed=0)
+        # In ten steps of this size a curve in hundreds would diverge, and hide the mean of all.
+        rate = settings.inner_learning_rate
+        learner.update_rule = update_rules.GradientDescent(rate, clip_norm=100.0)
         print(
             f"Meta-training a network of {learner.model.count_params():,} weights on sine curves."
         )
