@@ -45,7 +45,7 @@ def main(iterations=60, tasks=8, rollouts=10, horizon=100, seed=0, folder="runs/
     gravities = environment.sample_tasks(tasks, seed=(seed, iterations))
     steps = [update_rules.GradientDescent(0.1)] * 3
     tested = rl.evaluate(agent, sampler, gravities, steps, seed=seed).values["adaptation"]["return"]
-    figure = rl.plots.learning_curves({"after one gradient step": history}, "Pendulum")
+    figure = rl.plots.learning_curves({"MAML": history}, "Pendulum")
     return recording.record(folder, figure, seed, {"return by step": np.mean(tested, axis=0)})
 
 
