@@ -36,6 +36,7 @@ class Settings:
     tasks: tuple[str, ...] = ("cheetah-direction",)  # of experiments.locomotion
     repeats: int = 10  # meta-iterations that are timed
     seed: int = 0  # of weights, tasks, resets and actions
+    fisher_stride: int = 1  # products with the Hessian take every so-many-th transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,8 @@ def run(settings: Settings, files: Files, problems: dict[str, Problem] = PROBLEM
 
 def measure(settings: Settings, problem: Problem) -> dict[str, Any]:
     """Times meta-iterations and their parts."""
-    chosen = dataclasses.replace(problem.settings, seed=settings.seed)
+    shared = {"seed": settings.seed, "fisher_stride": settings.fisher_stride}
+    chosen = dataclasses.replace(problem.settings, **shared)
     environment = make_environment(problem, chosen, "maml", chosen.tasks * chosen.rollouts)
     agent = make_agent(chosen, "maml", environment, chosen.tasks)
     sampler = Sampler(environment, agent.collect_policy, steps=chosen.horizon)
@@ -115,7 +117,8 @@ def table(records: dict[str, dict]) -> str:
         chosen = record["settings"]
         about = (
             f"{task}: {chosen['tasks']} tasks, {chosen['rollouts']} rollouts, {chosen['horizon']} "
-            f"steps, before and after adaptation; {len(record['backtracks'])} meta-iterations "
+            f"steps, before and after adaptation, fisher_stride {chosen['fisher_stride']}; "
+            f"{len(record['backtracks'])} meta-iterations "
             f"after the first, which took {record['first_seconds']:.1f} s; the line search "
             f"went back {sum(record['backtracks'])} times"
         )

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from experiments.shared.runs import check_epochs
-from keras_maml.validation import check_count, check_number
+from keras_maml.validation import check_count, check_number, check_positive
 
 METHODS = ("maml", "first-order", "promp", "pretrained", "random", "oracle")
 TITLES = {
@@ -35,6 +35,9 @@ class Settings:
     inner_steps: int = 1  # in training
     inner_loss: str = "log_likelihood"  # or likelihood_ratio, which promp always has
     max_kl: float = 0.01  # of an outer step; promp has none
+    final_max_kl: float | None = None  # if given, max_kl goes there linearly until the end
+    min_gain_ratio: float = 0.0  # share of the promised gain that an outer step must bring
+    fisher_stride: int = 1  # products with the Hessian take every so-many-th transition
     cg_iterations: int = 10  # of conjugate gradient, for its direction; promp has none
     momentum: float = 0.0  # of the gradients that outer steps follow; promp has none
     discount: float = 0.99  # per step
@@ -87,6 +90,9 @@ def check(settings: Settings) -> None:
         check_count(name, getattr(settings, name), minimum=1)
     check_count("test_steps", settings.test_steps)
     check_count("seed", settings.seed)
+    check_positive("max_kl", settings.max_kl)
+    if settings.final_max_kl is not None:
+        check_positive("final_max_kl", settings.final_max_kl)
     for name in ("later", "", "pretrained", "random"):
         name = f"test_{name}_rate".replace("__", "_")
         check_number(name, getattr(settings, name), lambda rate: rate >= 0, "at least 0")

@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tabulate
 import tensorflow as tf
@@ -177,23 +178,35 @@ def make_agent(
         min_std=settings.min_std,
         seed=settings.seed,
     )
-    proximal = method == "promp"
-    trust_region = TrustRegion(
-        max_kl=settings.max_kl, iterations=settings.cg_iterations, momentum=settings.momentum
-    )
+    adapts, proximal = method in ADAPTING, method == "promp"
     return MetaPolicyGradientAgent(
         time_steps,
         actions,
         model,
         tasks=tasks,
         inner_learning_rate=settings.inner_learning_rate,
-        inner_steps=settings.inner_steps if method in ADAPTING else 0,
-        outer=Proximal() if proximal else trust_region,
+        inner_steps=settings.inner_steps if adapts else 0,
+        outer=Proximal() if proximal else trust_region(settings, method),
         first_order=method == "first-order",
         discount=settings.discount,
         gae_lambda=settings.gae_lambda,
         inner_loss="likelihood_ratio" if proximal else settings.inner_loss,
         workers=workers,
+    )
+
+
+def trust_region(settings: Settings, method: str) -> TrustRegion:
+    """Returns the outer step of a method."""
+    max_kl, final = settings.max_kl, settings.final_max_kl
+    if final is not None:
+        steps = settings.iterations if method in ADAPTING else settings.baseline_iterations
+        max_kl = keras.optimizers.schedules.PolynomialDecay(max_kl, steps, final)
+    return TrustRegion(
+        max_kl=max_kl,
+        iterations=settings.cg_iterations,
+        momentum=settings.momentum,
+        min_gain_ratio=settings.min_gain_ratio,
+        fisher_stride=settings.fisher_stride,
     )
 
 

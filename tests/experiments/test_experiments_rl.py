@@ -180,6 +180,9 @@ def test_unknown_methods_raise(tmp_path):
         ({"test_steps": -1}, "test_steps must be an integer of at least 0, got -1"),
         ({"min_std": 2.0}, "initial_std must be at least min_std, 2.0, got 1.0"),
         ({"max_kl": 0.0}, "max_kl must be a finite number above 0"),
+        ({"final_max_kl": -0.1}, "final_max_kl must be a finite number above 0"),
+        ({"min_gain_ratio": 1.0}, r"min_gain_ratio must be in \[0, 1\), got 1.0"),
+        ({"fisher_stride": 0}, "fisher_stride must be an integer of at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_run_fails_before_anything_is_written(tmp_path, changes, message):
@@ -189,6 +192,20 @@ def test_what_cannot_be_run_fails_before_anything_is_written(tmp_path, changes, 
             navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_the_outer_step_is_that_of_the_settings():
+    settings = dataclasses.replace(
+        SETTINGS, max_kl=0.04, final_max_kl=0.01, min_gain_ratio=0.1, fisher_stride=4
+    )
+    for method, iterations in (
+        ("maml", settings.iterations),
+        ("oracle", settings.baseline_iterations),
+    ):
+        step = reinforcement_learning.trust_region(settings, method)
+        assert (step.min_gain_ratio, step.fisher_stride) == (0.1, 4)
+        limits = [float(step.max_kl(number)) for number in (0, iterations / 2, iterations)]
+        np.testing.assert_allclose(limits, [0.04, 0.025, 0.01], rtol=1e-5)
 
 
 def test_a_film_that_cannot_be_drawn_fails_before_training(tmp_path, monkeypatch):
