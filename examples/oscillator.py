@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 import keras_maml
 from examples import recording
+from keras_maml.words import counted
 
 END, NOISE, POINTS = 6.0, 0.02, 8
 DAMPING, STIFFNESS = (0.2, 1.0), (1.0, 5.0)
@@ -68,7 +69,7 @@ def main(iterations=2500, tasks=500, seed=0, folder="runs/oscillator"):
         measured = solution(points, c, k).numpy()
         for steps in (0, 1, 5):
             adapted = learner.adapt(points, measured, steps=steps)
-            label = f"after {steps} step{'s' * (steps != 1)}" if steps else "before adaptation"
+            label = f"after {counted(steps, 'step')}" if steps else "before adaptation"
             axis.plot(time, adapted.predict(time, verbose=0), label=label)
         axis.plot(time, solution(time, c, k), "k:", label="solution")
         axis.plot(points, measured, "k^", markersize=4)

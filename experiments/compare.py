@@ -38,6 +38,7 @@ from keras_maml import MAML, evaluation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.files import read_csv, write_csv, write_json, write_text
 from keras_maml.validation import check_choice, check_count, check_positive
+from keras_maml.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +205,8 @@ def plan(settings: Settings, folder: str) -> str:
         total = f"{duration(60 * settings.minutes * count)} in all, compilation and tests besides"
     return (
         f"{title}: {', '.join(settings.algorithms)}, with "
-        f"{report.count(len(settings.seeds), 'seed')} each.\n"
-        f"{report.count(count, 'training')} of {each} ({total}), {settings.meta_batch_size} tasks "
+        f"{counted(len(settings.seeds), 'seed')} each.\n"
+        f"{counted(count, 'training')} of {each} ({total}), {settings.meta_batch_size} tasks "
         f"per meta-iteration, and after each a test on {settings.test_tasks:,} tasks.\n"
         f"All goes to {folder}. Ctrl-C stops it, and the same command continues."
     )

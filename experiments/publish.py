@@ -20,6 +20,7 @@ from experiments.shared.image_settings import Settings
 from experiments.shared.report import images as report
 from experiments.shared.runs import defaults_of, results_of
 from keras_maml import pretrained
+from keras_maml.words import counted
 
 FACTS = ("title", "command", "commit", "date", "versions", "data", "licence", "published")
 FACTS += ("departures", "train_hours", "iterations_of_best_epoch", "settings")
@@ -118,17 +119,17 @@ def _text(card: Mapping[str, Any], learner: Any, record: Mapping[str, Any]) -> s
     headers = [
         "batch normalisation",
         "query images per class",
-        *(report.count(s, "step") for s in steps),
+        *(counted(s, "step") for s in steps),
     ]
     return CARD.substitute(
         card,
         headline=report.headline(record),
         ways=settings["ways"],
-        support=report.count(settings["shots"], "support image"),
+        support=counted(settings["shots"], "support image"),
         images=card.get("images", f"{shape} in 0 .. 1"),
         commits=report.commits(record),
         checksum=f", SHA-256 {card['images_sha256']}" if "images_sha256" in card else "",
-        steps=report.count(learner.evaluation_steps, "step"),
+        steps=counted(learner.evaluation_steps, "step"),
         rate=learner.inner_learning_rate,
         weights=f"{sum(math.prod(w.shape) for w in learner.model.trainable_variables):,}",
         iterations=f"{settings['iterations']:,}",

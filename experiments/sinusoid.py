@@ -21,6 +21,7 @@ from experiments.shared.training_bar import TrainingBar
 from keras_maml import MAML, Workers, episodes, evaluation, networks, plots
 from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import write_text
+from keras_maml.words import counted
 
 METHODS = ("maml", "first-order", "pretrained", "oracle")
 TITLES = {
@@ -207,7 +208,7 @@ def table(rows: Sequence[dict], settings: Settings) -> str:
     headers = ["shots", "method", "0 steps", "1 step", "5 steps", "10 steps"]
     title = (
         f"Mean squared error over {settings.test_tasks} test tasks, 95 % interval over tasks; "
-        f"median of {seeds} seed{'s' * (seeds != 1)} after {settings.iterations} iterations.\n"
+        f"median of {counted(seeds, 'seed')} after {settings.iterations} iterations.\n"
     )
     return title + tabulate.tabulate(lines, headers, tablefmt="github")
 

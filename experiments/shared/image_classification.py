@@ -37,6 +37,7 @@ from keras_maml import MAML, Workers, callbacks, evaluation, plots, pretrained
 from keras_maml.episodes import ImageClasses
 from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import whole, write_csv, write_text
+from keras_maml.words import counted
 
 SPLITS = ("train", "validation", "test")
 RESULTS = pathlib.Path(__file__).parents[1] / "results"  # of runs that have been published
@@ -283,7 +284,7 @@ def test(
         result = evaluation.evaluate(learner, episodes, tasks=settings.test_tasks, steps=steps)
         rows += [{"queries": queries} | row for row in result.rows()]
         tasks += [{"queries": queries} | row for row in _task_rows(result, settings)]
-        tables += [f"{report.count(queries, 'query image')} per class", result.to_text(), ""]
+        tables += [f"{counted(queries, 'query image')} per class", result.to_text(), ""]
     write_csv(this.folder / "test_tasks.csv", tasks)
     with whole(this.folder / pretrained.LEARNER) as temporary:
         learner.save(temporary)

@@ -43,6 +43,7 @@ from keras_maml.rl import (
 )
 from keras_maml.rl import plots as rl_plots
 from keras_maml.rl.film import record, write_gif
+from keras_maml.words import counted
 
 # Seeds of tasks: training takes (seed, iteration), the test this one.
 TEST = 1_000_000
@@ -327,7 +328,7 @@ def table(
             theirs = [f"{value:.1f}" for value in problem.published[method]]
             lines.append(["  the authors", "", *theirs])
     steps = range(settings.test_steps + 1)
-    headers = ["method", "iterations", *[f"{step} step{'s' * (step != 1)}" for step in steps]]
+    headers = ["method", "iterations", *[counted(step, "step") for step in steps]]
     title = (
         f"{problem.title}: return before adaptation and after every gradient step, "
         f"{settings.test_tasks} test tasks, {settings.test_rollouts} rollouts each, mean and 95 % "
@@ -345,7 +346,7 @@ def draw_paths(
 ) -> None:
     """Draws the ways of the first test task, of a plane, before and after adaptation."""
     steps = len(rates(settings, method))
-    after = f"after {steps} gradient step{'s' * (steps != 1)}"
+    after = f"after {counted(steps, 'gradient step')}"
     label = after if steps else "without adaptation"
     ways = {label: sampler.draw(settings.seed, settings.test_steps + 1)}
     if steps:
@@ -375,7 +376,7 @@ def film(this: Run, problem: Problem, settings: Settings, method: str) -> None:
     tasks = sampler.environment.tasks[::rollouts]
     distances = np.abs(tasks - tasks[0]).reshape(len(tasks), -1).sum(axis=1)
     steps = len(rates(settings, method))
-    after = f"after {steps} step{'s' * (steps != 1)}"
+    after = f"after {counted(steps, 'step')}"
     names = ["before", after] if steps else [TITLES[method]]
     seen = make_environment(problem, settings, method, len(names), render_mode="rgb_array")
     policy = TaskPolicy(

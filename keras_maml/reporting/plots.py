@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from keras_maml.files import whole
 from keras_maml.learners.maml import MAML
+from keras_maml.words import counted
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
@@ -106,7 +107,7 @@ def episode(learner: MAML, episodes: tuple, task: int = 0, most: int | None = No
         _show(axis, x_query[i], title, color="C2" if right[i] else "C3", width=2)
     steps = learner.evaluation_steps
     figure.suptitle(
-        f"{steps} inner step{'s' * (steps != 1)}, {len(y_query)} query images: "
+        f"{counted(steps, 'inner step')}, {len(y_query)} query images: "
         f"{np.mean(before == y_query):.0%} right before, {np.mean(right):.0%} after",
         fontsize=9,
     )

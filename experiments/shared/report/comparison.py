@@ -12,10 +12,11 @@ import tabulate
 from matplotlib.figure import Figure
 
 from experiments.shared.report import page
-from experiments.shared.report.images import count, percent, provenance
+from experiments.shared.report.images import percent, provenance
 from experiments.shared.training_clock import training_seconds
 from keras_maml import plots
 from keras_maml.files import read_csv, write_text
+from keras_maml.words import counted
 
 Row = Mapping[str, Any]
 PICTURE = "accuracy-over-time.png"
@@ -138,8 +139,8 @@ def _explanation(record):
     settings = record["settings"]
     text = (
         f"Accuracy is the mean over {settings['test_tasks']:,} test tasks and "
-        f"{count(len(settings['seeds']), 'seed')} with the 95 % interval over tasks, each with its "
-        "mean over seeds. The deviation is that of the seeds' means from each other (standard "
+        f"{counted(len(settings['seeds']), 'seed')} with the 95 % interval over tasks, each with "
+        "its mean over seeds. The deviation is that of the seeds' means from each other (standard "
         "deviation). Seconds are those of training steps alone, without compilation, validation "
         "and test: in all, the mean over seeds; per step, the median over epochs without the first "
         "of a process; to an accuracy, the median over seeds of the time at the end of the first "

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.shared.report import page
 from keras_maml import plots
 from keras_maml.files import read_csv, write_text
+from keras_maml.words import counted
 
 Row = Mapping[str, Any]
 
@@ -47,12 +48,12 @@ def write(folder: str | os.PathLike) -> pathlib.Path:
 def headline(record: Row) -> str:
     """Says in a line how good the learner is, after the steps it is judged by."""
     step = record["settings"]["evaluation_steps"]
-    text = f"{record['title']}: {percent(accuracy(record, step))} after {count(step, 'step')}"
+    text = f"{record['title']}: {percent(accuracy(record, step))} after {counted(step, 'step')}"
     published = record["published"]
     if published:
         text += f"; published: {_published(published)}"
         if published_steps(record) != step:
-            text += f" after {count(published_steps(record), 'step')}"
+            text += f" after {counted(published_steps(record), 'step')}"
         text += f" ({published['source']})"
     return text + "."
 
@@ -83,11 +84,6 @@ def percent(row: Row | None) -> str:
     return f"{100 * row['mean']:.2f}{spread} %"
 
 
-def count(number: int, noun: str) -> str:
-    """Writes e.g. ``"1 step"`` or ``"3 steps"``."""
-    return f"{number} {noun}" + "s" * (number != 1)
-
-
 def commits(record: Row) -> str:
     """Names the commit of a run, or those of all its starts in their order, if they differ."""
     names = [start["commit"] or "unknown" for start in record.get("starts", [record])]
@@ -108,9 +104,9 @@ def hardest(tasks: Sequence[Row]) -> list[Row]:
 def _summary(record):
     settings = record["settings"]
     step = settings["evaluation_steps"]
-    facts = {f"accuracy after {count(step, 'step')}": percent(accuracy(record, step))}
+    facts = {f"accuracy after {counted(step, 'step')}": percent(accuracy(record, step))}
     if record["published"]:
-        after = count(published_steps(record), "step")
+        after = counted(published_steps(record), "step")
         name = f"published, after {after} ({record['published']['source']})"
         facts[name] = _published(record["published"])
     facts["before adaptation"] = percent(accuracy(record, 0))
