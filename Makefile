@@ -10,6 +10,8 @@ TOOLS_INSTALLED = $(TOOLS)/installed
 # of tests, keep two cores busy: now and then one waits for a process of its own. With the slow
 # tests, three of them fill 23 GB.
 SIDE_BY_SIDE = -n 3 --dist loadfile
+# Runs notebooks as well as tests; their programs import this folder, too.
+NOTEBOOKS = PYTHONPATH="$(CURDIR)" $(RUN) -m pytest --nbmake --nbmake-timeout=1800
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -18,8 +20,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo         meta-train on sine curves, in three minutes"
 	@echo "make browser-demo a page that learns drawn characters, at http://127.0.0.1:8000"
-	@echo "make test         ruff, mypy and the tests"
-	@echo "make test-all     the slow tests as well, and the notebooks"
+	@echo "make test         ruff, mypy, the tests and two notebooks"
+	@echo "make test-all     the slow tests as well, and all notebooks"
 	@echo "make test-matrix  the core's tests on other versions of Python, TensorFlow and Keras"
 	@echo "make docs         build the documentation in site/"
 	@echo "make format       let ruff format the code"
@@ -35,11 +37,10 @@ browser-demo: $(INSTALLED)
 test test-matrix: export XLA_FLAGS = --xla_backend_optimization_level=0
 
 test: lint
-	$(RUN) -m pytest $(SIDE_BY_SIDE)
+	$(NOTEBOOKS) $(SIDE_BY_SIDE) tests keras_maml $(addprefix docs/notebooks/,sine_curves.ipynb own_images.ipynb)
 
 test-all: lint
-	$(RUN) -m pytest -n 2 --dist loadfile -m "slow or not slow"
-	PYTHONPATH="$(CURDIR)" $(RUN) -m pytest --nbmake --nbmake-timeout=1800 docs/notebooks
+	$(NOTEBOOKS) -n 2 --dist loadfile -m "slow or not slow" tests keras_maml docs/notebooks
 
 # Every environment is kept beside the first; ONLY="3.13-newest" makes one of them alone.
 test-matrix:
