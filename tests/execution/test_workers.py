@@ -56,8 +56,9 @@ def test_two_workers_are_as_one_with_optimizers_rules_and_models_of_all_kinds(tm
 
 
 @pytest.mark.slow
-def test_four_workers_are_as_one(tmp_path):
-    check_equal(tmp_path, 4, ["at once"])
+@pytest.mark.parametrize(("count", "case"), [(3, "six tasks"), (4, "at once")])
+def test_more_workers_are_as_one(tmp_path, count, case):
+    check_equal(tmp_path, count, [case])
 
 
 @pytest.mark.slow
@@ -67,6 +68,7 @@ def test_workers_are_told_what_is_wrong_with_their_data(tmp_path):
         assert "got the same tasks on several of the 2 workers" in text
         assert "Workers differ in their numbers of meta batches: [3.0, 4.0]" in text
         assert "Workers differ in the numbers of tasks of their shares: [1.0, 2.0]" in text
+        assert "Workers differ in the numbers of tasks of their shares: [3.0, 4.0]" in text
         assert "Workers differ in the method that they call: ['evaluate', 'fit']" in text
         assert "does not take shuffle=True with arrays" in text
         assert "does not take validation_split with arrays" in text
@@ -77,6 +79,23 @@ def test_workers_are_told_what_is_wrong_with_their_data(tmp_path):
         assert text.count("\nThe 2 workers had shares of different sizes") == 2
         assert text.count("\nKept.") == 2
     assert printed[0].count("Worker 1 failed with ValueError: ") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "strategy"), [(1, "MirroredStrategy"), (2, "CollectiveAllReduceStrategy")]
+)
+def test_a_learner_in_the_scope_of_a_strategy_is_refused(tmp_path, count, strategy):
+    methods = ["build_on", "fit", "evaluate", "predict", "adapt", "meta_gradients", "compile"]
+    methods += ["train_on_batch", "test_on_batch", "predict_on_batch"]
+    for text in run_workers(tmp_path, count, "scopes"):
+        assert "was not refused" not in text.replace("Workers: was not refused", "")
+        for where in [*methods, "compile outside", "adapt outside"]:
+            caller = where.split()[0]
+            (said,) = (line for line in text.splitlines() if line.startswith(f"{where}: "))
+            assert f"{caller} runs in one process on one device, and got a {strategy} of 2" in said
+            assert "learner.compile(..., workers=keras_maml.Workers())" in said
+        assert ("must be the first that uses TensorFlow" in text) == (count > 1)
 
 
 @pytest.mark.slow
