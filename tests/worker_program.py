@@ -443,9 +443,11 @@ def in_float64(workers: keras_maml.Workers) -> tuple:
     return extra, [], [np.asarray(variable) for variable in agent.saved_variables]
 
 
-def scopes() -> None:
+def scopes(case: str) -> None:
     """Does as users of Keras's strategies do; prints what they are told."""
-    if workers_module.count_workers() == 1:
+    if case == "one device":
+        strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    elif workers_module.count_workers() == 1:
         processor, *_ = tf.config.list_physical_devices("CPU")
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(processor, two)
@@ -499,8 +501,9 @@ def whole_or_killed(path: pathlib.Path, moment: Callable[[], None]) -> Iterator[
 def main() -> None:
     """Runs the cases, and leaves what they return in the folder."""
     folder, *cases = sys.argv[1:]
-    if cases == ["scopes"]:
-        return scopes()
+    if cases[0].startswith("scopes:"):
+        scopes(cases[0].partition(":")[2])
+        return
     workers = keras_maml.Workers()
     folder = pathlib.Path(folder)
     results = {}

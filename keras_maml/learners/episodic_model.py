@@ -107,7 +107,7 @@ class EpisodicModel(CompiledModel):
 
         Raises:
             NotImplementedError: The learner is built or compiled in the scope of a strategy of
-                `tf.distribute` with several replicas.
+                `tf.distribute` for several replicas.
         """
         checks.check_one_replica((self, self.model), "compile")
         if kwargs.get("run_eagerly"):

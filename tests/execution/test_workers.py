@@ -83,17 +83,22 @@ def test_workers_are_told_what_is_wrong_with_their_data(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "strategy"), [(1, "MirroredStrategy"), (2, "CollectiveAllReduceStrategy")]
+    ("count", "devices", "strategy"),
+    [
+        (1, "one device", "MirroredStrategy of 1 replica."),
+        (1, "two devices", "MirroredStrategy of 2 replicas."),
+        (2, "two workers", "CollectiveAllReduceStrategy of 2 replicas."),
+    ],
 )
-def test_a_learner_in_the_scope_of_a_strategy_is_refused(tmp_path, count, strategy):
+def test_a_learner_in_the_scope_of_a_strategy_is_refused(tmp_path, count, devices, strategy):
     methods = ["build_on", "fit", "evaluate", "predict", "adapt", "meta_gradients", "compile"]
     methods += ["train_on_batch", "test_on_batch", "predict_on_batch"]
-    for text in run_workers(tmp_path, count, "scopes"):
+    for text in run_workers(tmp_path, count, f"scopes:{devices}"):
         assert "was not refused" not in text.replace("Workers: was not refused", "")
         for where in [*methods, "compile outside", "adapt outside"]:
             caller = where.split()[0]
             (said,) = (line for line in text.splitlines() if line.startswith(f"{where}: "))
-            assert f"{caller} runs in one process on one device, and got a {strategy} of 2" in said
+            assert f"{caller} runs in one process on one device, and got a {strategy}" in said
             assert "learner.compile(..., workers=keras_maml.Workers())" in said
         assert ("must be the first that uses TensorFlow" in text) == (count > 1)
 
