@@ -237,6 +237,15 @@ def test_tasks_that_cannot_be_vectorised_take_turns_on_workers_too(two, monkeypa
         np.testing.assert_allclose(histories[1][name], values, 1e-6, err_msg=name)
 
 
+def test_several_steps_a_call_are_said_to_be_one(two, monkeypatch, caplog):
+    monkeypatch.setattr(agreement, "agree", lambda *_: None)
+    learner = keras_maml.MAML(keras.Sequential([keras.layers.Dense(1)]))
+    learner.compile("sgd", "mean_squared_error", workers=two, steps_per_execution=5)
+    for _ in range(2):
+        learner.build_on(keras_maml.episodes.sinusoid(meta_batch_size=2, tasks=2))
+    assert caplog.text.count("steps_per_execution=5 counts as 1 on 2 workers") == 1
+
+
 @pytest.fixture
 def told(monkeypatch):
     """What this worker tells the others."""
