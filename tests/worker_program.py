@@ -479,7 +479,6 @@ def scopes(case: str) -> None:
         "meta_gradients": lambda: inside(lambda: learner.meta_gradients(*batch)),
         "compile": lambda: inside(lambda: compiled(make())),
         "compile outside": lambda: compiled(inside(make)),
-        "adapt outside": lambda: inside(make).adapt(x[0], x[0]),
         "Workers": keras_maml.Workers,
     }
     for name, attempt in attempts.items():

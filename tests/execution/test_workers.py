@@ -95,7 +95,7 @@ def test_a_learner_in_the_scope_of_a_strategy_is_refused(tmp_path, count, device
     methods += ["train_on_batch", "test_on_batch", "predict_on_batch"]
     for text in run_workers(tmp_path, count, f"scopes:{devices}"):
         assert "was not refused" not in text.replace("Workers: was not refused", "")
-        for where in [*methods, "compile outside", "adapt outside"]:
+        for where in [*methods, "compile outside"]:
             caller = where.split()[0]
             (said,) = (line for line in text.splitlines() if line.startswith(f"{where}: "))
             assert f"{caller} runs in one process on one device, and got a {strategy}" in said
