@@ -277,7 +277,8 @@ def test_an_error_in_what_a_worker_is_given_leaves_the_connections_whole(two, to
         two.all_ready()
 
 
-def test_a_worker_that_answers_no_more_is_named(two, told):
+def test_a_worker_that_answers_no_more_is_named(two, told, monkeypatch):
+    monkeypatch.setattr(faults, "LINGERING", 0)
     with socket.create_server(("localhost", 0)) as there, socket.socket() as gone:
         gone.bind(("localhost", 0))  # and does not listen
         two._addresses = [f"localhost:{one.getsockname()[1]}" for one in (there, gone)]
@@ -288,6 +289,13 @@ def test_a_worker_that_answers_no_more_is_named(two, told):
         assert told[0].startswith("Lost worker 1 (")
         del two._addresses[1]
         assert faults.reason(broken, two._addresses).startswith("The connection between workers")
+
+
+def test_a_killed_worker_is_named_that_seems_to_answer_at_first(monkeypatch):
+    answers = iter([True, True, True, False])
+    monkeypatch.setattr(faults, "_answers", lambda address: next(answers))
+    broken = tf.errors.UnavailableError(None, None, "Collective ops is aborted by: reset")
+    assert faults.reason(broken, ["a:1", "b:1"]).startswith("Lost worker 1 (b:1)")
 
 
 def test_who_does_not_come_is_told_of(told):
