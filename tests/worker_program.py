@@ -389,10 +389,10 @@ def agents(workers: keras_maml.Workers) -> dict[str, Any]:
                 returns,
                 [np.asarray(variable) for variable in agent.saved_variables],
             )
-    return results | {"trust region in float64": in_float64(workers)}
+    return results
 
 
-def in_float64(workers: keras_maml.Workers) -> tuple:
+def precise_agents(workers: keras_maml.Workers) -> dict[str, Any]:
     """Trains an agent in float64, with the default trust region, on what another one draws.
 
     With so little damping, conjugate gradient amplifies what additions in another order make
@@ -439,8 +439,8 @@ def in_float64(workers: keras_maml.Workers) -> tuple:
         meta_policy_gradient.transitions = transitions
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
-    extra = [float(value) for info in infos for value in info]
-    return extra, [], [np.asarray(variable) for variable in agent.saved_variables]
+    weights = [np.asarray(variable) for variable in agent.saved_variables]
+    return {f"trust region {i}": ([*map(float, info)], weights) for i, info in enumerate(infos)}
 
 
 def scopes(case: str) -> None:
@@ -514,6 +514,8 @@ def main() -> None:
             results[case] = stopping(workers, rest)
         elif name == "agents":
             results[case] = agents(workers)
+        elif name == "precise agents":
+            results[case] = precise_agents(workers)
         elif name == "resumed":
             results[case] = resumed(workers, folder, rest)
         else:
