@@ -9,7 +9,7 @@ import sys
 import keras
 
 from experiments import sinusoid
-from experiments.shared.command_line import as_typed
+from experiments.shared.command_line import as_typed, check_one_process
 from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.runs import Run
 from keras_maml import callbacks, episodes, plots, update_rules
@@ -84,9 +84,10 @@ def main() -> None:
     parser.add_argument("--output", default="runs/demo", help="folder of the run")
     output = parser.parse_args().output
     try:
+        check_one_process()
         with INTERRUPTION.continuable(as_typed):
             run(output)
-    except OSError as error:  # of the user's making: the message says it all
+    except (ValueError, OSError) as error:  # of the user's making: the message says it all
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 

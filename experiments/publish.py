@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tabulate
 
+from experiments.shared.command_line import check_one_process
 from experiments.shared.image_settings import Settings
 from experiments.shared.report import images as report
 from experiments.shared.runs import defaults_of, results_of
@@ -155,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replace", action="store_true", help="replace one of the same name")
     values = parser.parse_args(arguments)
     try:
+        check_one_process()
         path = publish(values.run, values.name, values.folder, replace=values.replace)
     except (OSError, ValueError) as error:  # of the user's making: the message says it all
         parser.exit(2, f"{parser.prog}: {error}\n")

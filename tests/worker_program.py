@@ -60,6 +60,8 @@ class Case:
         policy: The dtype policy. Rounding of float64 is so small that what is left of a difference
             is an error.
         endless: Whether the data to train with do not end.
+        tasks: How many a meta-batch has, of all workers.
+        last: How many tasks a last meta-batch has that is smaller than the others, if there is one.
     """
 
     model: str = "dense"
@@ -69,6 +71,8 @@ class Case:
     kind: Callable[..., keras_maml.MAML] = keras_maml.MAML
     policy: str = "float64"
     endless: bool = False
+    tasks: int = 4
+    last: int = 0
 
 
 XLA = {"jit_compile": True}
@@ -115,6 +119,21 @@ CASES = {
         ),
         learner={"inner_learning_rate": 0.002},
     ),
+    "MAML++": Case(
+        kind=keras_maml.MAMLPlusPlus,  # with the losses after all steps in the first epochs
+        learner={"inner_steps": 2, "inner_learning_rate": 0.002, "annealing_epochs": 3},
+    ),
+    **{kind.__name__: Case(kind=kind) for kind in (keras_maml.MetaCurvature, keras_maml.BOIL)},
+    **{
+        kind.__name__: Case(kind=kind, learner={"inner_steps": 2, "inner_learning_rate": 0.002})
+        for kind in (keras_maml.Reptile, keras_maml.ImplicitMAML)
+    },
+    **{
+        f"dense, {task_map}": Case(learner={"task_map": task_map, "task_chunk": chunk})
+        for task_map, chunk in (("sequential", None), ("vectorized", 1))
+    },
+    "a smaller last meta-batch": Case(last=2),
+    "six tasks": Case(tasks=6, learner={"task_map": "vectorized"}),
     **{name: Case(name) for name in ("lstm", "attention", "dropout", "normalization", "embedding")},
     **{name: Case(name) for name in ("regularized", "paper", "transposed_convolution")},
 }
@@ -152,20 +171,20 @@ def measure(
         workers=workers,
         **case.compile,
     )
-    episodes = episodes_of(case, shard)
+    episodes, tasks = episodes_of(case, shard), case.tasks
     history = learner.fit(
-        episodes(None) if case.endless else episodes(40),
+        episodes(None) if case.endless else episodes(10 * tasks),
         steps_per_epoch=10 if case.endless else None,
         epochs=2,
-        validation_data=episodes(8, seed=3),
+        validation_data=episodes(2 * tasks, seed=3),
         verbose=0,
     )
-    batch = next(iter(episodes(4, seed=5)))
+    batch = next(iter(episodes(tasks, seed=5)))
     return {
         "weights": learner.get_weights(),
         "history": history.history,
-        "evaluate": learner.evaluate(episodes(12, seed=1), verbose=0, return_dict=True),
-        "predict": learner.predict(episodes(12, seed=2), verbose=0),
+        "evaluate": learner.evaluate(episodes(3 * tasks, seed=1), verbose=0, return_dict=True),
+        "predict": learner.predict(episodes(3 * tasks, seed=2), verbose=0),
         "train_on_batch": [learner.train_on_batch(batch), learner.train_on_batch(batch)],
         "test_on_batch": learner.test_on_batch(batch),
         "predict_on_batch": learner.predict_on_batch(batch),
@@ -175,10 +194,19 @@ def measure(
 
 
 def episodes_of(case: Case, shard: tuple[int, int]) -> Callable[..., tf.data.Dataset]:
-    """Returns what makes a worker's share of so many tasks, in meta-batches of four."""
-    how = {"meta_batch_size": 4, "shard": shard}
+    """Returns what makes a worker's share of so many tasks, in meta-batches."""
+    how = {"meta_batch_size": case.tasks, "shard": shard}
     if case.model == "dense":
-        return lambda tasks, seed=0: keras_maml.episodes.sinusoid(tasks=tasks, seed=seed, **how)
+
+        def of_curves(tasks: int | None, seed: int = 0) -> tf.data.Dataset:
+            whole = keras_maml.episodes.sinusoid(tasks=tasks, seed=seed, **how)
+            if not case.last:
+                return whole
+            smaller = how | {"meta_batch_size": case.last}
+            last = keras_maml.episodes.sinusoid(tasks=case.last, seed=seed + 100, **smaller)
+            return whole.concatenate(last)
+
+        return of_curves
     if case.model == "convolution":
         images = np.random.default_rng(0).normal(size=(60, 8, 8, 1)).astype("float32")
         how |= {"ways": 3, "shots": 1, "queries": 3}
@@ -205,9 +233,8 @@ def wrong(workers: keras_maml.Workers) -> dict[str, Any]:
     sinusoid, shard = keras_maml.episodes.sinusoid, workers.shard
     more, last = 1 + workers.index, workers.index == workers.count - 1
     arrays = next(iter(sinusoid(meta_batch_size=2 * workers.count, shard=shard)))
-    uneven = tf.data.Dataset.from_tensor_slices(
-        keras.tree.map_structure(lambda a: tf.concat([a, a[:more]], 0), arrays)
-    ).batch(2)
+    longer = keras.tree.map_structure(lambda a: tf.concat([a, a[:more]], 0), arrays)
+    uneven = tf.data.Dataset.from_tensor_slices(longer).batch(2)
     broken = keras.tree.map_structure(lambda a: a * (np.nan if last else 1.0), arrays)
     wide = keras.tree.map_structure(lambda a: tf.repeat(a, 1 + last, -1), arrays)
     late = tf.data.Dataset.from_tensor_slices(
@@ -219,6 +246,7 @@ def wrong(workers: keras_maml.Workers) -> dict[str, Any]:
         lambda: learner.fit(sinusoid(meta_batch_size=4, tasks=8)),
         lambda: learner.fit(sinusoid(meta_batch_size=2, tasks=4 + 2 * more, shard=shard)),
         lambda: learner.fit(sinusoid(meta_batch_size=2 * more, tasks=12 * more, shard=shard)),
+        lambda: learner.fit(longer, batch_size=2, shuffle=False),
         lambda: learner.fit(arrays, batch_size=1),
         lambda: learner.fit(arrays, validation_split=0.5),
         lambda: learner.fit(broken),
@@ -364,6 +392,103 @@ def agents(workers: keras_maml.Workers) -> dict[str, Any]:
     return results
 
 
+def precise_agents(workers: keras_maml.Workers) -> dict[str, Any]:
+    """Trains an agent in float64, with the default trust region, on what another one draws.
+
+    With so little damping, conjugate gradient amplifies what additions in another order make
+    of the last digit. In float64 that is still so little that an error would be seen beside it.
+    """
+    from keras_maml import rl
+    from keras_maml.rl import meta_policy_gradient, sampling
+
+    tasks, rollouts, horizon = 4, 3, 4
+    environment = rl.environments.TaskPyEnvironment(
+        rl.environments.TaskVectorEnv("Navigation2D-v0", tasks * rollouts, horizon=horizon)
+    )
+    specs = rl.tensor_specs(environment)
+    drawer = rl.MetaPolicyGradientAgent(
+        *specs, rl.gaussian_policy(2, 2, (8,), seed=7), tasks=tasks, jit_compile=False
+    )
+    sampler = rl.Sampler(environment, drawer.collect_policy, steps=horizon)
+    share = lambda array: tf.split(array, workers.count)[workers.index]  # noqa: E731
+    experiences = []
+    for iteration in range(3):  # all of it on every worker, bit for bit
+        sampling.begin_adaptation(drawer, sampler, environment.sample_tasks(tasks, (0, iteration)))
+        before = sampler.draw(0, iteration, 0)
+        drawer.adapt(before)
+        stages = before, sampler.draw(0, iteration, 1)
+        experiences.append(tf.nest.map_structure(share, stages))
+    transitions = meta_policy_gradient.transitions
+    cast = lambda x: tf.cast(x, tf.float64) if x.dtype.is_floating else x  # noqa: E731
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    meta_policy_gradient.transitions = lambda *args, **kwargs: tf.nest.map_structure(
+        cast, transitions(*args, **kwargs)
+    )
+    try:
+        agent = rl.MetaPolicyGradientAgent(
+            *specs,
+            rl.gaussian_policy(2, 2, (8,), seed=8),
+            tasks=tasks // workers.count,
+            jit_compile=False,
+            workers=workers,
+        )
+        agent.initialize()
+        infos = [agent.train(experience).extra for experience in experiences]
+    finally:
+        meta_policy_gradient.transitions = transitions
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+    weights = [np.asarray(variable) for variable in agent.saved_variables]
+    return {f"trust region {i}": ([*map(float, info)], weights) for i, info in enumerate(infos)}
+
+
+def scopes(case: str) -> None:
+    """Does as users of Keras's strategies do; prints what they are told."""
+    if case == "one device":
+        strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    elif workers_module.count_workers() == 1:
+        processor, *_ = tf.config.list_physical_devices("CPU")
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(processor, two)
+        strategy = tf.distribute.MirroredStrategy()
+    else:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+    def make() -> keras_maml.MAML:
+        return keras_maml.MAML(keras.Sequential([keras.Input((1,)), layers.Dense(1)]))
+
+    def compiled(learner: keras_maml.MAML) -> keras_maml.MAML:
+        learner.compile("sgd", "mean_squared_error", run_eagerly=True)
+        return learner
+
+    def inside(call: Callable[[], Any]) -> Any:
+        with strategy.scope():
+            return call()
+
+    x = np.ones([2, 3, 1], "float32")
+    batch = (x, x), (x, x)
+    learner = compiled(make())
+    attempts = {
+        name: lambda name=name: inside(lambda: getattr(learner, name)(batch))
+        for name in ("build_on", "fit", "evaluate", "predict")
+        + ("train_on_batch", "test_on_batch", "predict_on_batch")
+    }
+    attempts |= {
+        "adapt": lambda: inside(lambda: learner.adapt(x[0], x[0])),
+        "meta_gradients": lambda: inside(lambda: learner.meta_gradients(*batch)),
+        "compile": lambda: inside(lambda: compiled(make())),
+        "compile outside": lambda: compiled(inside(make)),
+        "Workers": keras_maml.Workers,
+    }
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            print(f"{name}: was not refused")
+        except (NotImplementedError, RuntimeError) as error:
+            print(f"{name}: {type(error).__name__}: {error}")
+
+
 @contextlib.contextmanager
 def whole_or_killed(path: pathlib.Path, moment: Callable[[], None]) -> Iterator[pathlib.Path]:
     """As `keras_maml.files.whole`, with a moment at which a process may be killed."""
@@ -374,8 +499,11 @@ def whole_or_killed(path: pathlib.Path, moment: Callable[[], None]) -> Iterator[
 
 def main() -> None:
     """Runs the cases, and leaves what they return in the folder."""
-    workers = keras_maml.Workers()
     folder, *cases = sys.argv[1:]
+    if cases[0].startswith("scopes:"):
+        scopes(cases[0].partition(":")[2])
+        return
+    workers = keras_maml.Workers()
     folder = pathlib.Path(folder)
     results = {}
     for case in cases:
@@ -386,6 +514,8 @@ def main() -> None:
             results[case] = stopping(workers, rest)
         elif name == "agents":
             results[case] = agents(workers)
+        elif name == "precise agents":
+            results[case] = precise_agents(workers)
         elif name == "resumed":
             results[case] = resumed(workers, folder, rest)
         else:

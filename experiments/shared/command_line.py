@@ -35,8 +35,8 @@ def run_command(
     given = parser.parse_args()
     values = [getattr(given, argument.__name__.lower()) for argument in arguments]
     try:
-        if not on_workers and count_workers() > 1:
-            raise ValueError("runs in one process: start it without keras_maml.launch.")
+        if not on_workers:
+            check_one_process()
         workers = Workers()
         with INTERRUPTION.continuable(as_typed), workers.sharing_errors(counted_on=True):
             run(*values, **({"workers": workers} if on_workers else {}))
@@ -44,6 +44,12 @@ def run_command(
     except (ValueError, OSError, FloatingPointError, WorkersError) as error:
         # Of the user's making: the message says it all.
         parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def check_one_process() -> None:
+    """Raises ValueError where several workers run a command that is for one process."""
+    if count_workers() > 1:
+        raise ValueError("runs in one process: start it without keras_maml.launch.")
 
 
 def values_of(kind: type) -> Any:

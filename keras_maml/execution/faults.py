@@ -8,6 +8,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
@@ -15,6 +16,9 @@ from tensorflow.python.eager import context as _context
 
 LENGTH = 1000
 """Bytes of what a worker says of its error; the rest is left out."""
+
+LINGERING = 10
+"""Seconds for which a killed process may seem to answer, whose sockets close one after another."""
 
 _TOLD = "keras_maml tells all workers: "
 
@@ -83,7 +87,7 @@ def reason(error: BaseException, addresses: Sequence[str]) -> str | None:
     parted = "Collective ops is aborted" in message or "stopped sending heartbeats" in message
     if not (parted and isinstance(error, tf.errors.OpError)):
         return None
-    lost = [index for index, address in enumerate(addresses) if not _answers(address)]
+    lost = _lost(addresses)
     if not lost:
         return f"The connection between workers broke: {' '.join(message.split())}"[:LENGTH]
     names = " and ".join(f"worker {index} ({addresses[index]})" for index in lost)
@@ -91,6 +95,16 @@ def reason(error: BaseException, addresses: Sequence[str]) -> str | None:
         f"Lost {names}: killed, or its machine is down. Its own log may say more. Start all "
         "workers again."
     )
+
+
+def _lost(addresses: Sequence[str]) -> list[int]:
+    """Returns the numbers of those who do not answer, as soon as there is one."""
+    end = time.monotonic() + LINGERING
+    while True:
+        lost = [index for index, address in enumerate(addresses) if not _answers(address)]
+        if lost or time.monotonic() >= end:
+            return lost
+        time.sleep(0.1)
 
 
 def _answers(address: str) -> bool:

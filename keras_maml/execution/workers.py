@@ -45,7 +45,7 @@ class Workers:
     Raises:
         ValueError: ``TF_CONFIG`` is not JSON of a cluster and this process's task in it, or names a
             role other than ``chief`` and ``worker``.
-        RuntimeError: TensorFlow was used before.
+        RuntimeError: TensorFlow was used before, or the workers are connected already.
         NotImplementedError: This process has several devices.
 
     Example:
@@ -348,17 +348,21 @@ def _addresses(text: str) -> list[str]:
 
 
 def _connect() -> tf.distribute.Strategy:
+    late = RuntimeError(
+        "keras_maml.Workers() must be the first that uses TensorFlow in a process, since it "
+        "connects the workers: move it to the top of the program, after the imports; and make it "
+        "once only, without a strategy of tf.distribute beside it."
+    )
+    # TensorFlow does not refuse a second connection, at which earlier tensors are lost.
+    if _context.context()._collective_leader is not None:
+        raise late
     try:
         with _patient():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         if "startup" not in str(error):
             raise
-        raise RuntimeError(
-            "keras_maml.Workers() must be the first that uses TensorFlow in a process, since it "
-            "connects the workers: move it to the top of the program, after the imports; and make "
-            "it once only."
-        ) from error
+        raise late from error
     devices = strategy.extended.worker_devices
     if len(devices) > 1:
         raise NotImplementedError(

@@ -72,7 +72,7 @@ def agree(
             on all workers.
         workers: Those who work.
         dataset: This worker's share of the data.
-        first: Its first meta-batch; None if the data can be read once only.
+        first: Its first meta-batch, of arrays all tasks; None if the data can be read once only.
         caller: What is called.
 
     Raises:
@@ -85,11 +85,12 @@ def agree(
     joint_metrics.check_additive(learner.metrics)
     weights = _weights(learner)
     arrays = tf.nest.flatten(dataset.element_spec)
+    given = arrays if first is None else tf.nest.flatten(first)
     workers.all_ready()
     workers.check_equal(
         the_method_that_they_call=caller,
         their_numbers_of_meta_batches=int(dataset.cardinality()),
-        the_numbers_of_tasks_of_their_shares=max(array.shape[0] or -1 for array in arrays),
+        the_numbers_of_tasks_of_their_shares=max(array.shape[0] or -1 for array in given),
         the_shapes_of_their_tasks=", ".join(f"{a.dtype.name}{a.shape[1:]}" for a in arrays),
         the_numbers_of_weights_of_model_and_optimizer=sum(int(np.prod(v.shape)) for v in weights),
     )

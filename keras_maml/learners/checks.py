@@ -13,6 +13,9 @@ from keras_maml.execution.faults import DisagreementError
 from keras_maml.private_keras import flatten_layers, is_called_on
 from keras_maml.validation import EPISODE, MARK, MARK_OF_ALL
 
+# The first is what TensorFlow has outside of all scopes; there is no public way to ask for it.
+_OF_ONE_DEVICE = ("_DefaultDistributionStrategy", "OneDeviceStrategy")
+
 
 def check_episode_spec(spec: Any) -> None:
     """Checks the structure, ranks and shapes of an episodes dataset.
@@ -90,20 +93,22 @@ def check_dense(array: Any) -> None:
 
 
 def check_one_replica(models: Sequence[keras.Model], caller: str) -> None:
-    """Raises where a strategy would hand each of several replicas a share of the tasks.
+    """Raises where a strategy would run a step as one of replicas, each with a share of the tasks.
 
     Args:
         models: The learner and the model that it wraps.
         caller: Who asks.
 
     Raises:
-        NotImplementedError: There are several replicas; means over tasks would be wrong.
+        NotImplementedError: There are several replicas, whose means over tasks would be wrong; or
+            one of a strategy for several, which cannot run an optimizer in a program.
     """
     for strategy in (model.distribute_strategy for model in models):
-        if strategy.num_replicas_in_sync > 1:
+        replicas = strategy.num_replicas_in_sync
+        if replicas > 1 or type(strategy).__name__ not in _OF_ONE_DEVICE:
             raise NotImplementedError(
                 f"{caller} runs in one process on one device, and got a {type(strategy).__name__} "
-                f"of {strategy.num_replicas_in_sync} replicas. Build the model and the learner and "
+                f"of {replicas} replica{'s' * (replicas > 1)}. Build the model and the learner and "
                 f"call {caller} outside of strategy.scope(). On a processor, tasks use all cores "
                 "without a strategy. To share the tasks of every meta-batch between machines or "
                 "devices, start a process on each, and call "

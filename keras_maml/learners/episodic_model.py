@@ -1,6 +1,7 @@
 """Keras models that are trained, evaluated and used on episodes."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from keras_maml.private_keras import (
     CompileMetrics,
     no_automatic_dependency_tracking,
 )
+
+_log = logging.getLogger("keras_maml")
 
 
 class EpisodicModel(CompiledModel):
@@ -104,7 +107,7 @@ class EpisodicModel(CompiledModel):
 
         Raises:
             NotImplementedError: The learner is built or compiled in the scope of a strategy of
-                `tf.distribute` with several replicas.
+                `tf.distribute` for several replicas.
         """
         checks.check_one_replica((self, self.model), "compile")
         if kwargs.get("run_eagerly"):
@@ -464,6 +467,13 @@ class EpisodicModel(CompiledModel):
             read = isinstance(x, (tuple, list)) or not inputs.is_stream(dataset)
             first = episode if read else None
             agreement.agree(self, self.workers, dataset, first, caller)
+            if not self._agreed and self._steps_per_execution != 1 and self.workers.index == 0:
+                _log.warning(
+                    "steps_per_execution=%s counts as 1 on %s workers, who send a message in every "
+                    "step; without it, compile spares this message.",
+                    self._steps_per_execution,
+                    self.workers.count,
+                )
             self._agreed = True
         if isinstance(x, (tuple, list)):
             return dataset

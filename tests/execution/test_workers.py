@@ -56,8 +56,9 @@ def test_two_workers_are_as_one_with_optimizers_rules_and_models_of_all_kinds(tm
 
 
 @pytest.mark.slow
-def test_four_workers_are_as_one(tmp_path):
-    check_equal(tmp_path, 4, ["at once"])
+@pytest.mark.parametrize(("count", "case"), [(3, "six tasks"), (4, "at once")])
+def test_more_workers_are_as_one(tmp_path, count, case):
+    check_equal(tmp_path, count, [case])
 
 
 @pytest.mark.slow
@@ -67,6 +68,7 @@ def test_workers_are_told_what_is_wrong_with_their_data(tmp_path):
         assert "got the same tasks on several of the 2 workers" in text
         assert "Workers differ in their numbers of meta batches: [3.0, 4.0]" in text
         assert "Workers differ in the numbers of tasks of their shares: [1.0, 2.0]" in text
+        assert "Workers differ in the numbers of tasks of their shares: [3.0, 4.0]" in text
         assert "Workers differ in the method that they call: ['evaluate', 'fit']" in text
         assert "does not take shuffle=True with arrays" in text
         assert "does not take validation_split with arrays" in text
@@ -77,6 +79,28 @@ def test_workers_are_told_what_is_wrong_with_their_data(tmp_path):
         assert text.count("\nThe 2 workers had shares of different sizes") == 2
         assert text.count("\nKept.") == 2
     assert printed[0].count("Worker 1 failed with ValueError: ") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "devices", "strategy"),
+    [
+        (1, "one device", "MirroredStrategy of 1 replica."),
+        (1, "two devices", "MirroredStrategy of 2 replicas."),
+        (2, "two workers", "CollectiveAllReduceStrategy of 2 replicas."),
+    ],
+)
+def test_a_learner_in_the_scope_of_a_strategy_is_refused(tmp_path, count, devices, strategy):
+    methods = ["build_on", "fit", "evaluate", "predict", "adapt", "meta_gradients", "compile"]
+    methods += ["train_on_batch", "test_on_batch", "predict_on_batch"]
+    for text in run_workers(tmp_path, count, f"scopes:{devices}"):
+        assert "was not refused" not in text.replace("Workers: was not refused", "")
+        for where in [*methods, "compile outside"]:
+            caller = where.split()[0]
+            (said,) = (line for line in text.splitlines() if line.startswith(f"{where}: "))
+            assert f"{caller} runs in one process on one device, and got a {strategy}" in said
+            assert "learner.compile(..., workers=keras_maml.Workers())" in said
+        assert ("must be the first that uses TensorFlow" in text) == (count > 1)
 
 
 @pytest.mark.slow
@@ -213,6 +237,15 @@ def test_tasks_that_cannot_be_vectorised_take_turns_on_workers_too(two, monkeypa
         np.testing.assert_allclose(histories[1][name], values, 1e-6, err_msg=name)
 
 
+def test_several_steps_a_call_are_said_to_be_one(two, monkeypatch, caplog):
+    monkeypatch.setattr(agreement, "agree", lambda *_: None)
+    learner = keras_maml.MAML(keras.Sequential([keras.layers.Dense(1)]))
+    learner.compile("sgd", "mean_squared_error", workers=two, steps_per_execution=5)
+    for _ in range(2):
+        learner.build_on(keras_maml.episodes.sinusoid(meta_batch_size=2, tasks=2))
+    assert caplog.text.count("steps_per_execution=5 counts as 1 on 2 workers") == 1
+
+
 @pytest.fixture
 def told(monkeypatch):
     """What this worker tells the others."""
@@ -244,7 +277,8 @@ def test_an_error_in_what_a_worker_is_given_leaves_the_connections_whole(two, to
         two.all_ready()
 
 
-def test_a_worker_that_answers_no_more_is_named(two, told):
+def test_a_worker_that_answers_no_more_is_named(two, told, monkeypatch):
+    monkeypatch.setattr(faults, "LINGERING", 0)
     with socket.create_server(("localhost", 0)) as there, socket.socket() as gone:
         gone.bind(("localhost", 0))  # and does not listen
         two._addresses = [f"localhost:{one.getsockname()[1]}" for one in (there, gone)]
@@ -255,6 +289,13 @@ def test_a_worker_that_answers_no_more_is_named(two, told):
         assert told[0].startswith("Lost worker 1 (")
         del two._addresses[1]
         assert faults.reason(broken, two._addresses).startswith("The connection between workers")
+
+
+def test_a_killed_worker_is_named_that_seems_to_answer_at_first(monkeypatch):
+    answers = iter([True, True, True, False])
+    monkeypatch.setattr(faults, "_answers", lambda address: next(answers))
+    broken = tf.errors.UnavailableError(None, None, "Collective ops is aborted by: reset")
+    assert faults.reason(broken, ["a:1", "b:1"]).startswith("Lost worker 1 (b:1)")
 
 
 def test_who_does_not_come_is_told_of(told):

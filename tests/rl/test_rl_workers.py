@@ -7,14 +7,20 @@ from worker_processes import results_of, run_workers
 
 
 @pytest.mark.slow
-def test_two_workers_train_an_agent_as_one_process_does(tmp_path):
+@pytest.mark.parametrize(
+    ("agents", "moved", "tolerance"),
+    [
+        ("agents", {"trust region 0", "proximal 0"}, 1e-5),
+        ("precise agents", {"trust region 0"}, 1e-9),
+    ],
+)
+def test_two_workers_train_an_agent_as_one_process_does(tmp_path, agents, moved, tolerance):
     for count in (1, 2):
-        run_workers(tmp_path / str(count), count, "agents")
+        run_workers(tmp_path / str(count), count, agents)
     (one,), two = (results_of(tmp_path / str(count), count) for count in (1, 2))
-    moved = [name for name, (info, *_) in one["agents"].items() if info[4]]
-    assert {"trust region 0", "proximal 0"} <= {*moved}
+    assert moved <= {name for name, (info, *_) in one[agents].items() if info[4]}
     for of_worker in two:
-        for name, expected in one["agents"].items():
-            pairs = map(keras.tree.flatten, (of_worker["agents"][name], expected))
+        for name, expected in one[agents].items():
+            pairs = map(keras.tree.flatten, (of_worker[agents][name], expected))
             for found, value in zip(*pairs, strict=True):
-                np.testing.assert_allclose(found, value, 1e-5, 1e-5, err_msg=name)
+                np.testing.assert_allclose(found, value, tolerance, tolerance, err_msg=name)
