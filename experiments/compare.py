@@ -221,7 +221,7 @@ def train_and_test(
     validation: tf.data.Dataset,
     where: str,
 ) -> dict[str, Any]:
-    """Returns the result of one algorithm with one seed; nothing else is left in memory."""
+    """Returns the result of one algorithm with one seed; of its learner only programs are left."""
     learner, stopped = train(this, settings, name, seed, make_episodes, validation, where)
     episodes = make_episodes("test", queries=settings.test_queries)
     result = {"made_with": made_with(settings), "stopped": stopped}
