@@ -183,6 +183,7 @@ def _serve(values: argparse.Namespace) -> tuple[Report, str]:
     token = values.token_file and pathlib.Path(values.token_file).read_text().strip()
     if token == "":
         raise ValueError(f"{values.token_file} holds no token.")
+    server.check(values.host, values.grpc_port, token)
     store = stores.SQLiteStore(values.store) if values.store else stores.MemoryStore()
     if (path / "saved_model.pb").is_file():  # which has its steps and its normalisation
         if values.steps is not None or values.transductive:

@@ -148,15 +148,12 @@ def serve(
         **settings: See `create_app`.
 
     Raises:
+        ImportError: A package of the extra ``grpc`` is missing, and there is a port for it.
         ValueError: Others could reach the server, and there is no token.
     """
     import uvicorn
 
-    if token is None and not _is_loopback(host):
-        raise ValueError(
-            f"At {host} others can reach the server and read, change and forget customers: give a "
-            "token, or listen at 127.0.0.1."
-        )
+    check(host, grpc_port, token)
     if grpc_port is not None:
         from keras_maml.serving import prediction_service
 
@@ -172,6 +169,17 @@ def serve(
         settings = settings | {"lifespan": lifespan}
     app = create_app(personalizer, token=token, **settings)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE)
+
+
+def check(host: str, grpc_port: int | None, token: str | None) -> None:
+    """Raises what `serve` would, for who has a learner to load before."""
+    if token is None and not _is_loopback(host):
+        raise ValueError(
+            f"At {host} others can reach the server and read, change and forget customers: give a "
+            "token, or listen at 127.0.0.1."
+        )
+    if grpc_port is not None:
+        from keras_maml.serving import prediction_service  # noqa: F401
 
 
 def _is_loopback(host: str) -> bool:

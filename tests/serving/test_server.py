@@ -25,6 +25,7 @@ import hypothesis
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from keras_maml import cli
 from keras_maml.serving import server
 from keras_maml.serving.stores import SQLiteStore
 
@@ -165,7 +166,7 @@ def test_whatever_is_sent_the_server_is_not_at_fault(client, path, body):
     assert client.get("/healthz").status_code == 200
 
 
-def test_what_is_too_large_too_much_or_not_allowed_is_refused(personalizer):
+def test_what_is_too_large_too_much_or_not_allowed_is_refused(personalizer, capsys):
     app = server.create_app(personalizer, token="secret", max_bytes=100)
     client = TestClient(app, raise_server_exceptions=False)
     assert client.get("/healthz").json() == {"status": "ok"}
@@ -181,6 +182,9 @@ def test_what_is_too_large_too_much_or_not_allowed_is_refused(personalizer):
     assert client.get("/v1/models/learner:predict").status_code == 405
     with pytest.raises(ValueError, match="give a token"):
         server.serve(personalizer, host="0.0.0.0")
+    # Said before a learner is loaded, which takes its time: there is none.
+    assert cli.main(["serve", "nothing", "--host", "0.0.0.0"]) == 1
+    assert "give a token" in capsys.readouterr().err
 
 
 def test_a_computation_that_hangs_blocks_nobody_for_ever(personalizer):
