@@ -20,9 +20,9 @@ from experiments.benchmarks.store import Store
 from experiments.benchmarks.worker import Worker, WorkerError
 from experiments.shared.command_line import run_command
 
-TABLES = ("steps", "scaling", "memory")
+TABLES = ("steps", "scaling", "memory", "many-tasks")
 TASKS = (4, 8, 16, 32, 64, 128, 256)
-# Tasks, inner steps, and arguments of MAML, of the memory table.
+# Tasks, inner steps, and arguments of MAML, of the memory tables.
 MEMORY = [
     (4, steps, options)
     for steps in (5, 50)
@@ -34,7 +34,7 @@ MEMORY = [
         {"task_chunk": 1, "rematerialize": True},
     )
 ]
-MEMORY += [(tasks, 5, {"task_chunk": 1, "rematerialize": True}) for tasks in (16, 64, 256)]
+MANY_TASKS = [(tasks, 5, {"task_chunk": 1, "rematerialize": True}) for tasks in (16, 64, 256)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Settings:
 class Selection:
     """What to measure now; separated by commas or spaces."""
 
-    tables: tuple[str, ...] = ("steps",)  # steps scaling memory
+    tables: tuple[str, ...] = ("steps",)  # steps scaling memory many-tasks
     lines: tuple[str, ...] = ("1", "2", "3", "4", "5", "6", "7a", "7b")  # of the table steps
     orders: tuple[str, ...] = work.ORDERS  # second first
     output: str = "runs/benchmarks/meta_step"  # folder of the results
@@ -73,8 +73,9 @@ def run(settings: Settings, selection: Selection) -> Store:
             store.measure(line.key, lambda line=line: _measure_line(line, settings))
     if "scaling" in tables:
         _measure_scaling(store, settings)
-    if "memory" in tables:
-        _measure_memory(store, settings)
+    for table, rows in (("memory", MEMORY), ("many-tasks", MANY_TASKS)):
+        if table in tables:
+            _measure_memory(store, settings, rows)
     return store.shown()
 
 
@@ -102,9 +103,9 @@ def _measure_scaling(store: Store, settings: Settings) -> None:
         )
 
 
-def _measure_memory(store: Store, settings: Settings) -> None:
+def _measure_memory(store: Store, settings: Settings, rows: list) -> None:
     line = work.select(("5",), ("second",))[0]
-    for tasks, steps, options in MEMORY:
+    for tasks, steps, options in rows:
         deep = dataclasses.replace(line, tasks=tasks, steps=steps)
         text = ", ".join(f"{name}={value}" for name, value in options.items())
         many = "" if tasks == line.tasks else f"{tasks} tasks, "
