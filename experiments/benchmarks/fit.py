@@ -10,6 +10,7 @@ loop, on meta-batches that are ready. All are timed in turns.
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 import time
 
@@ -66,7 +67,7 @@ class Fitting:
         )
         steps = self._each * (repeats + 1)
         self._learner.fit(self._episodes, steps_per_epoch=steps, callbacks=[stamp], verbose=0)
-        return [(b - a) / self._each for a, b in zip(ends, ends[1:], strict=False)]
+        return [(b - a) / self._each for a, b in itertools.pairwise(ends)]
 
 
 def run(settings: Settings, files: Files) -> Store:

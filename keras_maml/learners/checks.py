@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_maml.execution.faults import DisagreementError
 from keras_maml.private_keras import flatten_layers, is_called_on
 from keras_maml.validation import EPISODE, MARK, MARK_OF_ALL
+from keras_maml.words import counted
 
 # The first is what TensorFlow has outside of all scopes; there is no public way to ask for it.
 _OF_ONE_DEVICE = ("_DefaultDistributionStrategy", "OneDeviceStrategy")
@@ -108,7 +109,7 @@ def check_one_replica(models: Sequence[keras.Model], caller: str) -> None:
         if replicas > 1 or type(strategy).__name__ not in _OF_ONE_DEVICE:
             raise NotImplementedError(
                 f"{caller} runs in one process on one device, and got a {type(strategy).__name__} "
-                f"of {replicas} replica{'s' * (replicas > 1)}. Build the model and the learner and "
+                f"of {counted(replicas, 'replica')}. Build the model and the learner and "
                 f"call {caller} outside of strategy.scope(). On a processor, tasks use all cores "
                 "without a strategy. To share the tasks of every meta-batch between machines or "
                 "devices, start a process on each, and call "
