@@ -6,9 +6,11 @@ A store maps names to bytes and knows nothing of learners.
 import contextlib
 import os
 import pathlib
+import random
 import sqlite3
 import tempfile
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -16,6 +18,7 @@ from typing import Protocol
 MAX_NAME_BYTES = 80
 _SUFFIX = ".weights"
 _PAGE_BYTES = 2**14
+_PAUSE_SECONDS = 0.002  # at most, between two looks at a file that another process writes to
 
 
 class Store(Protocol):
@@ -164,13 +167,35 @@ class SQLiteStore:
             self._local.connection, self._local.process = connection, os.getpid()
         connection = self._local.connection
         # Writers queue at the beginning: one that waits half-way would have to give up.
-        connection.execute(f"BEGIN {kind}")
+        self._begin(connection, kind)
         try:
             yield connection
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")
             raise
+
+    def _begin(self, connection: sqlite3.Connection, kind: str) -> None:
+        # SQLite itself looks ten times a second whether the file is free. Beside a process that
+        # writes without a pause, which leaves it free for microseconds, that finds it never.
+        end = time.monotonic() + self._timeout
+        connection.execute("PRAGMA busy_timeout=0")
+        try:
+            while True:
+                try:
+                    connection.execute(f"BEGIN {kind}")
+                    # Only now does a reader lock the file.
+                    connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+                    return
+                except sqlite3.OperationalError as error:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                    if not busy or time.monotonic() > end:
+                        raise
+                time.sleep(random.uniform(0, _PAUSE_SECONDS))
+        finally:
+            connection.execute(f"PRAGMA busy_timeout={round(1000 * self._timeout)}")
 
     def put(self, records: Mapping[str, bytes]) -> None:
         """Keeps records: all of them, or none."""

@@ -1,5 +1,6 @@
 """Customers keep their own weights: in every store, after processes die, of one learner."""
 
+import inspect
 import signal
 import subprocess
 import sys
@@ -162,14 +163,28 @@ def test_what_is_no_file_of_customers_is_refused_by_name(tmp_path, name):
         SQLiteStore(tmp_path / name)
 
 
-def test_what_processes_that_were_killed_had_kept_is_there(tmp_path):
-    import keras_maml.serving.stores as module
+def start_writer(path, name):
+    command = [sys.executable, "-c", WRITER, inspect.getfile(SQLiteStore), str(path), name]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
+
+def test_a_process_that_writes_without_a_pause_leaves_others_their_turns(tmp_path):
     path = tmp_path / "a.sqlite"
-    command = [sys.executable, "-c", WRITER, module.__file__, str(path)]
-    writers = [
-        subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "ab"
-    ]
+    with start_writer(path, "a") as writer:
+        try:
+            assert writer.stdout.readline()
+            # With SQLite's own waiting, a tenth of such attempts or fewer come through.
+            store = SQLiteStore(path, timeout=5.0)
+            for number in range(20):
+                store.put({f"b-{number}": b"first"})
+                assert store.get([f"b-{number}"]) == [b"first"]
+        finally:
+            writer.kill()
+
+
+def test_what_processes_that_were_killed_had_kept_is_there(tmp_path):
+    path = tmp_path / "a.sqlite"
+    writers = [start_writer(path, name) for name in "ab"]
     for writer in writers:
         for _ in range(5):
             assert writer.stdout.readline()
