@@ -4,8 +4,9 @@
     python -m experiments.benchmarks.workers --lines 3 --seconds 5
 
 A line is one of `experiments.benchmarks.meta_step`. Its training step (`train_on_batch`) is taken
-by one process on one core, by one on all cores, and by workers on a core each that share the tasks,
-all in turns. The sum of a message over two workers is timed for messages of several sizes, and the
+by one process on one core, by one on all cores, by workers on a core each that share the tasks, and
+by as many processes with the same shares that know nothing of each other, all in turns: what the
+last lose, too, the machine takes (its cores share memory), not the exchange. The sum of a message over two workers is timed for messages of several sizes, and the
 time of a step with many workers on as many tasks each is computed from both:
 
     step + 2 (N - 1) hop + 2 (N - 1) / N bytes / bandwidth,
@@ -36,6 +37,7 @@ from keras_maml.execution.cores import available_cores
 from keras_maml.launch import free_addresses, tf_config
 
 MANY = (8, 64, 256)
+UNCONNECTED = "as many processes that share nothing"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,20 +83,25 @@ class Member(algorithms.Training):
 
 
 class Team:
-    """Workers with a core each, driven as one `Worker` is.
+    """Processes with a core and a share of the tasks each, driven as one `Worker` is.
 
     Args:
         line: What they train on.
         cores: The cores.
+        together: Whether they are workers that train together, or know nothing of each other.
     """
 
-    def __init__(self, line: work.Work, cores: Sequence[int]) -> None:
+    def __init__(self, line: work.Work, cores: Sequence[int], together: bool = True) -> None:
         addresses = free_addresses(len(cores))
         self._stack, self._pool = contextlib.ExitStack(), concurrent.futures.ThreadPoolExecutor()
 
         def start(index: int) -> Worker:
+            mine = (cores[index],)
+            if not together:
+                share = dataclasses.replace(line, tasks=line.tasks // len(cores))
+                return Worker("algorithms:Training", "maml", share, cpus=mine)
             variables = {"TF_CONFIG": tf_config(addresses, index)}
-            return Worker("workers:Member", line, cpus=(cores[index],), variables=variables)
+            return Worker("workers:Member", line, cpus=mine, variables=variables)
 
         made = list(self._pool.map(start, range(len(cores))))
         self._members = [self._stack.enter_context(worker) for worker in made]
@@ -144,6 +151,7 @@ def measure(line: work.Work, settings: Settings, cores: Sequence[int]) -> dict:
             f"one process, {len(few)} cores": stack.enter_context(
                 Worker("algorithms:Training", "maml", line, cpus=tuple(few))
             ),
+            UNCONNECTED: stack.enter_context(Team(line, few, together=False)),
             f"{len(few)} workers, a core each": (team := stack.enter_context(Team(line, few))),
         }
         for way in ways.values():
@@ -155,6 +163,7 @@ def measure(line: work.Work, settings: Settings, cores: Sequence[int]) -> dict:
         }
     figures = {name: timing.summary(seconds) for name, seconds in times.items()}
     alone, *_, together = [figure["median_ms"] for figure in figures.values()]
+    apart = figures[UNCONNECTED]["median_ms"]
     slope, intercept = np.polyfit([*messages], [*messages.values()], 1)
     # The sum over two workers: two hops, and the message once in each direction.
     fitted = {"hop": max(float(intercept), 0.0) / 2, "bandwidth": 1 / float(slope)}
@@ -164,6 +173,7 @@ def measure(line: work.Work, settings: Settings, cores: Sequence[int]) -> dict:
         "tasks": line.tasks,
         "ways": figures,
         "share_of_linear": alone / together / len(few),
+        "share_of_unconnected": apart / together,
         "message_bytes": 4 * numbers,
         "messages": {str(size): seconds for size, seconds in messages.items()},
         "fitted": fitted,
