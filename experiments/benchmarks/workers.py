@@ -6,8 +6,9 @@
 A line is one of `experiments.benchmarks.meta_step`. Its training step (`train_on_batch`) is taken
 by one process on one core, by one on all cores, by workers on a core each that share the tasks, and
 by as many processes with the same shares that know nothing of each other, all in turns: what the
-last lose, too, the machine takes (its cores share memory), not the exchange. The sum of a message over two workers is timed for messages of several sizes, and the
-time of a step with many workers on as many tasks each is computed from both:
+last lose, too, the machine takes (its cores share memory), not the exchange. The sum of a message
+over two workers is timed for messages of several sizes, and the time of a step with many workers on
+as many tasks each is computed from both:
 
     step + 2 (N - 1) hop + 2 (N - 1) / N bytes / bandwidth,
 
