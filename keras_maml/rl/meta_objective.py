@@ -77,17 +77,19 @@ class MetaObjective:
         Args:
             weights: The old ones.
             vector: Of their shapes.
-            stride: The mean is over every so-many-th of the transitions after adaptation.
+            stride: Adaptation and mean take every so-many-th of the transitions. With DiCE, which
+                couples the steps of an episode, adaptation takes all.
         """
 
         def of_task(element: Any) -> Tensors:
             (*before, last), *_ = element
-            observations = tf.nest.map_structure(lambda x: x[::stride], last.observations)
-            last = last._replace(observations=observations, weights=last.weights[::stride])
+            last = share_of(last, stride)
+            if self.objective.inner_loss != "dice":
+                before = [share_of(stage, stride) for stage in before]
             stages = [*before, last]
             return kl_hessian_product(
                 lambda w: self._outputs(w, stages)[-1],
-                lambda old, new: self.objective.divergence(old, new, stages[-1].weights),
+                lambda old, new: self.objective.divergence(old, new, last.weights),
                 weights,
                 vector,
                 forward_mode=not has_recurrent_layers(self.objective.model),
@@ -128,6 +130,18 @@ class MetaObjective:
         if self.workers is None:
             return compute()
         return tracing.function(compute, jit_compile=self.jit_compile)()
+
+
+def share_of(transitions: Transitions, stride: int) -> Transitions:
+    """Returns every so-many-th of the transitions of a task.
+
+    Args:
+        transitions: ``[transitions, ...]``.
+        stride: How many make one.
+    """
+    of_each = transitions._replace(performance=())
+    share = tf.nest.map_structure(lambda x: x[::stride], of_each)
+    return share._replace(performance=transitions.performance)
 
 
 def credits_of(performance: tf.Tensor, workers: Workers | None = None) -> tf.Tensor:

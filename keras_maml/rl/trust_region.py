@@ -61,8 +61,8 @@ class TrustRegion:
             own gradient, as the authors.
         min_gain_ratio: What share of the gain that the gradient promises a step must bring. 0: any
             gain will do, as for the authors.
-        fisher_stride: The products with the Hessian take every so-many-th of the transitions after
-            adaptation, to be faster; gradient and line search take all.
+        fisher_stride: The products with the Hessian take every so-many-th of the transitions, to be
+            faster; gradient and line search take all (docs/speed.md).
     """
 
     max_kl: float | keras.optimizers.schedules.LearningRateSchedule = 0.01

@@ -291,13 +291,17 @@ def test_products_with_the_hessian_equal_the_full_fisher_matrix(name):
     np.testing.assert_allclose(found, np.mean(fishers, 0), rtol=1e-6, atol=1e-8)
 
 
-def test_products_may_take_every_third_transition():
+@pytest.mark.parametrize("inner_loss", ["log_likelihood", "dice"])
+def test_products_may_take_every_third_transition(inner_loss):
     stages = make_stages(2)
     every_third = np.arange(TRANSITIONS) % 3 == 0
-    masked = [stages[0], stages[1]._replace(weights=stages[1].weights * every_third)]
-    objective = PolicyObjective(
-        gaussian_policy(2, 2, (3,), activation="tanh"), GradientDescent(0.1)
-    )
+    masked = [stage._replace(weights=stage.weights * every_third) for stage in stages]
+    if inner_loss == "dice":
+        times = np.tile(np.arange(TRANSITIONS), (TASKS, 1)).astype(np.int32)
+        stages = [stage._replace(times=times) for stage in stages]
+        masked = [stages[0], masked[1]._replace(times=times)]
+    model = gaussian_policy(2, 2, (3,), activation="tanh")
+    objective = PolicyObjective(model, GradientDescent(0.1), inner_loss=inner_loss)
 
     def product(stages, **how):
         meta = MetaObjective(objective, tensors(stages))
