@@ -36,7 +36,7 @@ class Settings:
     tasks: tuple[str, ...] = ("cheetah-direction",)  # of experiments.locomotion
     repeats: int = 10  # meta-iterations that are timed
     seed: int = 0  # of weights, tasks, resets and actions
-    fisher_stride: int = 1  # products with the Hessian take every so-many-th transition
+    fisher_stride: int = 4  # products with the Hessian take every so-many-th transition
 
 
 @dataclasses.dataclass(frozen=True)

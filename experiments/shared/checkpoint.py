@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from experiments.shared.interruption import INTERRUPTION
-from keras_maml import MAML
 from keras_maml.files import read_csv, whole, write_csv, write_json
 
 
@@ -40,7 +39,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._monitor = monitor
         self._clock = time.monotonic()
 
-    def restore(self, learner: MAML) -> int:
+    def restore(self, learner: keras.Model) -> int:
         """Loads the last state, if there is one, and returns the number of finished epochs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         done, part = self.epochs_done(), self._part()

@@ -210,7 +210,7 @@ class Run:
 
     def train(
         self,
-        learner: keras_maml.MAML,
+        learner: keras.Model,
         make_episodes: Callable[[int], tf.data.Dataset],
         *,
         iterations: int | None,
@@ -221,11 +221,11 @@ class Run:
         clock: TrainingClock | None = None,
         **fit_arguments: Any,
     ) -> list[dict[str, float]]:
-        """Trains, or continues to train, with `MAML.fit`.
+        """Trains, or continues to train, with `fit`.
 
         Args:
-            learner: A compiled learner.
-            make_episodes: Maps the number of meta-batches already seen to the rest of them.
+            learner: A compiled learner, or another compiled model that knows its inputs.
+            make_episodes: Maps the number of batches already seen to the rest of them.
             iterations: Meta-iterations in all; None for as many as the clock has time for.
             epoch_iterations: Meta-iterations between checkpoints.
             callbacks: More callbacks for `fit`.
@@ -246,7 +246,10 @@ class Run:
             epochs = check_epochs(iterations, epoch_iterations)
         part = self.folder / name
         episodes = make_episodes(0)
-        learner.build_on(episodes)
+        if isinstance(learner, keras_maml.MAML):
+            learner.build_on(episodes)
+        else:
+            learner.optimizer.build(learner.trainable_variables)
         checkpoint = Checkpoint(part, monitor)
         done = int(self.workers.of_first(checkpoint.restore(learner)))
         checkpoint.steps = int(self.workers.of_first(checkpoint.steps))
