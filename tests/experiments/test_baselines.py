@@ -62,6 +62,7 @@ def test_the_nearest_neighbour_is_that_of_the_largest_cosine():
         assert found[task] == pytest.approx((y[task][nearest] == y_query[task]).mean())
 
 
+@pytest.mark.slow
 def test_a_run_says_what_both_methods_reach_and_is_not_made_twice(tmp_path, capsys):
     files = baselines.Files(output=str(tmp_path / "run"))
     record = baselines.run(SMALL, files)
