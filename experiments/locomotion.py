@@ -26,7 +26,7 @@ ROBOTS = {
     "gae_lambda": 0.95,
     "momentum": 0.5,
     "max_kl": 0.04,
-    # An outer step in a third of the time, with the same learning curve (docs/speed.md).
+    # An outer step in a third of the time (docs/speed.md); for batches of the sizes here.
     "fisher_stride": 4,
 }
 
