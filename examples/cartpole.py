@@ -21,7 +21,7 @@ def set_cart(cart, task):
 
 
 def main(
-    iterations=60, tasks=8, rollouts=5, horizon=200, batches=5, seed=0, folder="runs/cartpole"
+    iterations=60, tasks=8, rollouts=5, horizon=200, test_tasks=40, seed=0, folder="runs/cartpole"
 ):
     """Meta-trains a policy, and tests it on carts it has never had."""
     keras.utils.set_random_seed(seed)
@@ -44,11 +44,8 @@ def main(
     sampler = rl.Sampler(environment, agent.collect_policy)
     history = rl.train(agent, sampler, iterations=iterations, seed=seed)
     steps = [update_rules.GradientDescent(0.5)] * 3
-    tested = []
-    for batch in range(batches):
-        carts = environment.sample_tasks(tasks, seed=(seed, iterations + batch))
-        result = rl.evaluate(agent, sampler, carts, steps, seed=seed + batch)
-        tested.extend(result.values["adaptation"]["return"])
+    carts = environment.sample_tasks(test_tasks, seed=(seed, iterations))
+    tested = rl.evaluate(agent, sampler, carts, steps, seed=seed).values["adaptation"]["return"]
     figure = rl.plots.learning_curves({"MAML": history}, "CartPole")
     return recording.record(folder, figure, seed, {"return by step": np.mean(tested, axis=0)})
 

@@ -15,8 +15,7 @@ from examples import cartpole, pendulum
 def test_example(example, tmp_path, monkeypatch, capsys):
     uncompiled = functools.partial(rl.MetaPolicyGradientAgent, jit_compile=False)
     monkeypatch.setattr(rl, "MetaPolicyGradientAgent", uncompiled)
-    small = {"iterations": 2, "tasks": 2, "rollouts": 2, "horizon": 6}
-    small |= {"batches": 2} if example is cartpole else {}
+    small = {"iterations": 2, "tasks": 2, "rollouts": 2, "horizon": 6, "test_tasks": 4}
     results = example.main(**small, folder=tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["results"] == results
     # A step of CartPole is worth 1; one of Pendulum costs at most pi^2 + 6.4 + 0.004.
@@ -37,3 +36,13 @@ def test_a_task_is_the_wiring_and_the_length_of_the_pole():
     assert cart.polemass_length == pytest.approx(0.165)
     cartpole.set_cart(cart, 1.0)
     assert (cart.force_mag, cart.length) == (10.0, 3.0)
+
+
+def test_a_task_is_the_motor_and_the_gravity_of_a_pendulum():
+    environment = pendulum.make()
+    pendulum.set_pendulum(environment.unwrapped, -0.5)
+    assert environment.unwrapped.g == pytest.approx(8.3)
+    assert environment.action(np.array([0.5])) == -1.0
+    pendulum.set_pendulum(environment.unwrapped, 1.0)
+    assert environment.unwrapped.g == 15.0
+    assert environment.action(np.array([3.0])) == 2.0
