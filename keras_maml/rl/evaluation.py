@@ -24,7 +24,7 @@ def evaluate(
     Args:
         agent: Its collect policy acts and adapts.
         sampler: Draws with the agent's collect policy.
-        tasks: ``[agent.tasks, ...]``.
+        tasks: ``[n * agent.tasks, ...]``: as many after each other as the agent has.
         update_rules: One per step, so that the rate can differ between steps.
         seed: Of resets and actions.
 
@@ -33,17 +33,27 @@ def evaluate(
         rollouts. The returns after the last step are of rollouts of their own.
 
     Raises:
-        ValueError: The tasks cannot be divided, or the sampler draws with another policy.
+        ValueError: The tasks are no multiple of the agent's, or the sampler draws with another
+            policy.
         FloatingPointError: The adaptation of a task gave weights that are not finite.
 
     Source: Finn et al. 2017, section 5.3 and figure 5.
     """
-    begin_adaptation(agent, sampler, tasks)
-    columns = []
-    count = len(update_rules) + 1
-    for step in progress(range(count), count, "Drawing rollouts", "steps"):
-        trajectory = sampler.draw(seed, step)
-        columns.append(episode_returns(trajectory, agent.tasks))
+    if not len(tasks) or len(tasks) % agent.tasks:
+        raise ValueError(
+            f"The number of tasks must be a multiple of {agent.tasks}, the tasks of the agent, "
+            f"got {len(tasks)}."
+        )
+    count, returns = len(update_rules) + 1, []
+    draws = range(len(tasks) // agent.tasks * count)
+    for draw in progress(draws, len(draws), "Drawing rollouts", "steps"):
+        batch, step = divmod(draw, count)
+        if step == 0:
+            own = tasks[batch * agent.tasks : (batch + 1) * agent.tasks]
+            begin_adaptation(agent, sampler, own)
+        trajectory = sampler.draw(seed, draw)
+        returns.append(episode_returns(trajectory, agent.tasks))
         if step < len(update_rules):
             agent.adapt(trajectory, update_rules[step])
-    return Evaluation({"adaptation": {"return": np.stack(columns, axis=1)}})
+    by_task = np.reshape(returns, [-1, count, agent.tasks]).swapaxes(1, 2).reshape(-1, count)
+    return Evaluation({"adaptation": {"return": by_task}})

@@ -253,10 +253,17 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self._slots: Any = None  # of the update rule, ``[tasks, ...]``, between inner steps
 
     def check_tasks(self, tasks: Sequence) -> None:
-        """Raises ValueError unless the tasks can be divided among those of the agent."""
-        if not len(tasks) or len(tasks) % self.tasks:
+        """Raises ValueError unless there are as many tasks as the agent has.
+
+        Without inner steps a multiple will do: every rollout may have a task of its own.
+        """
+        fits = len(tasks) == self.tasks
+        if not self.inner_steps:
+            fits = len(tasks) > 0 and len(tasks) % self.tasks == 0
+        if not fits:
+            kind = "" if self.inner_steps else "a multiple of "
             raise ValueError(
-                f"The number of tasks must be a multiple of {self.tasks}, the tasks of the agent, "
+                f"The number of tasks must be {kind}{self.tasks}, the tasks of the agent, "
                 f"got {len(tasks)}."
             )
 

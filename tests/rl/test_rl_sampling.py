@@ -28,6 +28,7 @@ from keras_maml.rl import (
     tensor_specs,
 )
 from keras_maml.rl.advantages import complete
+from keras_maml.rl.sampling import begin_adaptation
 
 DIRECTIONS = np.array([-1.0, 1.0])
 
@@ -239,13 +240,34 @@ def test_seeds_are_integers(sampler):
         sampler.draw(0.5)
 
 
-@pytest.mark.parametrize("tasks", [np.ones(1), np.ones(3)])
+@pytest.mark.parametrize("tasks", [np.ones(1), np.ones(3), np.ones(4)])
 def test_as_many_tasks_as_the_agent_has(agent, sampler, tasks):
-    """Or a multiple: the baselines give every environment a task of its own."""
-    with pytest.raises(ValueError, match="multiple of 2"):
+    with pytest.raises(ValueError, match="must be 2, the tasks of the agent, got"):
         meta_iteration(agent, sampler, tasks, 0)
-    with pytest.raises(ValueError, match="multiple of 2"):
-        evaluate(agent, sampler, tasks, [], seed=0)
+    if len(tasks) != 4:
+        with pytest.raises(ValueError, match="must be a multiple of 2, the tasks of the agent"):
+            evaluate(agent, sampler, tasks, [], seed=0)
+
+
+def test_without_inner_steps_every_rollout_may_have_a_task_of_its_own(agent):
+    still = make_agent(rl_zoo.Line(2), inner_steps=0)
+    still.check_tasks(np.ones(4))
+    with pytest.raises(ValueError, match="must be a multiple of 2"):
+        still.check_tasks(np.ones(3))
+
+
+def test_evaluation_takes_as_many_tasks_at_once_as_the_agent_has(agent, sampler):
+    rules = [GradientDescent(1.0)]
+    others = -3.0 * DIRECTIONS
+    both = evaluate(agent, sampler, np.concatenate([DIRECTIONS, others]), rules, seed=4)
+    both = both.values["adaptation"]["return"]
+    first = evaluate(agent, sampler, DIRECTIONS, rules, seed=4).values["adaptation"]["return"]
+    np.testing.assert_array_equal(both[:2], first)
+    begin_adaptation(agent, sampler, others)
+    trajectory = sampler.draw(4, 2)
+    np.testing.assert_array_equal(both[2:, 0], episode_returns(trajectory, 2))
+    agent.adapt(trajectory, rules[0])
+    np.testing.assert_array_equal(both[2:, 1], episode_returns(sampler.draw(4, 3), 2))
 
 
 def test_returns_count_the_first_episode_of_each_environment():
