@@ -39,11 +39,7 @@ def evaluate(
 
     Source: Finn et al. 2017, section 5.3 and figure 5.
     """
-    if not len(tasks) or len(tasks) % agent.tasks:
-        raise ValueError(
-            f"The number of tasks must be a multiple of {agent.tasks}, the tasks of the agent, "
-            f"got {len(tasks)}."
-        )
+    agent.check_tasks(tasks, multiple=True)
     count, returns = len(update_rules) + 1, []
     draws = range(len(tasks) // agent.tasks * count)
     for draw in progress(draws, len(draws), "Drawing rollouts", "steps"):

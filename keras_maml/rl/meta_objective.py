@@ -139,9 +139,8 @@ def share_of(transitions: Transitions, stride: int) -> Transitions:
         transitions: ``[transitions, ...]``.
         stride: How many make one.
     """
-    of_each = transitions._replace(performance=())
-    share = tf.nest.map_structure(lambda x: x[::stride], of_each)
-    return share._replace(performance=transitions.performance)
+    of_each = transitions._replace(performance=())  # that is of the task
+    return tf.nest.map_structure(lambda x: x[::stride], of_each)
 
 
 def credits_of(performance: tf.Tensor, workers: Workers | None = None) -> tf.Tensor:

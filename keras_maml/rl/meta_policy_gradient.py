@@ -252,16 +252,18 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self._adaptation_steps = 0
         self._slots: Any = None  # of the update rule, ``[tasks, ...]``, between inner steps
 
-    def check_tasks(self, tasks: Sequence) -> None:
+    def check_tasks(self, tasks: Sequence, multiple: bool = False) -> None:
         """Raises ValueError unless there are as many tasks as the agent has.
 
-        Without inner steps a multiple will do: every rollout may have a task of its own.
+        Args:
+            tasks: The tasks.
+            multiple: Whether a multiple will do. It always does without inner steps, where every
+                rollout may have a task of its own.
         """
-        fits = len(tasks) == self.tasks
-        if not self.inner_steps:
-            fits = len(tasks) > 0 and len(tasks) % self.tasks == 0
-        if not fits:
-            kind = "" if self.inner_steps else "a multiple of "
+        multiple = multiple or not self.inner_steps
+        batches, rest = divmod(len(tasks), self.tasks)
+        if rest or not batches or (batches > 1 and not multiple):
+            kind = "a multiple of " if multiple else ""
             raise ValueError(
                 f"The number of tasks must be {kind}{self.tasks}, the tasks of the agent, "
                 f"got {len(tasks)}."
