@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from experiments.shared.runs import check_epochs
-from keras_maml.validation import check_count, check_number, check_positive
+from keras_maml.rl.baseline import BASELINES
+from keras_maml.validation import check_choice, check_count, check_number, check_positive
 
 METHODS = ("maml", "first-order", "promp", "pretrained", "random", "oracle")
 TITLES = {
@@ -42,6 +43,7 @@ class Settings:
     momentum: float = 0.0  # of the gradients that outer steps follow; promp has none
     discount: float = 0.99  # per step
     gae_lambda: float = 1.0  # of advantage estimation
+    baseline: str = "linear"  # of returns, or standardized or time; see keras_maml.rl.baseline
     units: tuple[int, ...] = (100, 100)  # of the policy's hidden layers
     activation: str = "relu"  # of the policy's hidden layers
     min_std: float = 1e-6  # of actions; smaller deviations count as this
@@ -89,6 +91,7 @@ def check(settings: Settings) -> None:
     for name in ("tasks", "rollouts", "baseline_rollouts", "test_tasks", "test_rollouts"):
         check_count(name, getattr(settings, name), minimum=1)
     check_count("test_steps", settings.test_steps)
+    check_choice("baseline", settings.baseline, BASELINES)
     check_count("seed", settings.seed)
     check_positive("max_kl", settings.max_kl)
     if settings.final_max_kl is not None:

@@ -21,7 +21,8 @@ import tensorflow as tf
 Baseline = Callable[[Any, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 RIDGE = 1e-5
-BASELINES = ("linear", "time")
+CONSTANT = 1e-6  # a feature that deviates less is the same everywhere
+BASELINES = ("linear", "standardized", "time")
 LARGEST = 500  # numbers in an observation: 1,004 features, whose normal equations are 8 MB a task
 
 
@@ -29,8 +30,9 @@ def find_baseline(baseline: str | Baseline | None) -> Baseline:
     """Returns the baseline of a name.
 
     Args:
-        baseline: ``"linear"``: linear in the features of Duan et al. 2016, the paper's; ``"time"``:
-            a cubic function of the time in the episode; None: 0; or a function, see the module.
+        baseline: ``"linear"``: linear in the features of Duan et al. 2016, the paper's;
+            ``"standardized"``: the same with a penalty that suits few rollouts; ``"time"``: a cubic
+            function of the time in the episode; None: 0; or a function, see the module.
 
     Raises:
         ValueError: It is something else.
@@ -48,7 +50,7 @@ def find_baseline(baseline: str | Baseline | None) -> Baseline:
         return baseline
     if baseline is None:
         return none
-    named = dict(zip(BASELINES, (linear, time_alone), strict=True))
+    named = dict(zip(BASELINES, (linear, standardized, time_alone), strict=True))
     if not isinstance(baseline, str) or baseline not in named:
         raise ValueError(
             f"baseline must be one of {BASELINES}, None, or a function (observations, times, "
@@ -70,14 +72,15 @@ def check_baseline(baseline: str | Baseline | None, observation_spec: Any) -> No
         ...
         ValueError: The linear baseline squares observations of 12288 numbers into 24580 features...
     """
-    if find_baseline(baseline) is not linear:
+    found = find_baseline(baseline)
+    if found not in (linear, standardized):
         return
     size = sum(math.prod(spec.shape) for spec in tf.nest.flatten(observation_spec))
     if size > LARGEST:
         raise ValueError(
-            f"The linear baseline squares observations of {size} numbers into {2 * size + 4} "
-            f"features, which is meant for vectors of at most {LARGEST}: with more features than "
-            "transitions it predicts every return exactly and leaves no advantage. Choose "
+            f"The {found.__name__} baseline squares observations of {size} numbers into "
+            f"{2 * size + 4} features, which is meant for vectors of at most {LARGEST}: with more "
+            "features than transitions it predicts every return exactly and leaves no advantage. Choose "
             "baseline='time', None, or a function of your own."
         )
 
@@ -92,12 +95,50 @@ def linear(
 
     Source: Duan et al. 2016 (arXiv 1604.06778), section "Baseline"; Finn et al. 2017, appendix A.2.
     """
-    parts = tf.nest.flatten(observations)
-    check_baseline("linear", [tf.TensorSpec(part.shape[2:], part.dtype) for part in parts])
-    flat = tf.concat(
-        [tf.reshape(tf.cast(x, tf.float64), [*x.shape[:2], -1]) for x in parts], axis=-1
-    )
-    return fit_predict(features(flat, times), returns, weights)
+    return fit_predict(_features_of("linear", observations, times), returns, weights)
+
+
+def standardized(
+    observations: Any,
+    times: tf.Tensor,
+    returns: tf.Tensor,
+    weights: tf.Tensor,
+    penalty: float = 1.0,
+) -> tf.Tensor:
+    """Ridge regression on the same features, each with mean 0 and deviation 1 in its task.
+
+    The few episodes of a task have little more to say than there are features of a large
+    observation. With the paper's tiny ridge the fit follows the noise of their returns and takes
+    the signal out of the advantages; here a coefficient must be worth its size (docs/speed.md).
+
+    Args:
+        observations: See the module.
+        times: See the module.
+        returns: See the module.
+        weights: See the module.
+        penalty: Of squared coefficients, for every point: 1 halves that of a lone feature.
+
+    Raises:
+        ValueError: Observations are too large, see `check_baseline`.
+
+    Source: Hoerl and Kennard 1970, "Ridge regression", for the standardised form.
+    """
+    inputs = _features_of("standardized", observations, times)[..., :-1]  # but the 1
+    shares = tf.cast(weights, tf.float64)[..., None]
+    points = tf.reduce_sum(shares, 1, keepdims=True)
+    count = tf.maximum(points, 1.0)
+
+    def mean(x: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(x * shares, 1, keepdims=True) / count
+
+    centred = inputs - mean(inputs)
+    deviation = tf.sqrt(mean(centred**2))
+    constant = deviation < CONSTANT  # rounding is no signal
+    scaled = tf.where(constant, 0.0, centred / tf.where(constant, 1.0, deviation))
+    targets = tf.cast(returns, tf.float64)[..., None]
+    average = mean(targets)
+    fitted = fit_predict(scaled, (targets - average)[..., 0], weights, penalty * count)
+    return fitted + average[..., 0]
 
 
 def time_alone(
@@ -135,8 +176,18 @@ def features(observations: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
     return tf.concat([x, x**2, t, t**2, t**3, tf.ones_like(t)], axis=-1)
 
 
+def _features_of(baseline: str, observations: Any, times: tf.Tensor) -> tf.Tensor:
+    """Returns `features` of a nest of observations; raises where they are too large."""
+    parts = tf.nest.flatten(observations)
+    check_baseline(baseline, [tf.TensorSpec(part.shape[2:], part.dtype) for part in parts])
+    flat = tf.concat(
+        [tf.reshape(tf.cast(x, tf.float64), [*x.shape[:2], -1]) for x in parts], axis=-1
+    )
+    return features(flat, times)
+
+
 def fit_predict(
-    inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, ridge: float = RIDGE
+    inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, ridge: float | tf.Tensor = RIDGE
 ) -> tf.Tensor:
     """Fits a linear function to each task by ridge regression and predicts the same points.
 
@@ -144,7 +195,7 @@ def fit_predict(
         inputs: float64 ``[tasks, points, features]``.
         targets: Floating ``[tasks, points]``: the discounted returns.
         weights: Floating ``[tasks, points]``: 0 leaves a point out of the fit.
-        ridge: Added to the diagonal of the normal equations.
+        ridge: Added to the diagonal of the normal equations: a number, or ``[tasks, 1, 1]``.
 
     Returns:
         float64 ``[tasks, points]``.

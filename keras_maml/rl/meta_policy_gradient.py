@@ -105,7 +105,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             `keras_maml.update_rules`; what it learns is trained by the outer step.
         adapted_layers: What the inner loop adapts, see `keras_maml.MAML`.
         baseline: What returns are compared with: ``"linear"`` features of observation and time,
-            as the authors', ``"time"`` alone, None, or a function; see `keras_maml.rl.baseline`.
+            as the authors', ``"standardized"`` for large observations and few rollouts, ``"time"``
+            alone, None, or a function; see `keras_maml.rl.baseline`.
         workers: The processes that train the agent together, each with ``tasks`` tasks of its own:
             all begin with the weights of worker 0 and take the same outer steps. None for this
             process alone.

@@ -219,6 +219,40 @@ def test_the_baseline_of_time_alone_is_a_cubic_of_time():
     np.testing.assert_allclose(found, cubic, atol=1e-3)
 
 
+@pytest.mark.parametrize("unused", [0, 30])
+def test_the_standardized_baseline_is_ridge_regression_of_standardized_features(unused):
+    random = np.random.default_rng(0)
+    times = np.tile(np.arange(40, dtype=np.int32), (2, 3))
+    observations = random.normal(3, [1, 5, 0], size=(2, 120, 3))  # the last is the same everywhere
+    returns = random.normal(2, size=(2, 120)) + observations[..., 0]
+    weights = np.ones((2, 120))
+    weights[1, 120 - unused :] = 0
+    given = [tf.constant(x, tf.float32) for x in (observations, returns, weights)]
+    values = baseline.standardized(given[0], tf.constant(times), *given[1:], penalty=0.5)
+    for task, used in enumerate((slice(0, 120), slice(0, 120 - unused))):
+        x, t = observations[task, used, :2], times[task, used, None] / 100
+        clipped = np.clip(x, -10, 10)
+        x = np.concatenate([clipped, clipped**2, t, t**2, t**3], 1)
+        z, y = (x - x.mean(0)) / x.std(0), returns[task, used]
+        # Ridge regression is least squares with a row for every penalised coefficient.
+        rows = np.sqrt(0.5 * len(y)) * np.eye(x.shape[1])
+        padded = np.concatenate([y - y.mean(), np.zeros(x.shape[1])])
+        coefficients = np.linalg.lstsq(np.concatenate([z, rows]), padded, rcond=None)[0]
+        np.testing.assert_allclose(values[task, used], z @ coefficients + y.mean(), atol=1e-4)
+
+
+def test_the_standardized_baseline_leaves_noise_in_the_advantages():
+    random = np.random.default_rng(0)
+    observations = tf.constant(random.normal(size=(1, 100, 40)), tf.float32)
+    returns = tf.constant(random.normal(size=(1, 100)), tf.float32)
+    given = observations, tf.zeros([1, 100], tf.int32), returns, tf.ones([1, 100])
+    left = {
+        name: np.std(returns - np.asarray(baseline.find_baseline(name)(*given))) / np.std(returns)
+        for name in ("linear", "standardized")
+    }
+    assert left["linear"] < 0.5 and left["standardized"] > 0.7, left
+
+
 @pytest.mark.parametrize("gae_lambda", [0.5, 1.0])
 def test_without_a_baseline_advantages_are_the_returns(gae_lambda):
     trajectory = make_trajectory()
@@ -255,8 +289,10 @@ def test_a_baseline_of_ones_own_sees_transitions_and_is_subtracted():
 
 def test_pictures_need_another_baseline_than_the_linear_one():
     message = "3528 numbers.*7060 features.*baseline='time'"
-    with pytest.raises(ValueError, match=message.replace("3528", "1764").replace("7060", "3532")):
-        baseline.check_baseline("linear", tf.TensorSpec([42, 42], tf.uint8))
+    for name in ("linear", "standardized"):
+        smaller = f"{name}.*" + message.replace("3528", "1764").replace("7060", "3532")
+        with pytest.raises(ValueError, match=smaller):
+            baseline.check_baseline(name, tf.TensorSpec([42, 42], tf.uint8))
     trajectory = make_trajectory()
     trajectory = trajectory.replace(observation=tf.zeros([6, STEPS, 42, 42, 2], tf.uint8))
     estimate = {"tasks": 2, "discount": DISCOUNT, "gae_lambda": 1.0}
@@ -270,5 +306,5 @@ def test_pictures_need_another_baseline_than_the_linear_one():
 
 @pytest.mark.parametrize("wrong", ["quadratic", 3, ["linear"]])
 def test_other_baselines_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"'linear', 'time'.*a function.*got"):
+    with pytest.raises(ValueError, match=r"'linear', 'standardized', 'time'.*a function.*got"):
         baseline.find_baseline(wrong)
