@@ -80,8 +80,8 @@ def check_baseline(baseline: str | Baseline | None, observation_spec: Any) -> No
         raise ValueError(
             f"The {found.__name__} baseline squares observations of {size} numbers into "
             f"{2 * size + 4} features, which is meant for vectors of at most {LARGEST}: with more "
-            "features than transitions it predicts every return exactly and leaves no advantage. Choose "
-            "baseline='time', None, or a function of your own."
+            "features than transitions it predicts every return exactly and leaves no advantage. "
+            "Choose baseline='time', None, or a function of your own."
         )
 
 
