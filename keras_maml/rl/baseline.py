@@ -134,7 +134,7 @@ def standardized(
     centred = inputs - mean(inputs)
     deviation = tf.sqrt(mean(centred**2))
     constant = deviation < CONSTANT  # rounding is no signal
-    scaled = tf.where(constant, 0.0, centred / tf.where(constant, 1.0, deviation))
+    scaled = tf.where(constant, tf.zeros_like(centred), centred / tf.maximum(deviation, CONSTANT))
     targets = tf.cast(returns, tf.float64)[..., None]
     average = mean(targets)
     fitted = fit_predict(scaled, (targets - average)[..., 0], weights, penalty * count)

@@ -1,5 +1,7 @@
 """Returns, advantages and the baseline are what plain NumPy makes of them, episode by episode."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -228,7 +230,8 @@ def test_the_standardized_baseline_is_ridge_regression_of_standardized_features(
     weights = np.ones((2, 120))
     weights[1, 120 - unused :] = 0
     given = [tf.constant(x, tf.float32) for x in (observations, returns, weights)]
-    values = baseline.standardized(given[0], tf.constant(times), *given[1:], penalty=0.5)
+    find = tf.function(functools.partial(baseline.standardized, penalty=0.5), jit_compile=True)
+    values = find(given[0], tf.constant(times), *given[1:])
     for task, used in enumerate((slice(0, 120), slice(0, 120 - unused))):
         x, t = observations[task, used, :2], times[task, used, None] / 100
         clipped = np.clip(x, -10, 10)
