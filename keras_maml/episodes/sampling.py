@@ -23,6 +23,9 @@ from keras_maml.validation import check_count
 
 WEYL_INCREMENT = 0x9E3779B97F4A7C15
 """SplitMix64 adds this to its state before each output (2**64 divided by the golden ratio)."""
+# Bytes of a meta-batch. Larger ones, whose steps take long beside making them, are made one by one:
+# several at once would be most of the memory of a training.
+LARGEST_AHEAD = 2**28
 
 
 def splitmix64(state: tf.Tensor) -> tf.Tensor:
@@ -291,4 +294,12 @@ def episode_dataset(
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     batches = firsts.map(batch_from, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    if _bytes_of(batches.element_spec) > LARGEST_AHEAD:
+        return firsts.map(batch_from).with_options(options)
     return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _bytes_of(spec: Any) -> int:
+    """Returns how large an element is, as far as its shapes are known."""
+    arrays = [array for array in tf.nest.flatten(spec) if array.shape.is_fully_defined()]
+    return sum(array.dtype.size * array.shape.num_elements() for array in arrays)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_maml.episodes import sampling
 from keras_maml.episodes.sampling import (
     WEYL_INCREMENT,
     choose,
@@ -141,3 +142,21 @@ def test_require_positive_accepts_numpy_integers_and_refuses_booleans():
 def test_a_seed_must_be_an_integer():
     with pytest.raises(ValueError, match="seed must be an integer, got 0.5"):
         uniform(0.5, indices(0), "a", ())
+
+
+def test_large_meta_batches_are_made_one_by_one(monkeypatch):
+    made = []
+
+    def record(numbers):
+        made.append(numbers.tolist())
+        return np.zeros([2, 100], np.float32)
+
+    def make_batch(numbers):
+        batch = tf.numpy_function(record, [numbers], tf.float32)
+        return tf.ensure_shape(batch, [2, 100])
+
+    monkeypatch.setattr(sampling, "LARGEST_AHEAD", 2 * 100 * 4 - 1)
+    batches = iter(episode_dataset(make_batch, meta_batch_size=2))
+    for number in range(3):
+        next(batches)
+        assert made == [[2 * i, 2 * i + 1] for i in range(number + 1)]

@@ -49,14 +49,15 @@ def prepare(
     """See `experiments.benchmarks.contenders`; ``options`` are more arguments of `MAML`."""
     keras.config.set_floatx(weights[0].dtype.name)
     learner = build_learner(work, weights, **options)
-    data = [tf.constant(array) for array in episodes]
-    support, query = [tuple(array[0] for array in part) for part in (data[:2], data[2:])]
+    first = [tf.constant(array[0]) for array in episodes]
+    support, query = tuple(first[:2]), tuple(first[2:])
     learner.build_on((support, query))
     if work.evaluation:
         return lambda: [learner.trajectories(support, query, steps=work.steps)["loss"]], to_numpy
     if work.batches == 1:
         return lambda: meta_step(learner, support, query), to_numpy
 
+    data = [tf.constant(array) for array in episodes]
     # The checks need values, and there are none while a loop is traced.
     vars(learner)["_check_arrays"] = lambda support, query, _: (support, query)
 
