@@ -12,7 +12,7 @@ from interruption import kill_when, run
 from matplotlib.figure import Figure
 
 from experiments import locomotion, navigation
-from experiments.benchmarks import meta_iteration
+from experiments.benchmarks import gradient_signal, meta_iteration
 from experiments.shared import agent_settings, agent_training, reinforcement_learning
 from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.reinforcement_learning import Files
@@ -358,6 +358,34 @@ def test_the_benchmark_of_meta_iterations_refuses_what_it_does_not_know(tmp_path
         meta_iteration.run(meta_iteration.Settings(tasks=("flea",)), files)
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         meta_iteration.run(meta_iteration.Settings(repeats=0), files)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_share_of_signal_is_what_independent_gradients_have_in_common():
+    random = np.random.default_rng(0)
+    signal, *noise = random.normal(size=(3, 50, 2_000))
+    shared = 10 * random.normal(size=2_000)  # by all tasks, which tells none from another
+    first, second = (shared + signal + 2 * of_one for of_one in noise)
+    assert gradient_signal.share(first, second) == pytest.approx(1 / (1 + 2**2), abs=0.01)
+
+
+def test_the_signal_of_gradients_is_measured_by_baseline_and_lambda(tmp_path):
+    problems = {"navigation": dataclasses.replace(navigation.PROBLEM, settings=SETTINGS)}
+    chosen = {"meta_batch_size": 8, "rollouts": 20, "repeats": 2, "gae_lambdas": (0.0, 1.0)}
+    settings = gradient_signal.Settings(tasks=("navigation",), baselines=("time",), **chosen)
+    files = gradient_signal.Files(output=str(tmp_path / "run"))
+    found = gradient_signal.run(settings, files, problems).records["navigation"]["estimators"]
+    assert [one["gae_lambda"] for one in found] == [0.0, 1.0]
+    assert all(0.5 < one["share"] < 1 for one in found)  # every reward says where the goal is
+    assert f"{100 * found[0]['share']:.1f} ± " in (tmp_path / "run" / "results.txt").read_text()
+
+
+def test_the_signal_of_gradients_refuses_what_it_does_not_know(tmp_path):
+    files = gradient_signal.Files(output=str(tmp_path / "run"))
+    for wrong in ({"tasks": ("flea",)}, {"baselines": ("quadratic",)}, {"repeats": 1}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=name):
+            gradient_signal.run(gradient_signal.Settings(**wrong), files)
     assert not (tmp_path / "run").exists()
 
 
