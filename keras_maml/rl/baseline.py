@@ -109,7 +109,7 @@ def standardized(
 
     The few episodes of a task have little more to say than there are features of a large
     observation. With the paper's tiny ridge the fit follows the noise of their returns and takes
-    the signal out of the advantages; here a coefficient must be worth its size (docs/speed.md).
+    the signal out of the advantages; here a coefficient must be worth its size (docs/results.md).
 
     Args:
         observations: See the module.
