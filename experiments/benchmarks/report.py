@@ -33,7 +33,7 @@ def tables(records: dict[str, dict]) -> str:
     parts += [_line(record) for record in lines.values()]
     for title, name, column in (
         ("Tasks per meta-batch, Omniglot 5-way 1-shot, 1 query", "scaling", "ms per task"),
-        ("Memory, mini-ImageNet 5-way 1-shot, 15 queries, 4 tasks or as many as said", "memory", "ms"),
+        ("Memory, mini-ImageNet 5-way 1-shot, 15 queries, 4 tasks unless said", "memory", "ms"),
     ):
         rows = [r for k, r in records.items() if k.split()[0] == name]
         if rows:
