@@ -105,7 +105,7 @@ def standardized(
     weights: tf.Tensor,
     penalty: float = 1.0,
 ) -> tf.Tensor:
-    """Ridge regression on the same features, each with mean 0 and deviation 1 in its task.
+    """Ridge regression on `features`, each with mean 0 and deviation 1 in its task.
 
     The few episodes of a task have little more to say than there are features of a large
     observation. With the paper's tiny ridge the fit follows the noise of their returns and takes
@@ -120,6 +120,12 @@ def standardized(
 
     Raises:
         ValueError: Observations are too large, see `check_baseline`.
+
+    Example:
+        >>> x, times = tf.constant([[[1.0], [-1.0]]]), tf.constant([[0, 0]])
+        >>> values = standardized(x, times, tf.constant([[3.0, 1.0]]), tf.ones([1, 2]))
+        >>> values.numpy().round(3).tolist()
+        [[2.5, 1.5]]
 
     Source: Hoerl and Kennard 1970, "Ridge regression", for the standardised form.
     """
