@@ -51,7 +51,8 @@ def prepare(
     learner = build_learner(work, weights, **options)
     first = [tf.constant(array[0]) for array in episodes]
     support, query = tuple(first[:2]), tuple(first[2:])
-    learner.build_on((support, query))
+    one = tuple(tuple(array[:1] for array in part) for part in (support, query))
+    learner.build_on(one)  # of all tasks it would hold a copy
     if work.evaluation:
         return lambda: [learner.trajectories(support, query, steps=work.steps)["loss"]], to_numpy
     if work.batches == 1:
