@@ -26,6 +26,7 @@ from experiments.shared.agent_settings import Problem
 from experiments.shared.command_line import run_command
 from experiments.shared.reinforcement_learning import make_agent, make_environment
 from keras_maml.progress import progress
+from keras_maml.reporting.evaluation import summary
 from keras_maml.rl import MetaPolicyGradientAgent, Sampler
 from keras_maml.rl.baseline import BASELINES
 from keras_maml.validation import check_count
@@ -95,17 +96,18 @@ def measure(settings: Settings, problem: Problem) -> dict[str, Any]:
             agents[0].reset_adaptation()
             pair.append(sampler.draw(settings.seed, repeat, batch))
         shares.append([share(*(gradients(agent, drawn) for drawn in pair)) for agent in agents])
-    values = np.array(shares)
     return {
         "settings": dataclasses.asdict(chosen),
         "estimators": [
             {
                 "baseline": baseline,
                 "gae_lambda": gae_lambda,
-                "share": float(np.mean(of_one)),
-                "ci95": float(1.96 * np.std(of_one, ddof=1) / np.sqrt(len(of_one))),
+                "share": found["mean"],
+                "ci95": found["ci95"],
             }
-            for (baseline, gae_lambda), of_one in zip(estimators, values.T, strict=True)
+            for (baseline, gae_lambda), found in zip(
+                estimators, map(summary, np.transpose(shares)), strict=True
+            )
         ],
     }
 

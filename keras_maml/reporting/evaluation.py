@@ -53,7 +53,7 @@ class Evaluation:
         validation.check_choice("batch_normalization", mode, self.values)
         validation.check_choice("metric", metric, self.values[mode])
         validation.check_choice("statistic", statistic, STATISTICS)
-        return np.array([_summary(column)[statistic] for column in self.values[mode][metric].T])
+        return np.array([summary(column)[statistic] for column in self.values[mode][metric].T])
 
     def rows(self) -> list[dict[str, Value]]:
         """Returns a row per batch normalisation, metric and step.
@@ -66,7 +66,7 @@ class Evaluation:
         """
         return [
             {"batch_normalization": mode, "metric": metric, "step": step, "tasks": len(column)}
-            | _summary(column)
+            | summary(column)
             for mode, metrics in self.values.items()
             for metric, table in metrics.items()
             for step, column in enumerate(table.T)
@@ -87,7 +87,7 @@ class Evaluation:
         for mode, metrics in self.values.items():
             table: dict[str, list[Any]] = {"step": list(range(self._steps + 1))}
             for metric, values in metrics.items():
-                summaries = [_summary(column) for column in values.T]
+                summaries = [summary(column) for column in values.T]
                 table[metric] = [_interval(s["mean"], s["ci95"]) for s in summaries]
                 table["median"] = [_number(s["median"]) for s in summaries]
                 if metric == "loss":
@@ -95,7 +95,7 @@ class Evaluation:
                 else:
                     table.pop("median")
             first = next(iter(metrics.values()))
-            table["not finite"] = [_summary(column)["not_finite"] for column in first.T]
+            table["not finite"] = [summary(column)["not_finite"] for column in first.T]
             title = f"{self.tasks} tasks"
             if len(self.values) > 1:
                 title += f", batch normalisation: {mode}"
@@ -193,7 +193,12 @@ def evaluate(
     )
 
 
-def _summary(values: np.ndarray) -> dict[str, Value]:
+def summary(values: np.ndarray) -> dict[str, Value]:
+    """Returns mean, half of its 95 % interval (None for one value) and median of finite values.
+
+    Args:
+        values: ``[tasks]``; ``not_finite`` says how many were left out.
+    """
     finite = values[np.isfinite(values)]
     missing = len(values) - len(finite)
     if not len(finite):
