@@ -97,14 +97,18 @@ class MetaObjective:
 
         return self._mean_over_tasks(of_task)
 
-    def _outputs(self, weights: Tensors, stages: Sequence[Transitions]) -> list[Any]:
-        parameters = self.objective.parameters(weights)
-        return self.objective.outputs_of_stages(parameters, stages, first_order=self.first_order)
+    def _outputs(
+        self, weights: Tensors, stages: Sequence[Transitions], old: Sequence | None = None
+    ) -> list[Any]:
+        parameters, first_order = self.objective.parameters(weights), self.first_order
+        return self.objective.outputs_of_stages(
+            parameters, stages, old=old, first_order=first_order
+        )
 
     def _loss_and_kl(
         self, weights: Tensors, stages: Sequence[Transitions], old: Any, credit: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        new = self._outputs(weights, stages)
+        new = self._outputs(weights, stages, old)
         divergences = [
             self.objective.divergence(*parameters, stage.weights)
             for *parameters, stage in zip(old, new, stages, strict=True)

@@ -65,14 +65,23 @@ class PolicyObjective:
         states = [*zip(state, as_tensors(state), strict=True)]
         return model_outputs(self.model, weights, states, observations, self.route)
 
-    def adaptation_loss(self, outputs: Any, transitions: Transitions) -> tf.Tensor:
-        """Returns the inner loss: minus the mean of log-likelihood times advantage."""
+    def adaptation_loss(self, outputs: Any, transitions: Transitions, old: Any = None) -> tf.Tensor:
+        """Returns the inner loss: minus the mean of log-likelihood times advantage.
+
+        Args:
+            outputs: Of the policy at hand.
+            transitions: Of one task.
+            old: What `outputs` was for the policy that drew the actions. None: that is the policy
+                at hand.
+        """
         drawn_from = self.distribution(outputs)
         log_likelihood = distributions.log_prob(drawn_from, transitions.actions)
         if self.inner_loss == "log_likelihood":
             return surrogate_loss(log_likelihood, transitions)
-        # The weights at hand are those that the actions were drawn with.
-        change = log_likelihood - tf.stop_gradient(log_likelihood)
+        drawn_with = log_likelihood
+        if old is not None:
+            drawn_with = distributions.log_prob(self.distribution(old), transitions.actions)
+        change = log_likelihood - tf.stop_gradient(drawn_with)
         if self.inner_loss == "likelihood_ratio":
             return surrogate_loss(tf.exp(change), transitions)
         since_start = sums_since_start(change, transitions.times)
@@ -98,17 +107,24 @@ class PolicyObjective:
         return inner.step(PolicyTask(self, [stage]), parameters, carry._replace(state=[]), step)
 
     def outputs_of_stages(
-        self, parameters: Parameters, stages: Sequence[Transitions], *, first_order: bool = False
+        self,
+        parameters: Parameters,
+        stages: Sequence[Transitions],
+        *,
+        old: Sequence | None = None,
+        first_order: bool = False,
     ) -> list[Any]:
         """Returns the distribution parameters of every stage, the last one after adaptation.
 
         Args:
             parameters: Where adaptation begins.
             stages: The transitions of each inner step, and those drawn after the last.
+            old: What this returned for the parameters that the stages were drawn with. None: those
+                are the parameters at hand.
             first_order: Whether the inner gradients are constants.
         """
         inner = InnerLoop(self.update_rule, len(stages) - 1, first_order)
-        task = PolicyTask(self, stages)
+        task = PolicyTask(self, stages, old)
         return task.outcome(parameters, inner.adapt(task, parameters, state=[]))
 
     def divergence(self, old: Any, new: Any, weights: tf.Tensor) -> tf.Tensor:
@@ -129,18 +145,21 @@ class PolicyTask:
     Attributes:
         objective: The model and its losses.
         stages: The transitions of each inner step, and those drawn after the last.
+        old: See `PolicyObjective.outputs_of_stages`.
     """
 
     objective: PolicyObjective
     stages: Sequence[Transitions]
+    old: Sequence | None = None
 
     def inner_loss(
         self, parameters: Parameters, carry: Carry, step: int | tf.Tensor
     ) -> tuple[tf.Tensor, list[Any]]:
         """Returns the loss on a step's transitions, and the state after it."""
         outputs = self.outcome(parameters, carry)
-        stage = self.stages[len(carry.state)]
-        return self.objective.adaptation_loss(outputs[-1], stage), outputs
+        index = len(carry.state)
+        old = None if self.old is None else self.old[index]
+        return self.objective.adaptation_loss(outputs[-1], self.stages[index], old), outputs
 
     def outcome(self, parameters: Parameters, carry: Carry) -> list[Any]:
         """Returns the distribution parameters of every stage so far, that at hand included."""

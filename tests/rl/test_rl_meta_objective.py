@@ -16,7 +16,7 @@ from keras_maml.algorithm.update_rules import GradientDescent, MetaSGD
 from keras_maml.rl.advantages import Transitions
 from keras_maml.rl.meta_objective import MetaObjective
 from keras_maml.rl.policy import categorical, gaussian_policy
-from keras_maml.rl.policy_gradient import PolicyObjective
+from keras_maml.rl.policy_gradient import INNER_LOSSES, PolicyObjective
 from keras_maml.rl.proximal import clipped_surrogate_loss
 from keras_maml.rl.trust_region import kl_hessian_product
 
@@ -205,7 +205,7 @@ def test_the_meta_gradient_equals_finite_differences(name):
     np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["one step", slow("penalty")])
+@pytest.mark.parametrize("name", ["one step", slow("penalty"), "ProMP"])
 def test_the_meta_gradient_of_weights_that_drew_nothing(name):
     """Where no divergence is zero, and so has a gradient."""
     case, expected = CASES[name], in_numpy(CASES[name])
@@ -216,6 +216,21 @@ def test_the_meta_gradient_of_weights_that_drew_nothing(name):
     loss, kl = run("loss_and_kl", case, theta)
     np.testing.assert_allclose((loss, kl), expected(theta), rtol=1e-9)
     assert kl > 0.01
+
+
+@pytest.mark.parametrize("inner_loss", INNER_LOSSES)
+def test_the_loss_changes_as_its_gradient_says(inner_loss):
+    """At other weights than those that drew, where a line search and later epochs evaluate it."""
+    case = {"steps": 2, "inner_loss": inner_loss}
+    times = np.tile(np.arange(TRANSITIONS, dtype=np.int32) % 4, (TASKS, 1))
+    stages = [stage._replace(times=times) for stage in make_stages(3)]
+    random = np.random.default_rng(6)
+    theta, direction = THETA + random.normal(0, 0.1, THETA.shape), random.normal(size=THETA.shape)
+    _, gradient = run("loss_and_gradient", case, theta, stages=stages)
+    slope = derivative(
+        lambda x: run("loss_and_kl", case, theta + x[0] * direction, stages=stages)[0], np.zeros(1)
+    )
+    np.testing.assert_allclose(slope, gradient @ direction, rtol=1e-6)
 
 
 def test_kinds_of_meta_gradient_differ():
