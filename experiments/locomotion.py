@@ -30,8 +30,10 @@ ROBOTS = {
     "fisher_stride": 4,
 }
 
-# An Ant's observation is large for the few rollouts of a task (docs/results.md).
-ANTS = ROBOTS | {"baseline": "standardized", "gae_lambda": 0.8}
+# An Ant's observation is large for the few rollouts of a task, so that inner steps had better not
+# look far ahead. The outer step, which has all tasks, must, or the gait stays short-sighted
+# (docs/results.md).
+ANTS = ROBOTS | {"baseline": "standardized", "inner_gae_lambda": 0.8}
 
 # Mean returns over 40 tasks, from the result files of the authors' code (maml_rl).
 PROBLEMS = {

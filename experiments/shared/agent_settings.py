@@ -43,6 +43,7 @@ class Settings:
     momentum: float = 0.0  # of the gradients that outer steps follow; promp has none
     discount: float = 0.99  # per step
     gae_lambda: float = 1.0  # of advantage estimation
+    inner_gae_lambda: float | None = None  # the same in inner steps; None: the same value
     baseline: str = "linear"  # of returns, or standardized or time; see keras_maml.rl.baseline
     units: tuple[int, ...] = (100, 100)  # of the policy's hidden layers
     activation: str = "relu"  # of the policy's hidden layers

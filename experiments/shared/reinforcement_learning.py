@@ -191,6 +191,7 @@ def make_agent(
         first_order=method == "first-order",
         discount=settings.discount,
         gae_lambda=settings.gae_lambda,
+        inner_gae_lambda=settings.inner_gae_lambda,
         baseline=settings.baseline,
         inner_loss="likelihood_ratio" if proximal else settings.inner_loss,
         workers=workers,

@@ -97,6 +97,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         first_order: Whether the meta-gradient stops at the inner gradients (paper, section 5.2).
         discount: Per step.
         gae_lambda: Of generalized advantage estimation.
+        inner_gae_lambda: The same in inner steps, by default ``gae_lambda``. Few rollouts of a task
+            say most with a small one, at the price of a bias (docs/results.md).
         inner_loss: See `keras_maml.rl.policy_gradient.PolicyObjective`.
         distribution: From the model's outputs to a distribution over actions.
         jit_compile: Whether XLA compiles the training step.
@@ -147,6 +149,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         first_order: bool = False,
         discount: float = 0.99,
         gae_lambda: float = 1.0,
+        inner_gae_lambda: float | None = None,
         inner_loss: str = "log_likelihood",
         distribution: DistributionFunction = diagonal_gaussian,
         jit_compile: bool = True,
@@ -160,7 +163,14 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         validation.check_count("tasks", tasks, minimum=1)
         validation.check_count("inner_steps", inner_steps)
         validation.check_choice("inner_loss", inner_loss, INNER_LOSSES)
-        for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
+        if inner_gae_lambda is None:
+            inner_gae_lambda = gae_lambda
+        shares = {
+            "discount": discount,
+            "gae_lambda": gae_lambda,
+            "inner_gae_lambda": inner_gae_lambda,
+        }
+        for name, value in shares.items():
             validation.check_number(name, value, lambda v: 0 <= v <= 1, "in 0 .. 1")
         if not isinstance(model, keras.Model):
             raise ValueError(
@@ -208,6 +218,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             "gae_lambda": gae_lambda,
             "baseline": baseline,
         }
+        self._inner_estimate = self._estimate | {"gae_lambda": inner_gae_lambda}
         self._optimizer = None
         if isinstance(self.outer, Proximal):
             self._optimizer = self.outer.make_optimizer()
@@ -337,7 +348,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             FileExistsError: There is something, and ``overwrite`` is False.
             ValueError: A number is out of range, or the update rule keeps something between steps.
         """
-        estimate = {name: value for name, value in self._estimate.items() if name != "tasks"}
+        estimate = {name: value for name, value in self._inner_estimate.items() if name != "tasks"}
         served = serving.Served(
             self._objective, self.time_step_spec.observation, self.action_spec, estimate
         )
@@ -412,7 +423,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         raise NotImplementedError("The loss has a meaning at the old weights only: use train.")
 
     def _meta_step(self, experience: Sequence[Trajectory]) -> MetaLossInfo:
-        stages = [transitions(batch, **self._estimate) for batch in experience]
+        *before, last = experience
+        stages = [transitions(batch, **self._inner_estimate) for batch in before]
+        stages.append(transitions(last, **self._estimate))
         variables = self._objective.variables().trained
         weights = as_tensors(variables)
         objective = MetaObjective(
@@ -507,7 +520,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                     carry = objective.step(parameters, Carry(fast, slots), stage, step)
                     return carry.fast, carry.slots
 
-                stage = transitions(experience, **self._estimate)
+                stage = transitions(experience, **self._inner_estimate)
                 return map_sequentially(of_task, (fast, slots, stage))
 
             # A concrete function: TensorFlow takes several programs of one place for retracing.

@@ -417,3 +417,29 @@ def test_credit_for_exploration_changes_the_gradient(environment):
     experience = draw(plain, make_sampler(plain, environment))
     norms = [agent.train(experience).extra.gradient_norm for agent in (plain, exploring)]
     assert abs(norms[0] - norms[1]) > 1e-3 * norms[0]
+
+
+def test_inner_steps_may_look_less_far_ahead_than_the_outer_one(environment):
+    def gradient_norm(rate, experience, **lambdas):
+        outer = keras.optimizers.SGD(1e-3)
+        agent = make_agent(environment, inner_learning_rate=rate, outer=outer, **lambdas)
+        agent.adapt(experience[0])
+        adapted = values(agent.collect_policy.fast_weights)
+        return float(agent.train(experience).extra.gradient_norm), adapted
+
+    agent = make_agent(environment)
+    experience = draw(agent, make_sampler(agent, environment))
+    far, near = {"gae_lambda": 1.0}, {"gae_lambda": 0.2}
+    both = {"gae_lambda": 1.0, "inner_gae_lambda": 0.2}
+    # The fast weights are those of the inner one's.
+    (far_norm, far_fast), (near_norm, near_fast), (norm, fast) = [
+        gradient_norm(RATE, experience, **lambdas) for lambdas in (far, near, both)
+    ]
+    assert equal(fast, near_fast) and not equal(fast, far_fast)
+    assert len({far_norm, near_norm, norm}) == 3
+    # Where adaptation changes nothing, the meta-gradient is that of the outer one's.
+    far_norm, near_norm, norm = [
+        gradient_norm(0.0, experience, **lambdas)[0] for lambdas in (far, near, both)
+    ]
+    assert norm == pytest.approx(far_norm, rel=1e-5)
+    assert norm != pytest.approx(near_norm, rel=1e-3)

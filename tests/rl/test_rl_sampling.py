@@ -323,6 +323,7 @@ def test_evaluation_adapts_step_by_step_with_fresh_rollouts(agent, sampler):
         ({"inner_loss": "surrogate"}, "inner_loss must be one of .*'log_likelihood'.*'surrogate'"),
         ({"discount": 1.5}, "discount must be in 0 .. 1, got 1.5"),
         ({"gae_lambda": np.nan}, "gae_lambda must be in 0 .. 1, got nan"),
+        ({"inner_gae_lambda": -0.1}, "inner_gae_lambda must be in 0 .. 1, got -0.1"),
         ({"inner_learning_rate": -0.1}, "inner_learning_rate must be .* got -0.1"),
         ({"outer": "trpo"}, "outer must be .* got 'trpo'"),
     ],
