@@ -83,7 +83,8 @@ def measure(settings: Settings, problem: Problem) -> dict[str, Any]:
     estimators = [*itertools.product(settings.baselines, settings.gae_lambdas)]
     agents = []  # alike but for the estimator
     for baseline, gae_lambda in estimators:
-        of_agent = dataclasses.replace(chosen, baseline=baseline, gae_lambda=gae_lambda)
+        estimator = {"gae_lambda": gae_lambda, "inner_gae_lambda": None}
+        of_agent = dataclasses.replace(chosen, baseline=baseline, **estimator)
         agent_settings.check(of_agent)
         agents.append(make_agent(of_agent, "maml", environment, chosen.tasks))
     sampler = Sampler(environment, agents[0].collect_policy, steps=chosen.horizon)

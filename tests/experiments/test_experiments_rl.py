@@ -12,7 +12,7 @@ from interruption import kill_when, run
 from matplotlib.figure import Figure
 
 from experiments import locomotion, navigation
-from experiments.benchmarks import gradient_signal, meta_iteration
+from experiments.benchmarks import gradient_signal, meta_iteration, whole_episodes
 from experiments.shared import agent_settings, agent_training, reinforcement_learning
 from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.reinforcement_learning import Files
@@ -370,13 +370,15 @@ def test_the_share_of_signal_is_what_independent_gradients_have_in_common():
 
 
 def test_the_signal_of_gradients_is_measured_by_baseline_and_lambda(tmp_path):
-    problems = {"navigation": dataclasses.replace(navigation.PROBLEM, settings=SETTINGS)}
+    own = dataclasses.replace(SETTINGS, inner_gae_lambda=0.5)  # which takes no part
+    problems = {"navigation": dataclasses.replace(navigation.PROBLEM, settings=own)}
     chosen = {"meta_batch_size": 8, "rollouts": 20, "repeats": 2, "gae_lambdas": (0.0, 1.0)}
     settings = gradient_signal.Settings(tasks=("navigation",), baselines=("time",), **chosen)
     files = gradient_signal.Files(output=str(tmp_path / "run"))
     found = gradient_signal.run(settings, files, problems).records["navigation"]["estimators"]
     assert [one["gae_lambda"] for one in found] == [0.0, 1.0]
     assert all(0.5 < one["share"] < 1 for one in found)  # every reward says where the goal is
+    assert found[0]["share"] != found[1]["share"]
     assert f"{100 * found[0]['share']:.1f} ± " in (tmp_path / "run" / "results.txt").read_text()
 
 
@@ -387,6 +389,25 @@ def test_the_signal_of_gradients_refuses_what_it_does_not_know(tmp_path):
         with pytest.raises(ValueError, match=name):
             gradient_signal.run(gradient_signal.Settings(**wrong), files)
     assert not (tmp_path / "run").exists()
+
+
+def test_episodes_are_counted_in_three_ways(tmp_path):
+    ant = locomotion.PROBLEMS["ant-velocity"]
+    problems = {
+        "ant": dataclasses.replace(ant, settings=dataclasses.replace(ant.settings, horizon=60))
+    }
+    settings = whole_episodes.Settings(tasks=("ant",), test_tasks=2, environments=8)
+    files = whole_episodes.Files(output=str(tmp_path / "run"))
+    record = whole_episodes.run(settings, files, problems).records["ant"]
+    first, begun, ended = record["ways"].values()
+    assert first["episodes"] == 16 and first["later"] == 0
+    assert begun["episodes"] > 16 and begun["later"] == pytest.approx(1 - 16 / begun["episodes"])
+    steps = ended["episodes"] * ended["length"]
+    assert steps == pytest.approx((1 - record["dropped"]) * 16 * 60)
+    assert ended["length"] < first["length"]  # what has not ended is long
+    assert f"{record['dropped']:.1%}" in (tmp_path / "run" / "results.txt").read_text()
+    with pytest.raises(ValueError, match=r"got \['flea'\]"):
+        whole_episodes.run(whole_episodes.Settings(tasks=("flea",)), files)
 
 
 def test_deviations_of_actions_have_the_floor_of_the_settings():
