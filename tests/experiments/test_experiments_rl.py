@@ -394,7 +394,7 @@ def test_the_signal_of_gradients_refuses_what_it_does_not_know(tmp_path):
 def test_episodes_are_counted_in_three_ways(tmp_path):
     ant = locomotion.PROBLEMS["ant-velocity"]
     problems = {
-        "ant": dataclasses.replace(ant, settings=dataclasses.replace(ant.settings, horizon=60))
+        "ant": dataclasses.replace(ant, settings=dataclasses.replace(ant.settings, horizon=120))
     }
     settings = whole_episodes.Settings(tasks=("ant",), test_tasks=2, environments=8)
     files = whole_episodes.Files(output=str(tmp_path / "run"))
@@ -403,7 +403,7 @@ def test_episodes_are_counted_in_three_ways(tmp_path):
     assert first["episodes"] == 16 and first["later"] == 0
     assert begun["episodes"] > 16 and begun["later"] == pytest.approx(1 - 16 / begun["episodes"])
     steps = ended["episodes"] * ended["length"]
-    assert steps == pytest.approx((1 - record["dropped"]) * 16 * 60)
+    assert steps == pytest.approx((1 - record["dropped"]) * 16 * 120)
     assert ended["length"] < first["length"]  # what has not ended is long
     assert f"{record['dropped']:.1%}" in (tmp_path / "run" / "results.txt").read_text()
     with pytest.raises(ValueError, match=r"got \['flea'\]"):
