@@ -161,13 +161,14 @@ class SQLiteStore:
         # Connections must be carried neither to another thread nor over a fork.
         if getattr(self._local, "process", None) != os.getpid():
             connection = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None)
-            connection.execute("PRAGMA synchronous=FULL")
             # Of a new file: of two kilobytes a record, smaller pages would be half empty.
-            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+            pages = f"PRAGMA page_size={_PAGE_BYTES}"
+            self._wait_for(connection, "PRAGMA synchronous=FULL", pages)
             self._local.connection, self._local.process = connection, os.getpid()
         connection = self._local.connection
-        # Writers queue at the beginning: one that waits half-way would have to give up.
-        self._begin(connection, kind)
+        # Writers queue at the beginning: one that waits half-way would have to give up. Readers
+        # lock the file only when they read.
+        self._wait_for(connection, f"BEGIN {kind}", "SELECT 1 FROM sqlite_master LIMIT 1")
         try:
             yield connection
             connection.execute("COMMIT")
@@ -175,7 +176,7 @@ class SQLiteStore:
             connection.execute("ROLLBACK")
             raise
 
-    def _begin(self, connection: sqlite3.Connection, kind: str) -> None:
+    def _wait_for(self, connection: sqlite3.Connection, *statements: str) -> None:
         # SQLite itself looks ten times a second whether the file is free. Beside a process that
         # writes without a pause, which leaves it free for microseconds, that finds it never.
         end = time.monotonic() + self._timeout
@@ -183,9 +184,8 @@ class SQLiteStore:
         try:
             while True:
                 try:
-                    connection.execute(f"BEGIN {kind}")
-                    # Only now does a reader lock the file.
-                    connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+                    for statement in statements:
+                        connection.execute(statement).fetchone()
                     return
                 except sqlite3.OperationalError as error:
                     if connection.in_transaction:
