@@ -2,7 +2,8 @@
 
     python -m experiments.publish runs/omniglot-5way-1shot omniglot-5way-1shot
 
-Every number on its card is taken from the results of the run.
+Every number on its card is taken from the results of the run. However it was trained, the published
+learner normalises inductively; a run that begins with it trains as its own settings say.
 """
 
 import argparse
@@ -55,9 +56,9 @@ Accuracy on $tasks test tasks, with the 95 % interval of the mean:
 $scores
 
 Transductive batch normalisation takes the statistics of the query images that are classified
-together, inductive those of the support images. The learner is set to $mode. The inner
-loop adapts every weight, also the offsets (beta) of batch normalisation, which the authors' code
-only meta-trains.
+together, inductive those of the support images. The learner was trained ${mode}ly and is set to
+inductive, with which a picture can be classified alone. The inner loop adapts every weight, also
+the offsets (beta) of batch normalisation, which the authors' code only meta-trains.
 """)
 
 
@@ -100,6 +101,7 @@ def publish(
             f"{', '.join(missing)}. Give the folder of such a run."
         )
     learner = keras.models.load_model(run / pretrained.LEARNER)
+    learner.batch_normalization = "inductive"  # exported, it is asked for one picture at a time
     scores = [row for row in record["results"] if row["metric"] == "accuracy"]
     facts = {fact: record[fact] for fact in (*FACTS, *NEWER_FACTS) if fact in record}
     card = {"name": name, **facts, "accuracy": scores}
@@ -139,7 +141,7 @@ def _text(card: Mapping[str, Any], learner: Any, record: Mapping[str, Any]) -> s
         departures="; ".join(card["departures"]) or "-",
         tasks=f"{settings['test_tasks']:,}",
         scores=tabulate.tabulate(scores, headers, tablefmt="github"),
-        mode=learner.batch_normalization,
+        mode=settings["batch_normalization"],
     )
 
 
