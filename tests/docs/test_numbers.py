@@ -1,7 +1,10 @@
 """What README shows of results and speed is what docs say, and docs link to files that exist."""
 
+import csv
+import json
 import pathlib
 import re
+import statistics
 
 import pytest
 
@@ -37,3 +40,35 @@ def test_links_lead_to_files(page):
     for link in re.findall(r"\]\(([^)#]+)[)#]", page.read_text()):
         if "://" not in link and link:
             assert (page.parent / link).exists(), link
+
+
+def chosen():
+    """The rows of the table of docs/results.md that says which learner of each run was tested."""
+    for folder in sorted(path.parent for path in (ROOT / "experiments/results").glob("*/results.json")):
+        results = json.loads((folder / "results.json").read_text())
+        link = f"[{folder.name}](../experiments/results/{folder.name})"
+        epoch = results["settings"].get("epoch_iterations")
+        if "iterations_of_best_epoch" in results:
+            best, history = results["iterations_of_best_epoch"], history_of(folder)
+            (value,) = (row["val_accuracy"] for row in history if float(row["iterations"]) == best)
+            yield f"| {link} | {best:,.0f} of {len(history) * epoch:,} | {100 * float(value):.2f} % | |"
+        for method, training in results.get("training", {}).items():
+            best, skipped = training["iterations_of_best_epoch"], training["skipped"]
+            history = folder / method
+            value = "not kept"
+            if (history / "history.csv").exists():
+                of_epoch = history_of(history)[best - epoch : best]
+                value = f"{statistics.fmean(float(row['return']) for row in of_epoch):.1f}"
+            yield f"| {link}, {method} | {best} of {training['iterations']} | {value} | {skipped} |"
+
+
+def history_of(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_docs_say_which_learner_of_each_run_was_tested():
+    rows = list(chosen())
+    assert len(rows) > 30
+    missing = set(rows) - set((ROOT / "docs/results.md").read_text().splitlines())
+    assert not missing, "\n".join(row for row in rows if row in missing)
