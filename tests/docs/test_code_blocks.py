@@ -4,12 +4,16 @@ The blocks of a page are one program. They run with tiny settings: what is in SM
 """
 
 import importlib.util
+import json
 import pathlib
 import re
+import runpy
 import shlex
+import sys
 
 import numpy as np
 import pytest
+import simple_parsing
 from PIL import Image
 
 from keras_maml import cli
@@ -53,6 +57,20 @@ def commands():
                 words = shlex.split(line, comments=True)
                 if words and words[0] in ("make", "python", "keras-maml"):
                     yield pytest.param(words, id=f"{page.stem}: {' '.join(words[:4])}")
+
+
+def experiments():
+    """The commands of experiments in the text of pages, and those that records say they are of."""
+    for page in PAGES:
+        for text in re.findall(r"`(python -m experiments\.[^`]+)`", page.read_text()):
+            yield " ".join(text.split())
+        for text in blocks(page, ""):
+            lines = text.replace("\\\n", " ").splitlines()
+            yield from (line for line in lines if line.startswith("python -m experiments."))
+    for record in (ROOT / "experiments/results").rglob("results.json"):
+        command = json.loads(record.read_text()).get("command", "")
+        # A record may tell of two: the first start, and what it was continued with.
+        yield from (c for c in command.split(", then ") if c.startswith("python -m experiments."))
 
 
 @pytest.fixture
@@ -110,6 +128,28 @@ def test_the_commands_of_a_page_exist(words):
                 assert name in source or name.replace("_", "-") in source, option
         case _:
             pytest.fail(f"Not a command that can be checked: {words}")
+
+
+def test_the_options_of_experiments_that_are_named_exist(monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    def parse(parser, *arguments):
+        raise Parsed(parse_args(parser, *arguments))
+
+    parse_args = simple_parsing.ArgumentParser.parse_args
+    monkeypatch.setattr(simple_parsing.ArgumentParser, "parse_args", parse)
+    found = sorted(set(experiments()))
+    assert len(found) > 80
+    for command in found:
+        _, _, module, *options = shlex.split(command, comments=True)
+        if module != "experiments.publish":  # whose arguments are no options
+            monkeypatch.setattr(sys, "argv", [module, *options])
+            try:
+                with pytest.raises(Parsed):
+                    runpy.run_module(module, run_name="__main__")
+            except SystemExit as stopped:
+                pytest.fail(f"{command}: {stopped}")
 
 
 def _source(spec):

@@ -44,7 +44,9 @@ def test_links_lead_to_files(page):
 
 def chosen():
     """The rows of the table of docs/results.md that says which learner of each run was tested."""
-    for folder in sorted(path.parent for path in (ROOT / "experiments/results").glob("*/results.json")):
+    for folder in sorted(
+        path.parent for path in (ROOT / "experiments/results").glob("*/results.json")
+    ):
         results = json.loads((folder / "results.json").read_text())
         link = f"[{folder.name}](../experiments/results/{folder.name})"
         epoch = results["settings"].get("epoch_iterations")
