@@ -131,11 +131,11 @@ def test_the_commands_of_a_page_exist(words):
 
 
 def test_the_options_of_experiments_that_are_named_exist(monkeypatch):
-    class Parsed(Exception):
+    class ParsedError(Exception):
         pass
 
     def parse(parser, *arguments):
-        raise Parsed(parse_args(parser, *arguments))
+        raise ParsedError(parse_args(parser, *arguments))
 
     parse_args = simple_parsing.ArgumentParser.parse_args
     monkeypatch.setattr(simple_parsing.ArgumentParser, "parse_args", parse)
@@ -146,7 +146,7 @@ def test_the_options_of_experiments_that_are_named_exist(monkeypatch):
         if module != "experiments.publish":  # whose arguments are no options
             monkeypatch.setattr(sys, "argv", [module, *options])
             try:
-                with pytest.raises(Parsed):
+                with pytest.raises(ParsedError):
                     runpy.run_module(module, run_name="__main__")
             except SystemExit as stopped:
                 pytest.fail(f"{command}: {stopped}")

@@ -52,8 +52,9 @@ def chosen():
         epoch = results["settings"].get("epoch_iterations")
         if "iterations_of_best_epoch" in results:
             best, history = results["iterations_of_best_epoch"], history_of(folder)
-            (value,) = (row["val_accuracy"] for row in history if float(row["iterations"]) == best)
-            yield f"| {link} | {best:,.0f} of {len(history) * epoch:,} | {100 * float(value):.2f} % | |"
+            (row,) = (row for row in history if float(row["iterations"]) == best)
+            value = f"{100 * float(row['val_accuracy']):.2f} %"
+            yield f"| {link} | {best:,.0f} of {len(history) * epoch:,} | {value} | |"
         for method, training in results.get("training", {}).items():
             best, skipped = training["iterations_of_best_epoch"], training["skipped"]
             history = folder / method
