@@ -263,6 +263,7 @@ def check_actions(distribution: Any, action_spec: Any) -> None:
             "categorical, multi_categorical and diagonal_gaussian, or parts for a dictionary."
         )
     for one, spec in zip(_flat(distribution), tf.nest.flatten(action_spec), strict=True):
+        _check_bounds(one, spec)
         if one.dtype.is_floating != spec.dtype.is_floating:
             raise ValueError(
                 f"The environment takes actions of dtype {spec.dtype.name}, but model and "
@@ -275,6 +276,28 @@ def check_actions(distribution: Any, action_spec: Any) -> None:
                 f"The environment has {taken.tolist()} choices of an action, but model and "
                 f"distribution {made.tolist()}. Give the model a logit for each choice."
             )
+
+
+def _check_bounds(distribution: tfp.distributions.Distribution, spec: Any) -> None:
+    """Raises ValueError unless integers are counted from 0, and squashed actions reach as far."""
+    if not hasattr(spec, "maximum"):
+        return
+    if not spec.dtype.is_floating:
+        if np.any(np.asarray(spec.minimum) != 0):
+            raise ValueError(
+                f"The environment counts its actions from {np.asarray(spec.minimum).tolist()}, a "
+                "policy from 0. from_gymnasium and from_tf_agents add what is between."
+            )
+    elif isinstance(distribution, SquashedGaussian):
+        for name, bound in (("minimum", distribution.low), ("maximum", distribution.high)):
+            taken = np.broadcast_to(getattr(spec, name), tuple(spec.shape))
+            made = np.broadcast_to(bound, taken.shape)
+            if not np.allclose(made, taken) and np.isfinite(taken).all():
+                raise ValueError(
+                    f"The environment's actions have the {name} {taken.tolist()}, but those of "
+                    f"squashed_gaussian {made.tolist()}. Pass squashed_gaussian(low, high) with "
+                    "the bounds of the environment."
+                )
 
 
 def _choices(distribution: tfp.distributions.Distribution) -> np.ndarray | None:
@@ -290,8 +313,14 @@ def _choices(distribution: tfp.distributions.Distribution) -> np.ndarray | None:
 def _choices_of_spec(spec: Any) -> np.ndarray | None:
     if not hasattr(spec, "maximum") or spec.dtype.is_floating:
         return None
-    # A choice is numbered from 0, so what comes before the minimum would have to be one, too.
     return np.broadcast_to(np.asarray(spec.maximum) + 1, tuple(spec.shape))
+
+
+def as_spec(actions: Any, action_spec: Any) -> Any:
+    """Returns actions of a policy in the dtypes of a spec: integers of any width, say."""
+    return tf.nest.map_structure(
+        lambda action, spec: tf.cast(action, spec.dtype), actions, action_spec
+    )
 
 
 def sample(distribution: Any, seed: Any = None) -> Any:
@@ -319,7 +348,7 @@ def log_prob(distribution: Any, actions: Any) -> tf.Tensor:
     """Returns the logarithm of the probability (density) of actions, ``[...]``."""
     tf.nest.assert_same_structure(distribution, actions)
     pairs = zip(_flat(distribution), tf.nest.flatten(actions), strict=True)
-    return tf.add_n([one.log_prob(action) for one, action in pairs])
+    return tf.add_n([one.log_prob(tf.cast(action, one.dtype)) for one, action in pairs])
 
 
 def kl_divergence(old: Any, new: Any) -> tf.Tensor:

@@ -23,6 +23,7 @@ from keras_maml.execution.placement import placement
 from keras_maml.execution.task_map import map_sequentially
 from keras_maml.execution.workers import Workers
 from keras_maml.files import whole
+from keras_maml.private_keras import flatten_layers
 from keras_maml.rl import distributions, serving
 from keras_maml.rl.action_statistics import action_statistics
 from keras_maml.rl.advantages import complete, transitions
@@ -174,7 +175,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             validation.check_number(name, value, lambda v: 0 <= v <= 1, "in 0 .. 1")
         if not isinstance(model, keras.Model):
             raise ValueError(
-                f"model must be a keras.Model, got {type(model).__name__}."
+                f"model must be a keras.Model, got {_kind_of(model)}."
                 + (" " + NETWORKS if isinstance(model, Network) else "")
             )
         if not model.built or not model.trainable_variables:
@@ -561,6 +562,12 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             )
 
 
+def _kind_of(model: Any) -> str:
+    """The class of something, with its package where that tells it from Keras's own."""
+    kind = type(model)
+    return f"{kind.__name__} of {kind.__module__.partition('.')[0]}"
+
+
 def _check_model(
     model: keras.Model, distribution: DistributionFunction, observation_spec: Any, action_spec: Any
 ) -> None:
@@ -571,10 +578,20 @@ def _check_model(
             made = distribution(model(zeros))
         distributions.sample(made)
     except Exception as error:  # Whatever the user's model and distribution raise.
+        seen = tf.nest.map_structure(lambda s: f"{s.dtype.name}{list(s.shape)}", observation_spec)
+        hint = ""
+        if tf.nest.is_nested(action_spec):
+            hint = " Actions are a nest: give the model outputs by name, and pass parts({...})."
         raise ValueError(
-            f"The model must take observations like {observation_spec}, and distribution its "
-            f"outputs; they raised {type(error).__name__}: {error}"
+            f"The model must take observations {seen}, and distribution its outputs; they raised "
+            f"{type(error).__name__}: {error}{hint}"
         ) from error
+    stateful = [layer.name for layer in flatten_layers(model) if getattr(layer, "stateful", False)]
+    if stateful:
+        raise ValueError(
+            f"Layer {stateful[0]!r} keeps a state from call to call, which would be another "
+            "episode's. Make it with stateful=False, and let observations hold the last steps."
+        )
     forgetful = [name for name, length in lengths.items() if length == 1]
     if forgetful:
         raise ValueError(

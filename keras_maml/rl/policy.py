@@ -285,6 +285,7 @@ class TaskPolicy(tf_policy.TFPolicy):
         outputs = self._outputs_of(time_step)
         if self._greedy:
             action = distributions.mode(self._distribution_of(outputs))
+            action = distributions.as_spec(action, self.action_spec)
             return policy_step.PolicyStep(action, policy_state, ())
         if seed is None:
             number = self._drawn.assign_add(1)
@@ -295,6 +296,7 @@ class TaskPolicy(tf_policy.TFPolicy):
         action = distributions.sample(self._distribution_of(outputs), seed)
         if workers > 1:
             action = tf.nest.map_structure(lambda x: tf.split(x, workers)[worker], action)
+        action = distributions.as_spec(action, self.action_spec)
         return policy_step.PolicyStep(action, policy_state, ())
 
 

@@ -73,7 +73,8 @@ class Served(NamedTuple):
         fast = self._unpacked(vector)
         outputs = self.objective.outputs(self.objective.parameters(), fast, observations)
         distribution = self.objective.distribution(outputs)
-        return distributions.sample(distribution), distributions.mode(distribution)
+        drawn = distributions.sample(distribution), distributions.mode(distribution)
+        return tuple(distributions.as_spec(actions, self.action_spec) for actions in drawn)
 
     def initial(self) -> tf.Tensor:
         """Returns the initial weights as a vector."""

@@ -346,7 +346,10 @@ def test_proximal_optimisation_without_inner_steps():
 
 def test_a_model_that_does_not_fit_the_environment_is_refused(environment):
     for model, message in (
-        (gaussian_policy(3, 1, (3,)), "The model must take observations like"),
+        (
+            gaussian_policy(3, 1, (3,)),
+            r"The model must take observations float32\[2\], .* they raised",
+        ),
         (gaussian_policy(2, 4, (3,)), r"actions of shape \(1,\), but .* actions of shape \(4,\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -357,15 +360,17 @@ def test_a_model_that_does_not_fit_the_environment_is_refused(environment):
         make_agent(environment, distribution=lambda outputs: outputs["logits"])
     time_steps, actions = tensor_specs(environment)
     network = ActorDistributionNetwork(time_steps.observation, actions)
-    with pytest.raises(ValueError, match="got ActorDistributionNetwork. .*Build the same with"):
+    with pytest.raises(
+        ValueError, match="got ActorDistributionNetwork of tf_agents. .*Build the same"
+    ):
         make_agent(environment, network)
 
 
 def test_a_recurrent_layer_needs_more_than_one_step(environment):
     """A policy keeps no state: what is to be remembered must be observed."""
 
-    def model(layers):
-        x = inputs = keras.Input((2,))
+    def model(layers, batch_size=None):
+        x = inputs = keras.Input((2,), batch_size=batch_size)
         for layer in layers:
             x = layer(x)
         outputs = {"mean": keras.layers.Dense(1)(x), "log_std": keras.layers.Dense(1)(x)}
@@ -375,6 +380,9 @@ def test_a_recurrent_layer_needs_more_than_one_step(environment):
     with pytest.raises(ValueError, match="Layer 'memory' is recurrent but sees one step at a time"):
         make_agent(environment, model(layers))
     make_agent(environment, model([keras.layers.Reshape((2, 1)), keras.layers.GRU(3)]))
+    layers = [keras.layers.Reshape((2, 1)), keras.layers.GRU(3, stateful=True, name="keeper")]
+    with pytest.raises(ValueError, match="Layer 'keeper' keeps a state from call to call"):
+        make_agent(environment, model(layers, batch_size=1))
 
 
 def test_a_plain_optimizer_takes_one_step_on_the_meta_gradient(environment):

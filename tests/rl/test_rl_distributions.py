@@ -248,6 +248,16 @@ INTEGERS = BoundedTensorSpec([], tf.int64, 0, 2)
             "actions of dtype int64, but .* float32. Pass .*categorical",
         ),
         (categorical(tf.zeros([1, 3])), {"gear": INTEGERS}, "or parts for a dictionary"),
+        (
+            categorical(tf.zeros([1, 3])),
+            BoundedTensorSpec([], tf.int64, 1, 3),
+            "counts its actions from 1, a policy from 0. .*from_tf_agents add",
+        ),
+        (
+            squashed_gaussian()({"mean": tf.zeros([1, 2]), "log_std": tf.zeros([1, 2])}),
+            BoundedTensorSpec([2], tf.float32, -1, [1, 2]),
+            r"have the maximum \[1.0, 2.0\], but .* \[1.0, 1.0\]. Pass squashed_gaussian\(low",
+        ),
     ],
 )
 def test_actions_that_the_environment_does_not_take_are_refused(distribution, spec, message):
@@ -259,3 +269,7 @@ def test_actions_that_the_environment_takes_are_none_of_them():
     distributions.check_actions(categorical(tf.zeros([1, 3])), INTEGERS)
     two = BoundedTensorSpec([2], tf.int64, 0, [2, 1])
     distributions.check_actions(multi_categorical([3, 2])(tf.zeros([1, 5])), two)
+    gaussian = {"mean": tf.zeros([1, 2]), "log_std": tf.zeros([1, 2])}
+    for bound in (2.0, np.inf):  # of what has no bounds any part may be taken
+        reals = BoundedTensorSpec([2], tf.float32, -bound, bound)
+        distributions.check_actions(squashed_gaussian(-2.0, 2.0)(gaussian), reals)

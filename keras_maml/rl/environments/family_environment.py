@@ -132,6 +132,23 @@ def as_tasks(tasks: Any) -> np.ndarray:
     return array
 
 
+def check_clocks(clocks: np.ndarray, horizon: int, ended: np.ndarray) -> None:
+    """Raises ValueError where an episode goes on after the horizon.
+
+    Args:
+        clocks: int64 ``[count]``, steps of the present episodes.
+        horizon: The most there may be.
+        ended: bool ``[count]``, whether they are over.
+    """
+    late = (clocks >= horizon) & ~ended
+    if late.any():
+        raise ValueError(
+            f"The episode of environment {int(late.argmax())} goes on after {horizon} steps, the "
+            "horizon. Pass a horizon= that is at least the most steps of an episode, or limit them "
+            "with a TimeLimit, a wrapper of gymnasium and of TF-Agents."
+        )
+
+
 class _Drawn:
     """The family of what a function draws; anything may be set."""
 

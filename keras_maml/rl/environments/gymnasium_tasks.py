@@ -7,7 +7,12 @@ import gymnasium
 import numpy as np
 from tf_agents.trajectories import time_step as ts
 
-from keras_maml.rl.environments.family_environment import DrawTasks, FamilyEnvironment, as_family
+from keras_maml.rl.environments.family_environment import (
+    DrawTasks,
+    FamilyEnvironment,
+    as_family,
+    check_clocks,
+)
 from keras_maml.rl.environments.spaces import from_space, spec_of, to_space
 from keras_maml.rl.environments.task_setting import (
     Arguments,
@@ -16,11 +21,13 @@ from keras_maml.rl.environments.task_setting import (
     Options,
     SetTask,
     WithTask,
+    check_kept,
 )
 from keras_maml.rl.environments.tasks import TaskFamily, sample
 from keras_maml.validation import check_count
 
 NEXT_STEP = gymnasium.vector.AutoresetMode.NEXT_STEP
+OF_COPIES = gymnasium.vector.SyncVectorEnv, gymnasium.vector.AsyncVectorEnv
 
 
 def from_gymnasium(
@@ -48,8 +55,9 @@ def from_gymnasium(
         set_task: How an environment gets a task. `Attributes` of the unwrapped environment,
             `Arguments` of ``make``, `Options` of every reset, or a function of the unwrapped
             environment and a task. With a vector environment: `Attributes` (by its ``set_attr``),
-            `Options` (the entry of all environments at once), or a function of the vector
-            environment and all tasks ``[count, ...]``.
+            `Options` (the entries of all environments at once, which it must keep for the episodes
+            that it begins itself), or a function of the vector environment and all tasks
+            ``[count, ...]``. A reset must leave `Attributes` as they are.
         count: Number of environments: tasks times rollouts of each. A vector environment has its
             own.
         horizon: The most steps of an episode. By default what the environment's own time limit
@@ -62,7 +70,8 @@ def from_gymnasium(
 
     Raises:
         TypeError: ``make`` is or returns something else.
-        ValueError: An argument does not fit, or there is no horizon.
+        ValueError: An argument does not fit, or there is no horizon; from a reset: it has set an
+            attribute anew that is the task.
         AttributeError: The environment has no attribute that a task could set.
 
     Example:
@@ -98,7 +107,15 @@ def from_gymnasium(
     first = sample(family, count, 0)
     makers = [lambda task=task: WithTask(maker, set_task, task) for task in first]
     kind = gymnasium.vector.AsyncVectorEnv if processes else gymnasium.vector.SyncVectorEnv
-    vector = kind(makers, autoreset_mode=NEXT_STEP)
+    try:
+        vector = kind(makers, autoreset_mode=NEXT_STEP)
+    except (AssertionError, RuntimeError) as error:
+        if not isinstance(set_task, Arguments):
+            raise
+        raise ValueError(
+            f"The environments of {count} tasks do not fit together: {error} All tasks must share "
+            "the spaces of observations and actions."
+        ) from error
     return GymnasiumTasks(vector, family, None, horizon or vector.get_attr("time_limit")[0])
 
 
@@ -183,10 +200,10 @@ class GymnasiumTasks(FamilyEnvironment):
         if self._set_task is None:
             self._vector.set_attr("task", list(tasks))
         elif isinstance(self._set_task, Attributes):
-            values = [self._set_task.values(task) for task in tasks]
-            for name in self._set_task.names:
-                self._vector.get_attr(name)  # raises if there is none: set_attr would make one
-                self._vector.set_attr(name, [value[name] for value in values])
+            base = self._vector.unwrapped  # wrappers of vectors hand neither call on
+            for name, values in self._columns(tasks).items():
+                base.get_attr(name)  # raises if there is none: set_attr would make one
+                base.set_attr(name, values)
         elif not isinstance(self._set_task, Options):
             self._set_task(self._vector, tasks)
 
@@ -194,12 +211,13 @@ class GymnasiumTasks(FamilyEnvironment):
         self.restarts = True
         options = None
         if isinstance(self._set_task, Options):
-            columns = [self._set_task.values(task) for task in self.tasks]
-            options = {
-                name: np.asarray([column[name] for column in columns])
-                for name in self._set_task.names
-            }
+            columns = self._columns(self.tasks)
+            options = {name: np.asarray(values) for name, values in columns.items()}
         observations, _ = self._vector.reset(seed=self._next_seed, options=options)
+        if isinstance(self._set_task, Attributes):
+            for name, values in self._columns(self.tasks).items():
+                for value, found in zip(values, self._vector.unwrapped.get_attr(name), strict=True):
+                    check_kept(name, value, found)
         self._next_seed = None
         self._ended[:], self._clocks[:] = False, 0
         return ts.restart(self._seen(observations), batch_size=self.batch_size)
@@ -209,7 +227,7 @@ class GymnasiumTasks(FamilyEnvironment):
         observations, rewards, terminated, truncated, _ = self._vector.step(actions)
         before, self._ended = self._ended, np.asarray(terminated) | np.asarray(truncated)
         self._clocks = np.where(before, 0, self._clocks + 1)
-        self._check_clocks()
+        check_clocks(self._clocks, self.horizon, self._ended)
         step_type = np.full(self.batch_size, ts.StepType.MID, np.int32)
         step_type[before] = ts.StepType.FIRST
         step_type[self._ended] = ts.StepType.LAST
@@ -223,17 +241,13 @@ class GymnasiumTasks(FamilyEnvironment):
             observation=self._seen(observations),
         )
 
+    def _columns(self, tasks: np.ndarray) -> dict[str, list]:
+        """What tasks say, by name; the vector environment is the user's."""
+        rows = [self._set_task.values(task) for task in tasks]
+        return {name: [row[name] for row in rows] for name in self._set_task.names}
+
     def _seen(self, observations: Any) -> Any:
         return from_space(self._vector.single_observation_space, observations)
-
-    def _check_clocks(self) -> None:
-        late = (self._clocks >= self.horizon) & ~self._ended
-        if late.any():
-            raise ValueError(
-                f"The episode of environment {int(late.argmax())} goes on after {self.horizon} "
-                "steps, the horizon. Pass a horizon= that is at least the most steps of an "
-                "episode, or limit them with gymnasium.wrappers.TimeLimit."
-            )
 
 
 def _check_vector(vector: gymnasium.vector.VectorEnv, set_task: Any, count: int | None) -> None:
@@ -246,8 +260,20 @@ def _check_vector(vector: gymnasium.vector.VectorEnv, set_task: Any, count: int 
         raise ValueError(
             "Arguments need a function that makes one environment: pass that as make, with count=."
         )
+    base = vector.unwrapped
+    if isinstance(set_task, Options) and isinstance(base, OF_COPIES):
+        raise ValueError(
+            f"{type(base).__name__} hands the same options to all its environments, and none to "
+            "the episodes that it begins itself. Pass the function that makes one environment as "
+            "make, with count= (and processes=True): each has its own then."
+        )
+    if isinstance(set_task, Attributes) and not hasattr(base, "set_attr"):
+        raise ValueError(
+            f"{type(base).__name__} cannot set attributes of its environments: it has no set_attr. "
+            "Pass as set_task a function of it and all tasks."
+        )
     # SyncVectorEnv writes its mode into a dictionary that all environments of a class share.
-    mode = getattr(vector.unwrapped, "autoreset_mode", vector.metadata.get("autoreset_mode"))
+    mode = getattr(base, "autoreset_mode", vector.metadata.get("autoreset_mode"))
     if mode is not NEXT_STEP:
         raise ValueError(
             "The vector environment must begin the next episode in the step after the end of one "

@@ -165,13 +165,20 @@ class WithTask(gymnasium.Wrapper):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode, or a rest."""
+        """Begins an episode, or a rest.
+
+        Raises:
+            ValueError: The environment has set an attribute anew that is the task.
+        """
         self._rests = not self.restarts
         if self._rests:
             return self._last, {}
         if isinstance(self._set_task, Options):
             options = (options or {}) | self._set_task.values(self._task)
         self._last, info = self.env.reset(seed=seed, options=options)
+        if isinstance(self._set_task, Attributes):
+            for name, value in self._set_task.values(self._task).items():
+                check_kept(name, value, getattr(self.env.unwrapped, name))
         return self._last, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -192,6 +199,16 @@ class WithTask(gymnasium.Wrapper):
                 f"{self._spaces} to {(self.env.observation_space, self.env.action_space)}. All "
                 "tasks must share them."
             )
+
+
+def check_kept(name: str, value: Any, found: Any) -> None:
+    """Raises ValueError unless a reset has left an attribute as a task has set it."""
+    if not (found is value or np.array_equal(found, value)):
+        raise ValueError(
+            f"The environment's reset has set {name!r} to {found!r}, where the task had set it to "
+            f"{value!r}: it is no attribute that makes a task. Pass Options or Arguments, or let "
+            "reset keep it."
+        )
 
 
 def _plain(value: Any) -> Any:

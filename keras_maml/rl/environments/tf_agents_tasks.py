@@ -5,10 +5,22 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tf_agents.environments import batched_py_environment, parallel_py_environment, py_environment
+from tf_agents.environments import (
+    batched_py_environment,
+    parallel_py_environment,
+    py_environment,
+    wrappers,
+)
+from tf_agents.specs import array_spec
 from tf_agents.trajectories import time_step as ts
 
-from keras_maml.rl.environments.family_environment import DrawTasks, FamilyEnvironment, as_family
+from keras_maml.rl.environments.family_environment import (
+    DrawTasks,
+    FamilyEnvironment,
+    as_family,
+    check_clocks,
+)
+from keras_maml.rl.environments.spaces import check_finite
 from keras_maml.rl.environments.tasks import TaskFamily
 from keras_maml.validation import check_count
 
@@ -30,9 +42,11 @@ def from_tf_agents(
             on.
         tasks: A family such as `keras_maml.rl.environments.tasks.Uniform`, or a function of a
             generator and ``n`` that draws ``n`` tasks.
-        set_task: A function of one environment and its task (``env.gym`` is what `suite_gym` has
-            wrapped); with a batched environment, of that and all tasks ``[count, ...]``.
-        horizon: The most steps of an episode.
+        set_task: A function of one environment, as ``make`` returns it, and its task
+            (``env.gym.unwrapped`` is the environment that `suite_gym` has loaded); with a batched
+            environment, of that and all tasks ``[count, ...]``.
+        horizon: The most steps of an episode, which is truncated there; of a batched environment
+            it says what it is and cuts nothing.
         count: Number of environments: tasks times rollouts of each. A batched one has its own.
 
     Returns:
@@ -98,12 +112,16 @@ def from_tf_agents(
             set_task(environment, task)
 
     # Threads would gain nothing: steps of Python hold the interpreter's lock.
-    batched = batched_py_environment.BatchedPyEnvironment(environments, multithreading=False)
+    limited = [wrappers.TimeLimit(environment, horizon) for environment in environments]
+    batched = batched_py_environment.BatchedPyEnvironment(limited, multithreading=False)
     return TFAgentsTasks(batched, family, set_each, horizon)
 
 
 class TFAgentsTasks(FamilyEnvironment):
     """A batched TF-Agents environment with tasks; see `from_tf_agents`.
+
+    Real actions are clipped to the bounds of their spec; integers are counted from 0, whatever the
+    environment counts from.
 
     Args:
         environment: The batched environment.
@@ -125,6 +143,7 @@ class TFAgentsTasks(FamilyEnvironment):
         super().__init__(family, environment.batch_size)
         self.horizon = horizon
         self._environment, self._set_all = environment, set_tasks
+        self._clocks = np.zeros(self.batch_size, np.int64)
         self._seeded(0)
         self.set_tasks(self.tasks)
 
@@ -134,7 +153,7 @@ class TFAgentsTasks(FamilyEnvironment):
 
     def action_spec(self) -> Any:
         """Returns the spec of one environment's actions."""
-        return self._environment.action_spec()
+        return tf.nest.map_structure(_from_zero, self._environment.action_spec())
 
     def render(self, mode: str = "rgb_array") -> np.ndarray:
         """Returns a picture of each, uint8 ``[batch_size, height, width, 3]``."""
@@ -151,10 +170,15 @@ class TFAgentsTasks(FamilyEnvironment):
         if self._next_seed is not None:
             self._seeded(self._next_seed)
         self._next_seed = None
+        self._clocks[:] = 0
         return self._environment.reset()
 
     def _step(self, action: Any) -> ts.TimeStep:
-        return self._environment.step(tf.nest.map_structure(np.asarray, action))
+        spec = self._environment.action_spec()
+        time_step = self._environment.step(tf.nest.map_structure(_taken, spec, action))
+        self._clocks = np.where(time_step.is_first(), 0, self._clocks + 1)
+        check_clocks(self._clocks, self.horizon, time_step.is_last())
+        return time_step
 
     def _seeded(self, seed: int) -> None:
         try:
@@ -170,3 +194,27 @@ class TFAgentsTasks(FamilyEnvironment):
                 f"{type(self._environment).__name__} takes no seed, so that nothing drawn with it "
                 "could be drawn again. Give the environment a method seed(seed)."
             ) from error
+
+
+def _from_zero(spec: array_spec.ArraySpec) -> array_spec.ArraySpec:
+    """The spec of what a policy chooses, for the spec of an environment's actions."""
+    if not isinstance(spec, array_spec.BoundedArraySpec) or _is_real(spec):
+        return spec
+    most = np.asarray(spec.maximum) - spec.minimum
+    return array_spec.BoundedArraySpec(spec.shape, spec.dtype, 0, most, spec.name)
+
+
+def _taken(spec: array_spec.ArraySpec, action: Any) -> np.ndarray:
+    """Actions ``[environments, ...]`` of a policy, as an environment takes them."""
+    action = np.asarray(action)
+    check_finite("action", action)
+    if isinstance(spec, array_spec.BoundedArraySpec):
+        if _is_real(spec):
+            action = np.clip(action, spec.minimum, spec.maximum)
+        else:
+            action = action + spec.minimum
+    return action.astype(spec.dtype)
+
+
+def _is_real(spec: array_spec.ArraySpec) -> bool:
+    return np.issubdtype(spec.dtype, np.floating)

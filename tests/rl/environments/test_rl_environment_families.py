@@ -1,13 +1,17 @@
 """Environments of the user's own: tasks arrive, steps are theirs, misuse is explained."""
 
 import gymnasium
+import keras
 import numpy as np
 import pytest
 from gymnasium import spaces
-from tf_agents.environments import suite_gym
+from tf_agents.environments import py_environment, suite_gym
 from tf_agents.environments.batched_py_environment import BatchedPyEnvironment
+from tf_agents.specs import array_spec
 from tf_agents.trajectories import StepType
+from tf_agents.trajectories import time_step as ts
 
+from keras_maml import rl
 from keras_maml.rl.environments import (
     Arguments,
     Attributes,
@@ -69,6 +73,11 @@ WAYS = {
     "processes and arguments": (Counter, Arguments("goal"), {"processes": True}),
     "vector": (lambda: gymnasium.vector.SyncVectorEnv([Counter] * 4), Attributes("goal"), None),
     "vector and function": (lambda: gymnasium.vector.SyncVectorEnv([Counter] * 4), set_goals, None),
+    "wrapped vector": (
+        lambda: gymnasium.wrappers.vector.ClipAction(gymnasium.vector.SyncVectorEnv([Counter] * 4)),
+        Attributes("goal"),
+        None,
+    ),
 }
 
 
@@ -246,6 +255,100 @@ def test_environments_of_tf_agents():
         assert environment.step(np.zeros(3, np.int64)).reward.tolist() == [1, 1, 1]
 
 
+class Endless(py_environment.PyEnvironment):
+    """Has actions of every kind, and no end."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken = []
+
+    def action_spec(self):
+        return {
+            "real": array_spec.BoundedArraySpec((1,), np.float64, -1.0, 2.0),
+            "choice": array_spec.BoundedArraySpec((2,), np.int8, [1, 5], [3, 6]),
+        }
+
+    def observation_spec(self):
+        return array_spec.ArraySpec((1,), np.float32)
+
+    def seed(self, seed):
+        pass
+
+    def _reset(self):
+        return ts.restart(np.zeros(1, np.float32))
+
+    def _step(self, action):
+        self.taken.append(action)
+        return ts.transition(np.ones(1, np.float32), reward=1.0)
+
+
+def test_actions_and_horizons_of_tf_agents():
+    made = []
+
+    def make():
+        made.append(Endless())
+        return made[-1]
+
+    given = {"tasks": TASKS, "set_task": set_goal, "horizon": 2}
+    environment = from_tf_agents(make, count=2, **given)
+    assert [one.goal for one in made] == environment.tasks.tolist()
+    choice = environment.action_spec()["choice"]
+    assert (choice.minimum == 0).all() and choice.maximum.tolist() == [2, 1]
+    action = {"real": np.array([[0.5], [7.0]], np.float32), "choice": np.array([[0, 1], [2, 0]])}
+    steps = [environment.reset()] + [environment.step(action) for _ in range(4)]
+    assert [one.taken[0]["real"].tolist() for one in made] == [[0.5], [2.0]]
+    assert [one.taken[0]["choice"].tolist() for one in made] == [[1, 6], [3, 5]]
+    assert made[0].taken[0]["real"].dtype == np.float64
+    # Truncated at the horizon: the episode ends, and the discount does not.
+    assert [step.step_type.tolist() for step in steps] == [[t, t] for t in (0, 1, 2, 0, 1)]
+    assert steps[2].discount.tolist() == [1, 1]
+    batch = BatchedPyEnvironment([Endless(), Endless()], multithreading=False)
+    environment = from_tf_agents(batch, **given | {"set_task": lambda batch, tasks: None})
+    environment.reset()
+    environment.step(action)
+    with pytest.raises(ValueError, match="goes on after 2 steps, the horizon.*TimeLimit"):
+        environment.step(action)
+
+
+def test_actions_of_any_dtype_are_drawn_and_learned_from():
+    environment = from_tf_agents(Endless, tasks=TASKS, set_task=set_goal, horizon=2, count=2)
+    inputs = keras.Input((1,))
+    outputs = {
+        "real": {name: keras.layers.Dense(1)(inputs) for name in ("mean", "log_std")},
+        "choice": keras.layers.Dense(5)(inputs),
+    }
+    settings = dict(tasks=2, inner_steps=0, baseline=None, jit_compile=False)
+    settings["outer"] = keras.optimizers.Adam(0.01)
+    arguments = *rl.tensor_specs(environment), keras.Model(inputs, outputs)
+    with pytest.raises(ValueError, match=r"KeyError: 'mean' Actions are a nest: .*parts\("):
+        rl.MetaPolicyGradientAgent(*arguments, **settings)
+    both = {"real": rl.diagonal_gaussian, "choice": rl.multi_categorical([3, 2])}
+    agent = rl.MetaPolicyGradientAgent(*arguments, distribution=rl.parts(both), **settings)
+    sampler = rl.Sampler(environment, agent.collect_policy)
+    drawn = sampler.draw(0).action
+    assert drawn["real"].dtype == np.float64 and drawn["choice"].dtype == np.int8
+    info, _ = rl.meta_iteration(agent, sampler, environment.tasks, 1)
+    assert info.extra.accepted and info.extra.gradient_norm > 0
+
+
+class Forgetful(Counter):
+    """Draws its goal anew whenever an episode begins."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed, options=options)
+        self.goal = self.np_random.uniform(0.0, 9.0)
+        return self._observe(), {}
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_task_that_a_reset_would_lose_is_refused(vector):
+    make = gymnasium.vector.SyncVectorEnv([Forgetful] * 2) if vector else Forgetful
+    more = {} if vector else {"count": 2}
+    environment = from_gymnasium(make, tasks=TASKS, set_task=Attributes("goal"), horizon=3, **more)
+    with pytest.raises(ValueError, match="reset has set 'goal' to .*Pass Options or Arguments"):
+        environment.reset()
+
+
 GIVEN = {"tasks": TASKS, "set_task": set_goal, "count": 2, "horizon": 3}
 SAME_STEP = gymnasium.vector.AutoresetMode.SAME_STEP
 
@@ -297,6 +400,24 @@ SAME_STEP = gymnasium.vector.AutoresetMode.SAME_STEP
             {"set_task": Arguments("goal")},
             ValueError,
             "Arguments need a function",
+        ),
+        (
+            gymnasium.vector.SyncVectorEnv([Counter] * 2),
+            {"set_task": Options("goal")},
+            ValueError,
+            "SyncVectorEnv hands the same options to all.*with count=",
+        ),
+        (
+            gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"),
+            {"set_task": Attributes("length")},
+            ValueError,
+            "CartPoleVectorEnv cannot set attributes.*a function of it and all tasks",
+        ),
+        (
+            lambda goal: Counter(observation=spaces.Discrete(2 + int(10 * goal))),
+            {"set_task": Arguments("goal")},
+            ValueError,
+            "2 tasks do not fit together.*All tasks must share the spaces",
         ),
     ],
 )
