@@ -40,15 +40,18 @@ def train(
 ) -> list[dict[str, float]]:
     """Trains an agent, or goes on with it.
 
-    Tasks, resets and actions are functions of the seed and the number of the iteration. So a new
-    process that is given the same arguments and the folder of one that was stopped ends with the
-    same weights, bit for bit.
+    Tasks, resets and actions are functions of the seed and the number of the iteration, which the
+    agent counts. So a new process that is given the same arguments and the folder of one that was
+    stopped ends with the same weights, bit for bit, unless the environments themselves remember
+    something from episode to episode, such as the running means of gymnasium's
+    `NormalizeObservation`.
 
     Args:
         agent: The agent. Its weights are those of the folder afterwards, if there are some.
         sampler: Draws with the agent's collect policy; its environment draws tasks, too
             (``sample_tasks``).
-        iterations: Meta-iterations in all, those of earlier processes included.
+        iterations: Meta-iterations in all, those of earlier processes included; without a folder
+            so many more than the agent has had.
         tasks: How many tasks to draw for an iteration, for all workers of the agent; by default as
             many as they have.
         seed: An integer from 0.
@@ -74,8 +77,19 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "agent.npz").exists():
             agent.restore(folder / "agent.npz")
-            history = read_csv(folder / "history.csv")[: int(agent.train_step_counter)]
+            history = read_csv(folder / "history.csv")
+            history = [row for row in history if row["iterations"] <= int(agent.train_step_counter)]
         writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+    done = int(agent.train_step_counter)
+    if agent.workers is not None:
+        done = int(agent.workers.of_first(done))
+    if folder is None:
+        iterations += done
+    elif done >= iterations and worker == 0 and not history:
+        raise ValueError(
+            f"The agent has had {done} meta-iterations, and the folder keeps none: iterations is "
+            f"their number in all, so pass more than {done}, got {iterations}."
+        )
     names = ["return_before", "return"]
     bar = keras.utils.Progbar(
         iterations,
@@ -83,10 +97,7 @@ def train(
         stateful_metrics=names,
         unit_name="iteration",
     )
-    done = len(history)
-    if agent.workers is not None:
-        done = int(agent.workers.of_first(done))
-    saved, start = done, time.monotonic()
+    saved, start = len(history), time.monotonic()
     before = history[-1]["seconds"] if history else 0.0
     for iteration in range(done, iterations):
         count = tasks or agent.tasks * workers

@@ -45,6 +45,17 @@ def without_seconds(history):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
 
 
+def test_without_a_folder_it_goes_on_with_the_agent(whole, tmp_path):
+    _, weights, history, _ = whole
+    agent, sampler = start()
+    rows = [row for n in (2, 3) for row in train(agent, sampler, iterations=n, verbose=False)]
+    assert without_seconds(rows) == without_seconds(history)
+    for variable, value in zip(agent.saved_variables, weights, strict=True):
+        assert np.array_equal(variable, value)
+    with pytest.raises(ValueError, match="has had 5 meta-iterations.*pass more than 5, got 4"):
+        train(agent, sampler, iterations=4, folder=tmp_path)
+
+
 @pytest.mark.slow  # three agents
 def test_a_folder_is_gone_on_from_bit_for_bit(whole, tmp_path):
     folder, weights, history, _ = whole
