@@ -1,6 +1,7 @@
 """Trains an agent by meta-iterations, with checkpoints from which it goes on bit for bit."""
 
 import logging
+import math
 import pathlib
 import sys
 import time
@@ -18,6 +19,7 @@ from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_i
 from keras_maml.rl.training import measures, summarize
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
+COMPARED_TASKS = 200
 MAX_SKIPS = 10  # iterations in a row without a finite result
 
 logger = logging.getLogger("keras_maml")
@@ -58,7 +60,7 @@ def train_agent(
             ``accepted`` 0 or NaN in the history.
     """
     check_epochs(iterations, epoch_iterations)
-    checkpoint = Checkpoint(folder, agent)
+    checkpoint = Checkpoint(folder, agent, tasks)
     checkpoint.restore()
     history, workers = checkpoint.history, agent.workers
     done, first = len(history), workers is None or workers.index == 0
@@ -126,17 +128,18 @@ class Checkpoint:
     Args:
         folder: Where ``checkpoints/`` and ``history.csv`` go.
         agent: The agent.
+        tasks: Of a meta-iteration.
 
     Attributes:
         history: A row per meta-iteration.
     """
 
-    def __init__(self, folder: pathlib.Path, agent: MetaPolicyGradientAgent) -> None:
+    def __init__(self, folder: pathlib.Path, agent: MetaPolicyGradientAgent, tasks: int) -> None:
         self.history: list[dict[str, float]] = []
         self._history_path = folder / "history.csv"
         self._last = folder / "checkpoints" / "last.npz"
         self._best = folder / "checkpoints" / "best.npz"
-        self._agent = agent
+        self._agent, self._tasks = agent, tasks
 
     def save(self, epoch_iterations: int | None = None) -> None:
         """Writes the history, then the weights if they are the best, then the state.
@@ -148,7 +151,7 @@ class Checkpoint:
         self._last.parent.mkdir(parents=True, exist_ok=True)
         write_csv(self._history_path, self.history)
         if epoch_iterations is not None:
-            epochs = epoch_returns(self.history, epoch_iterations)
+            epochs = epoch_returns(self.history, epoch_iterations, self._tasks)
             if epochs[-1] >= epochs.max():
                 self._write(self._best, self._agent.learned_variables)
         self._write(self._last, self._agent.saved_variables)
@@ -176,9 +179,22 @@ class Checkpoint:
             return int(file["iterations"])
 
 
-def epoch_returns(history: Sequence[Mapping[str, float]], epoch_iterations: int) -> np.ndarray:
-    """Returns the mean return after adaptation of every epoch, skipped iterations left out."""
-    firsts = range(0, len(history), epoch_iterations)
-    epochs = [[row["return"] for row in history[i : i + epoch_iterations]] for i in firsts]
-    finite = [[value for value in epoch if np.isfinite(value)] for epoch in epochs]
-    return np.array([np.mean(epoch) if epoch else -np.inf for epoch in finite])
+def epoch_returns(
+    history: Sequence[Mapping[str, float]], epoch_iterations: int, tasks: int
+) -> np.ndarray:
+    """Returns the mean return after adaptation at the end of every epoch.
+
+    It is over the epoch, or over as many meta-iterations as have `COMPARED_TASKS` tasks if these
+    are more: of few tasks the best epoch would be the one with the easiest. Skipped ones are left
+    out.
+
+    Args:
+        history: A row per meta-iteration.
+        epoch_iterations: Meta-iterations of an epoch.
+        tasks: Of a meta-iteration.
+    """
+    count = max(epoch_iterations, math.ceil(COMPARED_TASKS / tasks))
+    ends = range(epoch_iterations, len(history) + 1, epoch_iterations)
+    recent = [[row["return"] for row in history[max(0, end - count) : end]] for end in ends]
+    finite = [[value for value in values if np.isfinite(value)] for values in recent]
+    return np.array([np.mean(values) if values else -np.inf for values in finite])

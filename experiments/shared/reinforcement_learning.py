@@ -286,12 +286,14 @@ def report(
         if problem.plane:
             draw_paths(settings, method, tested, sampler, this.folder)
         if history:
-            epochs = epoch_returns(history, settings.epoch_iterations)
+            tasks = settings.tasks if method in ADAPTING else settings.baseline_rollouts
+            epochs = epoch_returns(history, settings.epoch_iterations, tasks)
             training[method] = {
                 "iterations": len(history),
                 "hours": round(history[-1]["seconds"] / 3600, 2),
                 "skipped": sum(row["accepted"] != 1 for row in history),
                 "iterations_of_best_epoch": int(np.argmax(epochs) + 1) * settings.epoch_iterations,
+                "return_of_best_epoch": float(epochs.max()),
             }
     write_text(this.folder / "results.txt", table(problem, settings, rows, training) + "\n")
     title = f"{problem.title}, {settings.test_tasks} test tasks"

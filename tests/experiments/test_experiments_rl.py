@@ -418,3 +418,10 @@ def test_deviations_of_actions_have_the_floor_of_the_settings():
     layer.vector.assign(np.full(2, -5.0, "float32"))
     deviations = np.exp(agent.model(np.zeros([1, 2], "float32"))["log_std"])
     np.testing.assert_allclose(deviations, 0.25, rtol=1e-6)
+
+
+def test_the_best_epoch_is_not_that_with_the_easiest_tasks():
+    history = [{"return": value} for value in (1.0, 9.0, 5.0, 6.0, np.nan, 7.0)]
+    for tasks, expected in ((100, [5.0, 5.5, 7.0]), (50, [5.0, 5.25, 6.0])):
+        assert agent_training.epoch_returns(history, 2, tasks).tolist() == expected
+    assert agent_training.epoch_returns([{"return": np.nan}], 1, 200).tolist() == [-np.inf]
