@@ -19,7 +19,7 @@ from keras_maml.rl import MetaLossInfo, MetaPolicyGradientAgent, Sampler, meta_i
 from keras_maml.rl.training import measures, summarize
 
 MEASURES = ("return_before", "return", *MetaLossInfo._fields, "episode_length")
-COMPARED_TASKS = 200
+COMPARED_TASKS = 200  # at least, of what an epoch is judged by
 MAX_SKIPS = 10  # iterations in a row without a finite result
 
 logger = logging.getLogger("keras_maml")

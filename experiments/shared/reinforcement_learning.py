@@ -243,13 +243,18 @@ def train(
         this.folder / method,
         agent,
         sampler,
-        tasks=tasks if adapts else rollouts,
+        tasks=tasks_of_iteration(settings, method),
         iterations=settings.iterations if adapts else settings.baseline_iterations,
         epoch_iterations=settings.epoch_iterations,
         seed=settings.seed,
         tensorboard=this.folder / "tensorboard" / method,
     )
     return agent, history
+
+
+def tasks_of_iteration(settings: Settings, method: str) -> int:
+    """Returns how many tasks an iteration draws: of what does not adapt, one for each rollout."""
+    return settings.tasks if method in ADAPTING else settings.baseline_rollouts
 
 
 def evaluate(
@@ -286,7 +291,7 @@ def report(
         if problem.plane:
             draw_paths(settings, method, tested, sampler, this.folder)
         if history:
-            tasks = settings.tasks if method in ADAPTING else settings.baseline_rollouts
+            tasks = tasks_of_iteration(settings, method)
             epochs = epoch_returns(history, settings.epoch_iterations, tasks)
             training[method] = {
                 "iterations": len(history),

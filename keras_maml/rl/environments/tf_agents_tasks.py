@@ -143,6 +143,8 @@ class TFAgentsTasks(FamilyEnvironment):
         super().__init__(family, environment.batch_size)
         self.horizon = horizon
         self._environment, self._set_all = environment, set_tasks
+        self._taken_spec = environment.action_spec()
+        self._action_spec = tf.nest.map_structure(_from_zero, self._taken_spec)
         self._clocks = np.zeros(self.batch_size, np.int64)
         self._seeded(0)
         self.set_tasks(self.tasks)
@@ -153,7 +155,7 @@ class TFAgentsTasks(FamilyEnvironment):
 
     def action_spec(self) -> Any:
         """Returns the spec of one environment's actions."""
-        return tf.nest.map_structure(_from_zero, self._environment.action_spec())
+        return self._action_spec
 
     def render(self, mode: str = "rgb_array") -> np.ndarray:
         """Returns a picture of each, uint8 ``[batch_size, height, width, 3]``."""
@@ -174,8 +176,8 @@ class TFAgentsTasks(FamilyEnvironment):
         return self._environment.reset()
 
     def _step(self, action: Any) -> ts.TimeStep:
-        spec = self._environment.action_spec()
-        time_step = self._environment.step(tf.nest.map_structure(_taken, spec, action))
+        taken = tf.nest.map_structure(_taken, self._taken_spec, action)
+        time_step = self._environment.step(taken)
         self._clocks = np.where(time_step.is_first(), 0, self._clocks + 1)
         check_clocks(self._clocks, self.horizon, time_step.is_last())
         return time_step
