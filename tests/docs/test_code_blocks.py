@@ -69,8 +69,8 @@ def experiments():
             yield from (line for line in lines if line.startswith("python -m experiments."))
     for record in (ROOT / "experiments/results").rglob("results.json"):
         command = json.loads(record.read_text()).get("command", "")
-        # A record may tell of two: the first start, and what it was continued with.
-        yield from (c for c in command.split(", then ") if c.startswith("python -m experiments."))
+        if command.startswith("python -m experiments."):
+            yield command
 
 
 @pytest.fixture
