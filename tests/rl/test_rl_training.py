@@ -53,7 +53,8 @@ def test_without_a_folder_it_goes_on_with_the_agent(whole, tmp_path):
     for variable, value in zip(agent.saved_variables, weights, strict=True):
         assert np.array_equal(variable, value)
     with pytest.raises(ValueError, match="has had 5 meta-iterations.*pass more than 5, got 4"):
-        train(agent, sampler, iterations=4, folder=tmp_path)
+        train(agent, sampler, iterations=4, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow  # three agents
