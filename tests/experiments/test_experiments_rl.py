@@ -12,7 +12,7 @@ from interruption import kill_when, run
 from matplotlib.figure import Figure
 
 from experiments import locomotion, navigation
-from experiments.benchmarks import gradient_signal, meta_iteration, whole_episodes
+from experiments.benchmarks import gradient_signal, meta_iteration, pictures, whole_episodes
 from experiments.shared import agent_settings, agent_training, reinforcement_learning
 from experiments.shared.interruption import INTERRUPTION
 from experiments.shared.reinforcement_learning import Files
@@ -359,6 +359,25 @@ def test_the_benchmark_of_meta_iterations_refuses_what_it_does_not_know(tmp_path
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         meta_iteration.run(meta_iteration.Settings(repeats=0), files)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_policies_that_see_pictures_are_timed(tmp_path):
+    settings = pictures.Settings(size=8, filters=2, tasks=2, rollouts=2, horizon=3, repeats=1)
+    selection = pictures.Selection(ways=("without XLA",), output=str(tmp_path / "run"))
+    (record,) = pictures.run(settings, selection).records.values()
+    assert record["first_seconds"] > record["meta_iteration"]["median_ms"] / 1e3 > 0
+    assert record["peak_mb"] > record["before_mb"] > 0
+
+
+def test_the_walk_of_the_pictures_stays_within_them():
+    walk = pictures.Walk(size=7)
+    first, _ = walk.reset()
+    assert first.shape == (7, 7, 3) and (first[1:5, 1:5] == 255).all() and first.sum() == 48 * 255
+    rewards = [walk.step(action)[1] for action in (0, 2, 0)]  # to the corner, and against it
+    assert rewards == [-(1 + 3) / 3, -2.0, -2.0]
+    with pytest.raises(ValueError, match="size must be an integer of at least 5, got 4"):
+        pictures.run(pictures.Settings(size=4), pictures.Selection())
 
 
 def test_the_share_of_signal_is_what_independent_gradients_have_in_common():
