@@ -2,13 +2,15 @@
 
     python -m experiments.compare --glyphs
     python -m experiments.compare --data FOLDER --ways 20 --algorithms maml anil --minutes 30
+    python -m experiments.compare --mini-imagenet --data FOLDER --algorithms maml++ --minutes 60
 
-FOLDER holds Omniglot's images_background.zip and images_evaluation.zip; glyphs need no data. A seed
-is that of initial weights and training episodes; the tasks of validation and test are the same for
-all. Of each training the checkpoint that is best on validation tasks is tested. --minutes gives
-every training the same time, --iterations the same number of meta-iterations. The output has a
-table and a picture (comparison.csv, results.txt, figures/, report.html). More --algorithms or
---seeds, or more --iterations, continue a comparison.
+FOLDER holds Omniglot's images_background.zip and images_evaluation.zip, or with --mini-imagenet
+what `experiments.mini_imagenet` takes; glyphs need no data. A seed is that of initial weights and
+training episodes; the tasks of validation and test are the same for all. Of each training the
+checkpoint that is best on validation tasks is tested. --minutes gives every training the same time,
+--iterations the same number of meta-iterations. The output has a table and a picture
+(comparison.csv, results.txt, figures/, report.html). More --algorithms or --seeds, or more
+--iterations, continue a comparison.
 """
 
 import dataclasses
@@ -23,7 +25,7 @@ import numpy as np
 import simple_parsing
 import tensorflow as tf
 
-from experiments import glyphs, omniglot
+from experiments import glyphs, mini_imagenet, omniglot
 from experiments.shared import image_settings
 from experiments.shared.algorithms import ALGORITHMS, FAMILY
 from experiments.shared.checkpoint import duration
@@ -46,6 +48,9 @@ class Sizes:
     """What the defaults of the settings depend on."""
 
     glyphs: bool = simple_parsing.field(  # classify glyphs, which need no data, or Omniglot
+        default=False, negative_prefix="--no-"
+    )
+    mini_imagenet: bool = simple_parsing.field(  # classify photographs instead of characters
         default=False, negative_prefix="--no-"
     )
     ways: int = 5  # classes in an episode
@@ -79,7 +84,7 @@ class Settings(Sizes):
 class Files:
     """Where things are."""
 
-    data: str | None = None  # folder of Omniglot's archives
+    data: str | None = None  # folder of Omniglot or mini-ImageNet
     output: str | None = None  # folder of the comparison; None: runs/, named after data and sizes
 
 
@@ -96,6 +101,8 @@ def main() -> None:
 
 def experiment_of(sizes: Sizes) -> Experiment:
     """Returns the experiment whose data and network are taken."""
+    if sizes.mini_imagenet:
+        return mini_imagenet.EXPERIMENT
     return glyphs.EXPERIMENT if sizes.glyphs else omniglot.EXPERIMENT
 
 
@@ -123,9 +130,11 @@ def check(settings: Settings, files: Files) -> None:
     """Raises ValueError where settings do not make a comparison."""
     if settings.glyphs == (files.data is not None):
         raise ValueError(
-            "Give either --data, the folder of Omniglot's archives, or --glyphs, not "
+            "Give either --data, the folder of Omniglot or mini-ImageNet, or --glyphs, not "
             + ("both." if settings.glyphs else "neither.")
         )
+    if settings.glyphs and settings.mini_imagenet:
+        raise ValueError("Give --glyphs or --mini-imagenet with --data, not both.")
     for name in ("algorithms", "seeds"):
         values = getattr(settings, name)
         if not values or len({*values}) < len(values):

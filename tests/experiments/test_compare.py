@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from experiments import compare, glyphs, omniglot
+from experiments import compare, glyphs, mini_imagenet, omniglot
 from experiments.compare import Files, Settings
 from experiments.shared.algorithms import ALGORITHMS, FAMILY, joined, with_context
 from experiments.shared.comparison_table import summary, times
@@ -303,6 +303,7 @@ def test_times_are_those_of_trainings_and_of_the_first_epoch_that_reached_the_ta
         ({"seeds": (-1,)}, None, "seeds must be an integer of at least 0"),
         ({"glyphs": False}, None, "Give either --data, .* or --glyphs, not neither"),
         ({}, "folder", "Give either --data, .* or --glyphs, not both"),
+        ({"mini_imagenet": True}, None, "Give --glyphs or --mini-imagenet"),
         ({"minutes": 0.0}, None, "minutes must be a finite number above 0"),
         ({"target_accuracy": -1.0}, None, "target_accuracy must be a finite number above 0"),
         ({"batch_normalization": "none"}, None, "batch_normalization must be"),
@@ -340,6 +341,10 @@ def test_defaults_are_those_of_data_and_sizes(monkeypatch):
     assert (settings.meta_batch_size, settings.inner_steps, settings.evaluation_steps) == (16, 1, 5)
     common = compare.of_images(settings, seed=7)
     assert (common.ways, common.inner_steps, common.seed) == (20, 1, 7)
+    settings, _ = parse(monkeypatch, "--mini-imagenet", "--data", "x", "--shots", "5")
+    assert (settings.filters, settings.meta_batch_size, settings.evaluation_steps) == (32, 2, 10)
+    assert compare.experiment_of(settings) is mini_imagenet.EXPERIMENT
+    assert compare.of_images(settings).clip_gradient == 10 * 5 / (5 * 15)
 
 
 def test_the_plan_says_how_much_it_is():
