@@ -78,19 +78,19 @@ def train(
             agent.restore(folder / "agent.npz")
             history = read_csv(folder / "history.csv")
             history = [row for row in history if row["iterations"] <= int(agent.train_step_counter)]
+        done = int(agent.train_step_counter)
+        if done >= iterations and not history:
+            raise ValueError(
+                f"The agent has had {done} meta-iterations, and the folder keeps none: iterations "
+                f"is their number in all, so pass more than {done}, got {iterations}."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
     done = int(agent.train_step_counter)
     if agent.workers is not None:
         done = int(agent.workers.of_first(done))
     if folder is None:
         iterations += done
-    elif done >= iterations and worker == 0 and not history:
-        raise ValueError(
-            f"The agent has had {done} meta-iterations, and the folder keeps none: iterations is "
-            f"their number in all, so pass more than {done}, got {iterations}."
-        )
-    if folder is not None and worker == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
     names = ["return_before", "return"]
     bar = keras.utils.Progbar(
         iterations,
