@@ -18,6 +18,7 @@ from experiments.shared.image_settings import (
     clip_of_mean,
     with_first_order,
 )
+from experiments.shared.jitter import PHOTOGRAPHS
 from keras_maml import episodes, networks
 
 CLIP = 10  # the bound of each element of the authors' meta-gradient
@@ -66,6 +67,7 @@ EXPERIMENT = Experiment(
     licence="ImageNet's terms: non-commercial research and education",
     images="84 x 84 x 3, RGB in 0 .. 1",
     images_per_class=600,
+    jitter=PHOTOGRAPHS,
     clip=CLIP,
 )
 

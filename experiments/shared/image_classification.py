@@ -30,7 +30,6 @@ import tensorflow as tf
 from experiments.shared.checkpoint import Checkpoint, duration
 from experiments.shared.command_line import run_command, values_of, with_defaults
 from experiments.shared.image_settings import Experiment, Settings, Task, check, task_of
-from experiments.shared.jitter import jittered
 from experiments.shared.report import images as report
 from experiments.shared.runs import Run, as_json, defaults_of, results_of
 from keras_maml import MAML, Workers, callbacks, evaluation, plots, pretrained
@@ -97,7 +96,7 @@ def run(
     make_episodes = functools.partial(
         episodes_of,
         lambda split: mirrored() if settings.mirrored_classes and split == "train" else load(split),
-        experiment.rotations,
+        experiment,
         settings,
     )
     folder = files.output or experiment.folder(settings)
@@ -329,7 +328,7 @@ def draw(
 
 def episodes_of(
     load: Callable[[str], ImageClasses],
-    rotations: bool,
+    experiment: Experiment,
     settings: Settings,
     split: str,
     **options: Any,
@@ -338,7 +337,7 @@ def episodes_of(
 
     Args:
         load: From a split to its images.
-        rotations: Whether classes are turned at random.
+        experiment: Whether classes are turned at random, and how images are redrawn.
         settings: Those of the run.
         split: One of `SPLITS`.
         **options: Take the place of the settings; see `keras_maml.episodes.from_arrays`.
@@ -350,12 +349,12 @@ def episodes_of(
     sizes = {
         name: getattr(settings, name) for name in ("ways", "shots", "queries", "meta_batch_size")
     }
-    options = {"seed": seeds[split], "rotations": rotations} | sizes | options
+    options = {"seed": seeds[split], "rotations": experiment.rotations} | sizes | options
     episodes = load(split).episodes(where=f"split={split!r}", **options)
     if not settings.jitter or split == "test":
         return episodes
     numbers = {name: options[name] for name in ("seed", "meta_batch_size")}
-    return jittered(episodes, start=options.get("start", 0), **numbers)
+    return experiment.jitter.of_episodes(episodes, start=options.get("start", 0), **numbers)
 
 
 def _task_rows(result: evaluation.Evaluation, settings: Settings) -> list[dict[str, float]]:

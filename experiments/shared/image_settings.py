@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import simple_parsing
 
+from experiments.shared.jitter import DRAWINGS, Jitter
 from experiments.shared.runs import check_epochs
 from keras_maml.episodes import ImageClasses
 from keras_maml.validation import check_count, check_positive
@@ -97,6 +98,7 @@ class Experiment:
         images_per_class: How many there are of each class.
         rotations: Whether classes are turned at random, as the paper does with Omniglot.
         without_data: What happens without ``--data``, for a person to know before it does.
+        jitter: How images are redrawn where settings say so.
         clip: The bound of each element of the authors' meta-gradient, which is that of a sum over
             the query images divided by the shots; None: there is none.
     """
@@ -113,6 +115,7 @@ class Experiment:
     images_per_class: int
     rotations: bool = False
     without_data: str = ""
+    jitter: Jitter = DRAWINGS
     clip: float | None = None
 
     def row(self, task: Task) -> Settings | None:
