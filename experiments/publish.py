@@ -27,11 +27,14 @@ from keras_maml.words import counted
 FACTS = ("title", "command", "commit", "date", "versions", "data", "licence", "published")
 FACTS += ("departures", "train_hours", "iterations_of_best_epoch", "settings")
 NEWER_FACTS = ("starts", "images", "images_sha256")  # runs from before these were kept have none
+LOADED = "inductive"  # batch normalisation: exported, a learner is asked for one picture at a time
 
 CARD = string.Template("""\
 # $name
 
-$headline
+As it is loaded (inductive, for one picture at a time): $loaded after $steps.
+
+As its run is judged ($mode): $headline
 
 ```python
 learner = keras_maml.load("$name")
@@ -101,7 +104,7 @@ def publish(
             f"{', '.join(missing)}. Give the folder of such a run."
         )
     learner = keras.models.load_model(run / pretrained.LEARNER)
-    learner.batch_normalization = "inductive"  # exported, it is asked for one picture at a time
+    learner.batch_normalization = LOADED
     scores = [row for row in record["results"] if row["metric"] == "accuracy"]
     facts = {fact: record[fact] for fact in (*FACTS, *NEWER_FACTS) if fact in record}
     card = {"name": name, **facts, "accuracy": scores}
@@ -127,6 +130,7 @@ def _text(card: Mapping[str, Any], learner: Any, record: Mapping[str, Any]) -> s
     return CARD.substitute(
         card,
         headline=report.headline(record),
+        loaded=report.percent(report.accuracy(record, settings["evaluation_steps"], None, LOADED)),
         ways=settings["ways"],
         support=counted(settings["shots"], "support image"),
         images=card.get("images", f"{shape} in 0 .. 1"),

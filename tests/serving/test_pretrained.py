@@ -66,7 +66,11 @@ def card():
             "batch_normalization": "transductive",
             "test_tasks": 10,
         },
-        "results": [score | {"step": step, "mean": 0.5 + 0.04321 * step} for step in range(11)],
+        "results": [
+            score | {"step": step, "mean": mean + 0.04321 * step} | mode
+            for mode, mean in (({}, 0.5), ({"batch_normalization": "inductive"}, 0.4))
+            for step in range(11)
+        ],
     }
 
 
@@ -135,6 +139,10 @@ def test_the_card_has_the_numbers_of_the_run(folder, card):
     text = (folder / "glyphs" / "card.md").read_text()
     for step in (0, 1, 3, 10):
         assert f"{100 * (0.5 + 0.04321 * step):.2f} ± 1.23 %" in text
+    assert (
+        "\nAs it is loaded (inductive, for one picture at a time): 52.96 ± 1.23 % after 3" in text
+    )
+    assert "\nAs its run is judged (transductive): Glyphs: 62.96 ± 1.23 % after 3 steps" in text
     assert card["command"] in text and "cut short: 150 of 600 iterations" in text
     assert "| images | float32, 28 x 28 x 1, ink 1 on paper 0 |" in text
     known = pretrained.card("glyphs", folder)
