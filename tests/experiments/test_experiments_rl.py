@@ -272,6 +272,20 @@ def test_the_settings_are_those_of_the_paper():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["cheetah-velocity", "ant-direction"])
+def test_a_robot_is_trained_and_tested(tmp_path, task):
+    problem = locomotion.PROBLEMS[task]
+    tiny = TINY | {"iterations": 2, "baseline_iterations": 2}
+    settings = dataclasses.replace(problem.settings, **tiny, methods=("maml", "oracle"))
+    record = reinforcement_learning.run(problem, settings, Files(output=str(tmp_path / "run")))
+    steps = {(row["method"], row["step"]): row["mean"] for row in record["results"]}
+    assert sorted(steps) == [("maml", 0), ("maml", 1), ("maml", 2), ("oracle", 0)]
+    assert np.isfinite([*steps.values()]).all()
+    assert record["data"].startswith(problem.environment)
+    assert record["training"]["maml"]["iterations"] == 2
+
+
+@pytest.mark.slow
 def test_every_inner_step_is_in_the_history_and_an_iteration_that_is_not_finite_is_counted(
     tmp_path, monkeypatch, caplog
 ):
