@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import Carry, Parameters
-from keras_maml.execution.forms import BatchStatistics, Route
+from keras_maml.execution.forms import BatchStatistics, Route, differentiable_forms
 from keras_maml.execution.functional import (
     Forward,
     Tensors,
@@ -46,7 +46,8 @@ class Objective:
         model: A built model.
         variables: Its variables, in the places that `Parameters` gives their values.
         state_variables: Those of which each task has its own, see `functional.state_variables`.
-        loss: Maps ``(y, predictions, sample_weight)`` to ``(scalar loss, losses by output)``.
+        loss: Maps ``(y, predictions, sample_weight, weights)`` to ``(scalar loss, losses by
+            output)``; weights are pairs of variables and what takes their place.
         batch_normalization: ``"transductive"``: the query set is normalised by its own
             statistics; ``"inductive"``: by those of the support set under the same weights.
         training: Whether dropout and its like are active.
@@ -60,7 +61,7 @@ class Objective:
     model: keras.Model
     variables: Parameters
     state_variables: Sequence[keras.Variable]
-    loss: Callable[[Any, Any, Any], tuple[tf.Tensor, Tensors]]
+    loss: Callable[[Any, Any, Any, Any], tuple[tf.Tensor, Tensors]]
     batch_normalization: str = "transductive"
     training: bool = False
     route: Route = "plain"
@@ -95,6 +96,14 @@ class Objective:
             write_statistics=write_statistics,
             memo=memo,
         )
+
+    def losses(
+        self, parameters: Parameters, carry: Carry, y: Any, predictions: Any, sample_weight: Any
+    ) -> tuple[tf.Tensor, Tensors]:
+        """Returns the loss of predictions; it may read the weights, or call the model again."""
+        weights = self.variables.paired(parameters, carry.fast)
+        with differentiable_forms(self.model, route=self.route, write_statistics=False):
+            return self.loss(y, predictions, sample_weight, weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +140,7 @@ class EpisodeTask:
         state = at_step(self.objective.state_variables, carry.state, step)
         carry = carry._replace(state=state)  # which what is measured after the step keeps
         result = self.objective.forward(parameters, carry, x, memo=self.memo)
-        loss, _ = self.objective.loss(y, result.predictions, sample_weight)
+        loss, _ = self.objective.losses(parameters, carry, y, result.predictions, sample_weight)
         loss, weight = _total(loss, result.losses), self.objective.regularization
         if weight:
             pairs = zip(carry.fast, parameters.initial, strict=True)
@@ -149,7 +158,9 @@ class EpisodeTask:
         """Returns the loss and the predictions on the query set."""
         x, y, sample_weight = examples(self.query)
         result = self.predict(parameters, carry, x)
-        loss, by_output = self.objective.loss(y, result.predictions, sample_weight)
+        loss, by_output = self.objective.losses(
+            parameters, carry, y, result.predictions, sample_weight
+        )
         masks = masks_of(result.predictions)
         return Outcome(_total(loss, result.losses), by_output, result.predictions, masks)
 

@@ -6,7 +6,8 @@ filters that differ between tasks, max-pooling has no second derivative there, a
 hides its steps, an embedding's gradient is sparse, and random operations refuse a seed per
 task. Worse, `tf.nn.moments` stops the gradient of the mean inside the variance: right for a
 first derivative, silently wrong for a second one, and Keras's batch, group and layer
-normalisation use it.
+normalisation use it. And gradients do not see which weights a `tf.function` or a function with a
+gradient of its own reads: see `tracing.transparent`.
 
 A custom layer that bound the name itself (``from tensorflow.nn import moments``) keeps the wrong
 one: call `tf.nn.moments` or `keras.ops.moments` through their modules. A layer that draws random
@@ -36,7 +37,7 @@ from keras_maml.execution.normalization import moments, standardize
 from keras_maml.execution.random import hashed_uniform
 from keras_maml.execution.recurrent_layers import recur
 from keras_maml.execution.resizing import resize_layer, upsample
-from keras_maml.execution.tracing import custom_gradient
+from keras_maml.execution.tracing import custom_gradient, transparent
 from keras_maml.private_keras import flatten_layers
 
 BatchStatistics = Literal["batch", "stored"]
@@ -68,6 +69,7 @@ def differentiable_forms(
             the scope hands on.
     """
     with lending, contextlib.ExitStack() as stack:
+        stack.enter_context(transparent())
         stack.enter_context(lend(tf.nn, "moments", moments))
         if route == "portable":
             stack.enter_context(lend(tf.nn, "relu", _portable_relu))

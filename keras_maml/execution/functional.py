@@ -20,8 +20,35 @@ from keras_maml.execution.forms import (
     differentiable_forms,
 )
 from keras_maml.execution.memo import Memo
+from keras_maml.execution.tracing import custom_depth
 
 Tensors = list[tf.Tensor]
+
+
+class WeightScope(keras.StatelessScope):
+    """Gives variables other values, through which gradients flow.
+
+    Raises:
+        NotImplementedError: A weight is read within a function that has a gradient of its own,
+            which knows nothing of the value in its place.
+    """
+
+    def __enter__(self) -> "WeightScope":
+        self._outside = custom_depth()
+        return super().__enter__()
+
+    def get_current_value(self, variable: keras.Variable) -> tf.Tensor | None:
+        """Returns the value of a variable, None for its own."""
+        value = super().get_current_value(variable)
+        if value is not None and variable.trainable and custom_depth() > self._outside:
+            raise NotImplementedError(
+                f"The weight {variable.path!r} is read inside of a function with a gradient of its "
+                "own (tf.custom_gradient, or tf.recompute_grad applied before the call), which "
+                "would miss it: the weight would not learn. Pass it to the function as an "
+                "argument, or, instead of tf.recompute_grad, make the learner with "
+                "rematerialize=True."
+            )
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +96,9 @@ def forward(
 
     Raises:
         NotImplementedError: A layer assigns a variable that is neither batch statistics nor a
-            random seed: what it would keep, no task could have of its own.
+            random seed: what it would keep, no task could have of its own. Or see `WeightScope`.
     """
-    scope = keras.StatelessScope(state_mapping=[*weights, *state], collect_losses=True)
+    scope = WeightScope(state_mapping=[*weights, *state], collect_losses=True)
     given = dict(scope.state_mapping)
     forms = differentiable_forms(
         model, route=route, batch_statistics=batch_statistics, write_statistics=write_statistics

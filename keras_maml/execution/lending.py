@@ -1,6 +1,7 @@
 """Lending: a layer's call is another one for the thread that borrows it, for a while."""
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,20 +25,25 @@ class Lent:
         """Calls what the thread that asks has."""
         return (self._form if self.is_mine else self._own)(*args, **kwargs)
 
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Binds what stands in for a method of a class."""
+        return self if instance is None else functools.partial(self, instance)
+
 
 @contextlib.contextmanager
 def lend(owner: Any, name: str, form: Callable) -> Iterator[None]:
-    """Shadows a callable attribute of a layer or module, past Keras's own tracking of them."""
+    """Shadows a callable attribute of a layer, module or class, past Keras's own tracking."""
     attributes = vars(owner)
     had, before = name in attributes, attributes.get(name)
+    put = functools.partial(setattr, owner) if isinstance(owner, type) else attributes.__setitem__
     own = getattr(owner, name)
     while isinstance(own, Lent):  # what other threads get is never a lent form
         own = own._own
-    attributes[name] = Lent(own, form)
+    put(name, Lent(own, form))
     try:
         yield
     finally:
         if had:
-            attributes[name] = before
+            put(name, before)
         else:
             del attributes[name]

@@ -6,15 +6,22 @@ for ever, and with it the whole graph. A process that made one learner after ano
 without bound. Here these gradients are kept by the graph in which they are of use.
 """
 
+import contextlib
 import functools
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.autograph.core import ag_ctx as _autograph
+from tensorflow.python.eager.polymorphic_function import autograph_util as _autograph_util
 from tensorflow.python.framework import ops as _ops
+from tensorflow.python.ops import custom_gradient as _custom_gradient
 
-# What TensorFlow keeps by name are dictionaries with a "type"; there is no public way to them.
+from keras_maml.execution.lending import lend
+
+# There is no public way to these. What TensorFlow keeps by name are dictionaries with a "type".
 _REGISTRY = _ops._gradient_registry._registry
 _BRANCHES = ("_true_graph", "_false_graph")
 _REGISTERED = ("IdentityN", "PartitionedCall", "StatefulPartitionedCall")
@@ -69,6 +76,75 @@ def custom_gradient(python_function: Callable) -> Callable:
         return results
 
     return call
+
+
+class _Custom(threading.local):
+    """How many functions with a gradient of their own the thread is in."""
+
+    depth = 0
+
+
+_custom = _Custom()
+
+
+def custom_depth() -> int:
+    """Returns how many functions with a gradient of their own this thread is in.
+
+    Those that it entered before it was inside `transparent` do not count.
+    """
+    return _custom.depth
+
+
+@contextlib.contextmanager
+def transparent() -> Iterator[None]:
+    """Lets gradients pass what hides from them which weights a function reads, in this thread.
+
+    TensorFlow finds the weights that a `tf.function` or a function with a gradient of its own reads
+    by its variables. Tensors in their place would be constants there: a `tf.function` would even
+    keep those of its first trace. So a user's `tf.function` is called as what it wraps,
+    `tf.recompute_grad` (and `keras.remat`) gives back its function, and inside any other gradient
+    `custom_depth` is larger.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lend(_FUNCTION, "__call__", _inline))
+        stack.enter_context(lend(tf, "recompute_grad", lambda function: function))
+        for name, counted in _COUNTED.items():
+            stack.enter_context(lend(_custom_gradient, name, counted))
+        yield
+
+
+def _inline(function: Any, *args: Any, **kwargs: Any) -> Any:
+    if function.python_function.__module__.startswith(_READ_NO_WEIGHTS):
+        return _CALL(function, *args, **kwargs)
+    if not function._autograph:
+        return function.python_function(*args, **kwargs)
+    converted = _autograph_util.py_func_from_autograph(
+        function.python_function, function._experimental_autograph_options
+    )
+    # Keras calls layers with AutoGraph off, which a `tf.function` turns on again.
+    with _autograph.ControlStatusCtx(status=_autograph.Status.ENABLED):
+        return converted(*args, **kwargs)
+
+
+def _counting(own: Callable) -> Callable:
+    def call(*args: Any) -> Any:
+        _custom.depth += 1
+        try:
+            return own(*args)
+        finally:
+            _custom.depth -= 1
+
+    return call
+
+
+_FUNCTION = type(tf.function(lambda: None))
+_CALL = _FUNCTION.__call__
+# They take all they need as arguments. Keras compiles some that TensorFlow has no kernel for.
+_READ_NO_WEIGHTS = ("keras.", "tensorflow.")
+_COUNTED = {
+    name: _counting(getattr(_custom_gradient, name))
+    for name in ("_graph_mode_decorator", "_eager_mode_decorator")
+}
 
 
 def free_with_graph() -> None:

@@ -1,10 +1,12 @@
 """Compiled losses and metrics of one task, and of the predictions before adaptation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from keras_maml.execution.functional import WeightScope
 from keras_maml.private_keras import CompileLoss, CompileMetrics, wrapped_function
 
 
@@ -62,7 +64,11 @@ def stateless_result(metrics: CompileMetrics | None, y: Any, predictions: Any, w
 
 
 def stateless_loss(
-    compile_loss: CompileLoss | None, y: Any, predictions: Any, weight: Any
+    compile_loss: CompileLoss | None,
+    y: Any,
+    predictions: Any,
+    weight: Any,
+    weights: Sequence[tuple[keras.Variable, tf.Tensor]] = (),
 ) -> tuple[tf.Tensor | None, list[tf.Tensor]]:
     """Computes the compiled loss; its trackers of the losses by output do not change.
 
@@ -71,6 +77,7 @@ def stateless_loss(
         y: The targets ``[examples, ...]``, or a nest of such.
         predictions: The predictions, likewise.
         weight: Sample weights ``[examples]``, or None.
+        weights: What takes the place of the model's weights, where the loss reads them.
 
     Returns:
         The total loss, and the losses by output if there are several.
@@ -79,6 +86,6 @@ def stateless_loss(
         return None, []
     trackers = compile_loss.metrics
     zeros = [(v, tf.zeros(v.shape, v.dtype)) for t in trackers for v in t.variables]
-    with keras.StatelessScope(state_mapping=zeros):
+    with WeightScope(state_mapping=[*zeros, *weights]):
         loss = compile_loss(y, predictions, weight)
         return loss, [tf.convert_to_tensor(tracker.result()) for tracker in trackers]
