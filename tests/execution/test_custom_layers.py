@@ -77,7 +77,7 @@ MODELS = {  # with whether all tasks run at once
     ),
     "roll_in_a_function": (
         lambda: images(layers.Conv2D(3, 3), Apply(tf.function(rolled(3)))),
-        False,  # its gradient is given the axis
+        True,
     ),
     "heads": (lambda: images(layers.Flatten(), Heads()), True),
     "convolution_op": (lambda: images(StandardizedConvolution(2, 3)), False),
