@@ -296,12 +296,7 @@ def checked(
                 values = [tf.strings.as_string(low), "..", tf.strings.as_string(high)]
                 message = [expected, ", got ", *values, " in ", *which, f". {remedy}"]
                 failures.append((inside, message))
-        asserted = [
-            tf.debugging.Assert(fine, [tf.strings.join([MARK, *message])])
-            for fine, message in failures
-        ]
-        with tf.control_dependencies(asserted):
-            return tf.nest.map_structure(tf.identity, episode)
+        return asserted(failures, episode)
 
     spec = dataset.element_spec
     halves = [_bounded(half, "", classes, vocabulary) for half in spec]
@@ -311,9 +306,24 @@ def checked(
     return dataset.enumerate().map(check)
 
 
+def asserted(conditions: Sequence[tuple[tf.Tensor, list]], nest: Any) -> Any:
+    """Returns a nest of tensors that can be read only if conditions hold.
+
+    Args:
+        conditions: Scalars, each with the parts of the message that `input_errors` raises.
+        nest: The tensors.
+    """
+    checks = [
+        tf.debugging.Assert(fine, [tf.strings.join([MARK, *message])])
+        for fine, message in conditions
+    ]
+    with tf.control_dependencies(checks):
+        return tf.nest.map_structure(tf.identity, nest)
+
+
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-    """Raises what `checked` found in a meta-batch as a ValueError."""
+    """Raises what `asserted` found in a meta-batch as a ValueError."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -341,10 +351,26 @@ def sparse_classes(loss: Any, predictions: Any) -> int | None:
     """Returns the number of classes of a classifier with integer labels; None for other models."""
     if getattr(loss, "ignore_class", None) is not None:
         return None  # a label of the user's own
-    name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
-    if "sparse_categorical" in str(name) and not keras.tree.is_nested(predictions):
+    if "sparse_categorical" in names_of_loss(loss) and not keras.tree.is_nested(predictions):
         return int(predictions.shape[-1])
     return None
+
+
+def names_of_loss(loss: Any) -> str:
+    """Returns the names of a loss and of its function, whatever a user may have called it.
+
+    Args:
+        loss: What `compile` was given; there are none of several losses.
+    """
+    losses = keras.tree.flatten(loss)
+    if len(losses) != 1:
+        return ""
+    [loss] = losses
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    function = getattr(loss, "fn", None)
+    named = (getattr(loss, "name", ""), *(getattr(f, "__name__", "") for f in (loss, function)))
+    return " ".join(map(str, named))
 
 
 def _sizes(shape: Any) -> str:

@@ -214,7 +214,9 @@ class EpisodicModel(CompiledModel):
             validation_split: The share of the tasks of arrays to validate with: the last ones.
             validation_data: Episodes to validate with, of any kind that ``x`` may be.
             shuffle: Whether to shuffle the tasks of arrays that ``batch_size`` cuts up.
-            class_weight: Weights of the examples of each class, in support and query sets.
+            class_weight: Weights of the examples of each class, in support and query sets. Where
+                there are targets by position, as of pixels, a sparse loss or a last axis of size 1
+                says that they are labels, and positions are weighted.
             sample_weight: Weights ``(support, query)`` of the examples of arrays. Weights may as
                 well be a third entry of a support or query set.
             steps_per_epoch: As in `keras.Model.fit`; needed for data that do not end.
@@ -445,15 +447,18 @@ class EpisodicModel(CompiledModel):
         """Checks episodes and builds whatever is not built; returns them as a dataset."""
         self._assert_compile_called(caller)
         checks.check_one_replica((self, self.model), caller)
+        how["loss"] = self.loss
         dataset = inputs.meta_batches(x, y, caller=caller, **how)
         checks.check_episode_spec(dataset.element_spec)  # which may leave sizes open
         if isinstance(x, tf.data.Dataset) and not inputs.is_stream(x):
-            episode = next(iter(dataset.take(1)), None)
+            with checks.input_errors():
+                episode = next(iter(dataset.take(1)), None)
             if episode is None:
                 raise ValueError(f"{caller} got a dataset without a single episode.")
         elif isinstance(x, (tuple, list)):  # all of them, however they will be cut up
             whole = how | {"batch_size": None}
-            episode = next(iter(inputs.meta_batches(x, y, caller=caller, **whole)))
+            with checks.input_errors():
+                episode = next(iter(inputs.meta_batches(x, y, caller=caller, **whole)))
         else:  # reading it would lose what was read
             episode = inputs.of_spec(dataset.element_spec)
             if episode is None:

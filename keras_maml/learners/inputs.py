@@ -11,7 +11,13 @@ import tensorflow as tf
 
 from keras_maml import validation
 from keras_maml.execution.functional import as_tensors, examples
-from keras_maml.learners.checks import check_dense, check_episode_spec
+from keras_maml.learners.checks import (
+    asserted,
+    check_dense,
+    check_episode_spec,
+    input_errors,
+    names_of_loss,
+)
 
 # What a source that cannot be read twice leaves in the graph of a dataset.
 _STREAMS = ("GeneratorDataset", "PyFunc", "EagerPyFunc")
@@ -26,6 +32,7 @@ def meta_batches(
     shuffle: bool = False,
     class_weight: dict[int, float] | None = None,
     sample_weight: Any = None,
+    loss: Any = None,
 ) -> tf.data.Dataset:
     """Turns episodes of any kind into a dataset of meta-batches.
 
@@ -37,9 +44,11 @@ def meta_batches(
         batch_size: Tasks per meta-batch of arrays; by default all. Only for arrays.
         shuffle: Whether to shuffle the tasks of arrays that are cut into meta-batches.
         class_weight: Weights of the examples of each class of integer or one-hot targets, in
-            support and query sets, as in `keras.Model.fit`.
+            support and query sets, as in `keras.Model.fit`; of the positions of each class where
+            there are targets ``[tasks, examples, ...]`` by position.
         sample_weight: Weights ``(support, query)`` of the examples of arrays,
             ``[tasks, examples]``; they may as well be a third entry of each pair.
+        loss: What `compile` was given, which says what targets are.
 
     Returns:
         The meta-batches.
@@ -71,8 +80,8 @@ def meta_batches(
     weights = _table(class_weight)
     return dataset.map(
         lambda support, query: (
-            _with_class_weights(support, weights),
-            _with_class_weights(query, weights),
+            _with_class_weights(support, weights, loss),
+            _with_class_weights(query, weights, loss),
         )
     )
 
@@ -85,7 +94,11 @@ def _episode(x: Any) -> Any:
 
 
 def support_set(
-    x: Any, y: Any, sample_weight: Any = None, class_weight: dict[int, float] | None = None
+    x: Any,
+    y: Any,
+    sample_weight: Any = None,
+    class_weight: dict[int, float] | None = None,
+    loss: Any = None,
 ) -> Any:
     """Returns one support set as a meta-batch of one task, with the weights of its examples.
 
@@ -94,6 +107,7 @@ def support_set(
         y: Targets, likewise.
         sample_weight: Weights of the examples, ``[examples]``.
         class_weight: As in `meta_batches`.
+        loss: As in `meta_batches`.
 
     Returns:
         ``(x, y)``, or ``(x, y, weights)``, of tensors ``[1, examples, ...]``.
@@ -105,7 +119,8 @@ def support_set(
     support = keras.tree.map_structure(lambda array: array[None], tuple(map(arrays, given)))
     if class_weight is None:
         return support
-    return _with_class_weights(support, _table(class_weight))
+    with input_errors():
+        return _with_class_weights(support, _table(class_weight), loss)
 
 
 def with_query(x: Any) -> Any:
@@ -312,16 +327,43 @@ def _table(class_weight: dict[int, float]) -> tf.Tensor:
     return tf.constant(table)
 
 
-def _with_class_weights(half: Any, table: tf.Tensor) -> Any:
+def _with_class_weights(half: Any, table: tf.Tensor, loss: Any) -> Any:
     x, y, weight = examples(half)
     if y is None or keras.tree.is_nested(y):
         raise ValueError("class_weight needs one array of targets per support and query set.")
-    if y.shape.rank > 2 and y.shape[-1] != 1:
-        y_classes = tf.argmax(y, -1)
-    else:
-        y_classes = tf.reshape(tf.cast(y, tf.int32), tf.shape(y)[:2])
-    known = tf.minimum(tf.cast(y_classes, tf.int32), len(table) - 1)
-    weights = tf.where(
-        tf.cast(y_classes, tf.int32) < len(table), tf.gather(table, known), tf.ones([], table.dtype)
-    )
-    return x, y, weights if weight is None else weights * tf.cast(weight, table.dtype)
+    classes = _classes(y, names_of_loss(loss))
+    known = tf.clip_by_value(classes, 0, len(table) - 1)
+    weights = tf.where(classes == known, tf.gather(table, known), tf.ones([], table.dtype))
+    if weight is None:
+        return x, y, weights
+    of_classes, own = _of_one_rank(weights, tf.cast(weight, table.dtype))
+    return x, y, of_classes * own
+
+
+def _classes(y: tf.Tensor, loss: str) -> tf.Tensor:
+    """Returns the class of every example or position of targets ``[tasks, examples, ...]``.
+
+    Shapes alone do not tell sequences of labels from one-hot vectors: the loss does, or the values.
+    """
+    if y.shape.rank > 2 and y.shape[-1] == 1:
+        return tf.cast(y[..., 0], tf.int32)
+    if y.shape.rank == 2 or "sparse_categorical" in loss:
+        return tf.cast(y, tf.int32)
+    if "categorical" not in loss:  # which may be of soft labels, too
+        values = tf.cast(y, "float32")
+        bits = tf.reduce_all((values == 0) | (values == 1))
+        one_hot = bits & tf.reduce_all(tf.reduce_sum(values, -1) == 1)
+        message = (
+            f"class_weight found targets of shape {tuple(y.shape)} that are not one-hot along the "
+            "last axis, and a loss that does not say whether they are labels by position. If they "
+            "are, give them a last axis of size 1, such as with numpy.expand_dims(y, -1); "
+            "otherwise give the weights as sample_weight."
+        )
+        y = asserted([(one_hot, [message])], y)
+    return tf.argmax(y, -1, tf.int32)
+
+
+def _of_one_rank(*weights: tf.Tensor) -> list[tf.Tensor]:
+    """Gives weights of examples further axes of size 1 beside weights of positions."""
+    rank = max(weight.shape.rank for weight in weights)
+    return [weight[(..., *[None] * (rank - weight.shape.rank))] for weight in weights]

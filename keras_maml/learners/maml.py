@@ -428,7 +428,7 @@ class MAML(LearnerOfParts):
                 depend on others; whatever the learner was trained with. ``"transductive"``: by
                 those of the batch at hand, as a transductive learner is evaluated.
             sample_weight: Weights of the examples, ``[examples]``.
-            class_weight: Weights of the examples of each class, by number.
+            class_weight: Weights of the examples of each class, by number; see `fit`.
 
         Returns:
             A new model, compiled with the learner's loss and metrics: a copy of the wrapped model
@@ -443,7 +443,7 @@ class MAML(LearnerOfParts):
         steps = self.evaluation_steps if steps is None else steps
         validation.check_count("steps", steps)
         validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
-        support = inputs.support_set(x_support, y_support, sample_weight, class_weight)
+        support = inputs.support_set(x_support, y_support, sample_weight, class_weight, self.loss)
         self._check_arrays(support, support, "adapt")
         support = keras.tree.map_structure(lambda array: array[0], support)
         return adaptation.adapted_model(self, support, steps, batch_normalization)
