@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_maml import validation
-from keras_maml.algorithm.meta_gradients import Exact
+from keras_maml.learners.parts import check_exact_or_first_order
 
 
 class DerivativeOrderAnnealing(keras.callbacks.Callback):
@@ -44,12 +44,7 @@ class DerivativeOrderAnnealing(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses learners whose meta-gradient it would replace by another algorithm's."""
-        meta_gradient = self.model.meta_gradient
-        if not isinstance(meta_gradient, Exact):
-            raise ValueError(
-                'DerivativeOrderAnnealing anneals meta_gradient="exact", got '
-                f"{type(meta_gradient).__name__}: leave the callback out."
-            )
+        check_exact_or_first_order("DerivativeOrderAnnealing", self.model.meta_gradient)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Chooses the meta-gradient of the epoch."""

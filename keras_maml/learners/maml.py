@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml import validation
+from keras_maml.algorithm.exact import Exact
 from keras_maml.algorithm.inner_loop import InnerLoop, Parameters, Task
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS, Outcome
 from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
@@ -380,7 +381,7 @@ class MAML(LearnerOfParts):
             faster.append(f"fewer inner steps than {self.inner_steps}")
         if has_recurrent_layers(self.model):
             faster.append("shorter sequences")
-        if differentiates and not self.first_order:
+        if differentiates and type(self.meta_gradient) is Exact:
             faster.append("meta_gradient='first_order'")
         if self.jit_compile:
             faster.append("compile(jit_compile=False), whose steps take longer")

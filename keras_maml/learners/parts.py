@@ -64,7 +64,16 @@ class LearnerOfParts(EpisodicModel):
 
     @inner_learning_rate.setter
     def inner_learning_rate(self, rate: Any) -> None:
-        self.update_rule = GradientDescent(rate)
+        rule = self.update_rule
+        if type(rule) is not GradientDescent:
+            name = type(rule).__name__
+            raise ValueError(
+                "inner_learning_rate is the rate of plain gradient descent, and the learner's "
+                f"update rule is {name}: set update_rule, such as to {name} with another rate."
+            )
+        settings = rule.get_config()
+        clip = {name: settings[name] for name in ("clip_norm", "clip_value")}
+        self.update_rule = GradientDescent(rate, **clip)
 
     @property
     def meta_gradient(self) -> meta_gradients.MetaGradient:
@@ -82,6 +91,7 @@ class LearnerOfParts(EpisodicModel):
 
     @first_order.setter
     def first_order(self, first_order: bool) -> None:
+        check_exact_or_first_order("first_order", self.meta_gradient)
         self.meta_gradient = meta_gradient_of(None, first_order, self.rematerialize)
 
     @property
@@ -91,6 +101,7 @@ class LearnerOfParts(EpisodicModel):
 
     @rematerialize.setter
     def rematerialize(self, rematerialize: bool) -> None:
+        check_exact_or_first_order("rematerialize", self.meta_gradient)
         self.meta_gradient = meta_gradient_of(None, self.first_order, rematerialize)
 
     def get_config(self) -> dict[str, Any]:
@@ -227,6 +238,16 @@ def _checked_rule(rule: Any) -> UpdateRule:
             f"keras_maml.update_rules.UpdateRule, got {rule!r}."
         )
     return rule
+
+
+def check_exact_or_first_order(what: str, meta_gradient: meta_gradients.MetaGradient) -> None:
+    """Raises ValueError where ``what`` would put another algorithm in a meta-gradient's place."""
+    if type(meta_gradient) not in (meta_gradients.Exact, meta_gradients.FirstOrder):
+        raise ValueError(
+            f'{what} is for meta_gradient="exact" and "first_order", and the learner\'s is '
+            f"{type(meta_gradient).__name__}: leave it out, or set meta_gradient to one of these "
+            "first."
+        )
 
 
 def meta_gradient_of(

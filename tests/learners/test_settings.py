@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_maml import MAML, update_rules
+from keras_maml import MAML, callbacks, meta_gradients, update_rules
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(4, 6, 3)).astype("float32")
@@ -112,6 +112,53 @@ def test_a_wrong_value_changes_nothing(learner, name, value, message):
     with pytest.raises(ValueError, match=message):
         setattr(learner, name, value)
     assert learner.get_config() == config
+
+
+class Doubled(meta_gradients.Exact):
+    """A meta-gradient of a user's own."""
+
+    def of_task(self, *args):
+        outcome, gradients, after = super().of_task(*args)
+        return outcome, [2 * gradient for gradient in gradients], after
+
+
+@pytest.mark.parametrize(
+    "meta_gradient", ["implicit", "reptile", Doubled()], ids=["implicit", "reptile", "own"]
+)
+def test_shorthands_do_not_put_another_algorithm_in_the_place_of_one(learner, meta_gradient):
+    learner.meta_gradient = meta_gradient
+    before = learner.meta_gradient
+    annealing = callbacks.DerivativeOrderAnnealing(1)
+    annealing.set_model(learner)
+    for what, change in (
+        ("first_order", lambda: setattr(learner, "first_order", True)),
+        ("rematerialize", lambda: setattr(learner, "rematerialize", True)),
+        ("DerivativeOrderAnnealing", annealing.on_train_begin),
+    ):
+        message = f"{what} is for .*the learner's is {type(before).__name__}: leave it out, or set"
+        with pytest.raises(ValueError, match=message):
+            change()
+        assert learner.meta_gradient is before
+    learner.meta_gradient = "first_order"  # as it says
+    learner.rematerialize = True
+    assert learner.first_order and learner.rematerialize
+    learner.first_order = False
+    assert type(learner.meta_gradient) is meta_gradients.Exact and learner.rematerialize
+
+
+def test_another_rate_leaves_the_rest_of_a_rule_and_other_rules_as_they_are(learner):
+    learner.update_rule = update_rules.GradientDescent(0.1, clip_norm=0.01)
+    learner.inner_learning_rate = 0.5
+    assert learner.update_rule.get_config()["clip_norm"] == 0.01
+    x, y = EPISODES[0][0][0], EPISODES[0][1][0]
+    adapted = learner.adapt(x, y, steps=1)
+    pairs = zip(adapted.get_weights(), learner.model.get_weights(), strict=True)
+    moved = np.sqrt(sum(np.sum((after - before) ** 2) for after, before in pairs))
+    assert moved == pytest.approx(0.5 * 0.01, rel=1e-4)  # the gradient is longer than that
+    learner.update_rule = rule = update_rules.Adam(0.1)
+    with pytest.raises(ValueError, match="update rule is Adam: set update_rule, such as to Adam"):
+        learner.inner_learning_rate = 0.2
+    assert learner.update_rule is rule
 
 
 def test_the_settings_of_a_rule_do_not_change_behind_the_learner(learner):
