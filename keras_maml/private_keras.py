@@ -13,6 +13,7 @@ __all__ = [
     "CompileLoss",
     "CompileMetrics",
     "KerasSaveable",
+    "averaged_by",
     "flatten_layers",
     "inputs_of",
     "is_called_on",
@@ -70,6 +71,12 @@ def replace_variables(
         make()
     finally:
         tracker.locked = locked
+
+
+def averaged_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable] | None:
+    """Returns the variables that a built optimizer keeps moving averages of, if it does."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return list(optimizer._trainable_variables) if getattr(optimizer, "use_ema", False) else None
 
 
 def begin_at(model: keras.Model, epoch: int | None) -> None:

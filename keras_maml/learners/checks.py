@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.execution.faults import DisagreementError
-from keras_maml.private_keras import flatten_layers, is_called_on
+from keras_maml.private_keras import averaged_by, flatten_layers, is_called_on
 from keras_maml.validation import EPISODE, MARK, MARK_OF_ALL
 from keras_maml.words import counted
 
@@ -140,6 +140,24 @@ def _check_same_features(name: str, support: Any, query: Any) -> None:
                 f"{name}_support and {name}_query must have examples of the same shape and dtype, "
                 f"got {_describe(ours)} and {_describe(theirs)}, [tasks, examples, ...]."
             )
+
+
+def check_averages(optimizer: keras.optimizers.Optimizer, trained: Sequence) -> None:
+    """Raises ValueError where an optimizer averages other variables than it trains.
+
+    Keras pairs its averages with the variables by their places.
+
+    Args:
+        optimizer: A built optimizer.
+        trained: The variables.
+    """
+    averaged = averaged_by(optimizer)
+    if averaged is not None and [*map(id, averaged)] != [*map(id, trained)]:
+        raise ValueError(
+            f"The optimizer keeps moving averages of {counted(len(averaged), 'variable')} "
+            f"(use_ema=True), and others are trained now, {len(trained)}: layers were frozen, or "
+            "are not any more, or a part was replaced. Compile the learner with a new optimizer."
+        )
 
 
 def check_inputs(model: keras.Model, episode: Any, caller: str) -> None:

@@ -523,6 +523,8 @@ class EpisodicModel(CompiledModel):
             known = self._known[str(spec)] = classes, vocabulary, support_spec
         else:
             checks.check_values(episode, *known[:2])
+        if caller in ("fit", "train_on_batch"):
+            checks.check_averages(self.optimizer, self.trainable_variables)
         classes, vocabulary, self.support_spec = known
         return classes, vocabulary
 

@@ -150,6 +150,23 @@ class LearnerOfParts(EpisodicModel):
         left_out = {id(variable) for variable in layer_choice.task_variables(self.model)}
         return [v for v in super().trainable_variables if id(v) not in left_out]
 
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        """The same; Keras pairs them with the moving averages of an optimizer."""
+        return self.trainable_variables
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """All others."""
+        trained = {id(variable) for variable in self.trainable_variables}
+        return [v for v in self.variables if id(v) not in trained]
+
+    @property
+    def non_trainable_weights(self) -> list[keras.Variable]:
+        """All others that are weights."""
+        trained = {id(variable) for variable in self.trainable_variables}
+        return [v for v in self.weights if id(v) not in trained]
+
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Returns what `fit` calls before the user's callbacks, which may save the learner."""
         return [keras.callbacks.LambdaCallback(on_epoch_end=self._end_epoch)]

@@ -193,6 +193,37 @@ def test_a_learner_trained_5_way_adapts_to_3_and_12_classes(tmp_path):
         learner.fit(classes(5), validation_data=classes(3), verbose=0)
 
 
+@pytest.mark.parametrize("kind", ["context", "head"])
+def test_moving_averages_are_of_what_is_meta_trained(kind):
+    context = kind == "context"
+    learner = keras_maml.CAVIA(context_model()) if context else head_learner()
+    data = regression() if context else classes(5)
+    loss = "mse" if context else "sparse_categorical_crossentropy"
+    sgd = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.6)
+    learner.compile(sgd, loss, jit_compile=False)
+    weights, averages = [], []
+    note = lambda to: to.append([v.numpy() for v in learner.trainable_weights])  # noqa: E731
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    notes = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: note(weights),
+        on_epoch_end=lambda epoch, logs: note(averages),
+    )
+    learner.fit(data, epochs=3, callbacks=[swap, notes], verbose=0)
+    assert len(learner.trainable_weights) == 4
+    note(averages)  # which are the weights in the end
+    assert np.abs(averages[-1][0] - weights[-1][0]).max() > 1e-4
+    for number, kept in enumerate(zip(*weights, strict=True)):
+        average = kept[0]
+        expected = [average, *(average := 0.6 * average + 0.4 * w for w in kept[1:])]
+        found = [one[number] for one in averages]
+        np.testing.assert_allclose(found, [*expected, average], rtol=1e-5, atol=1e-6)
+    parts = [*learner.trainable_variables, *learner.non_trainable_variables]
+    assert sorted(map(id, parts)) == sorted(map(id, learner.variables))
+    learner.model.layers[-1 if context else 0].trainable = False
+    with pytest.raises(ValueError, match="moving averages of 4 variables .* trained now, 2"):
+        learner.fit(data, verbose=0)
+
+
 def test_cavia_without_context_parameters_says_so():
     with pytest.raises(ValueError, match="the model has none"):
         keras_maml.CAVIA(dense_model())
