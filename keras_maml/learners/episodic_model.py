@@ -206,7 +206,8 @@ class EpisodicModel(CompiledModel):
 
         Args:
             x: A `tf.data.Dataset` or `keras.utils.PyDataset` of meta-batches, a generator of them,
-                or arrays: one meta-batch ``((x_support, y_support), (x_query, y_query))``.
+                or arrays: one meta-batch ``((x_support, y_support), (x_query, y_query))``. A
+                `PyDataset` is told where every pass over it begins and ends.
             y: Must be None: the targets are in the episodes.
             batch_size: Tasks per meta-batch, of arrays; by default all of them.
             callbacks: Any Keras callbacks. Training that meets a loss or meta-gradient that is
@@ -244,7 +245,8 @@ class EpisodicModel(CompiledModel):
         if validation_split:
             if validation_data is not None:
                 raise ValueError("Pass either validation_split or validation_data, not both.")
-            x, validation_data = inputs.split_tasks(x, validation_split)
+            x, validation_data = inputs.split_tasks(x, validation_split, sample_weight)
+            sample_weight = None  # each task has its own now
         training = self._prepare(
             x,
             y,

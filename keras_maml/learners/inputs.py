@@ -245,15 +245,16 @@ def _of_arrays(episode: Any, batch_size: int | None, shuffle: bool) -> tf.data.D
     return dataset.batch(batch_size, drop_remainder=tasks % batch_size == 0)
 
 
-def split_tasks(x: Any, fraction: float) -> tuple[Any, Any]:
+def split_tasks(x: Any, fraction: float, sample_weight: Any = None) -> tuple[Any, Any]:
     """Splits off the last tasks of arrays for validation, as `keras.Model.fit` does.
 
     Args:
         x: A meta-batch of arrays.
         fraction: Of the tasks, above 0 and below 1.
+        sample_weight: As in `meta_batches`; each task keeps its own.
 
     Returns:
-        The meta-batches to train and to validate with.
+        The meta-batches to train and to validate with, weights included.
 
     Raises:
         ValueError: ``x`` is no meta-batch of arrays, or a part would have no task.
@@ -263,6 +264,8 @@ def split_tasks(x: Any, fraction: float) -> tuple[Any, Any]:
             f"validation_split needs arrays, got {type(x).__name__}: pass validation_data."
         )
     episode = _episode(x)
+    if sample_weight is not None:
+        episode = _weighted(episode, sample_weight, "fit")
     tasks = len(keras.tree.flatten(episode)[0])
     first = int(tasks * (1 - fraction))
     if not 0 < fraction < 1 or not 0 < first < tasks:
@@ -302,6 +305,7 @@ def _of_python(x: Any, caller: str) -> tf.data.Dataset:
 
 
 def _one_pass(dataset: keras.utils.PyDataset) -> Iterator[Any]:
+    dataset.on_epoch_begin()
     numbers = itertools.count() if dataset.num_batches is None else range(dataset.num_batches)
     for number in numbers:
         yield _episode(dataset[number])
@@ -310,7 +314,7 @@ def _one_pass(dataset: keras.utils.PyDataset) -> Iterator[Any]:
 
 def _weighted(episode: Any, sample_weight: Any, caller: str) -> Any:
     pair = isinstance(sample_weight, (tuple, list)) and len(sample_weight) == 2
-    if not pair or any(len(half) != 2 for half in episode):
+    if not pair or len(episode) != 2 or any(len(half) != 2 for half in episode):
         raise ValueError(
             f"{caller} takes sample_weight=(support, query), weights [tasks, examples] for "
             "episodes that have none yet."

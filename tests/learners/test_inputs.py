@@ -91,6 +91,30 @@ def test_every_meta_batch_is_trained_on_in_its_turn(kind, still):
     assert losses_of(still, data) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_py_dataset_is_told_where_every_pass_begins_and_ends(still):
+    class Noted(Batches):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            notes.append(number)
+            return super().__getitem__(number)
+
+        def on_epoch_begin(self):
+            notes.append("begin")
+
+        def on_epoch_end(self):
+            notes.append("end")
+
+    one_pass, notes = ["begin", 0, 1, "end"], []
+    still.fit(Noted(), epochs=2, verbose=0)
+    assert notes == [0, *one_pass, *one_pass]  # the first shows what they hold
+    for use in (still.evaluate, still.predict):
+        notes.clear()
+        use(Noted(), verbose=0)
+        assert notes == [0, *one_pass]
+
+
 def test_arrays_are_cut_into_meta_batches_of_tasks(still):
     expected = [losses_of(still, batch)[0] for batch in meta_batches(2)]
     joined = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *meta_batches(2))
@@ -105,13 +129,17 @@ def test_arrays_are_cut_into_meta_batches_of_tasks(still):
     )
 
 
-def test_the_last_tasks_validate():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_last_tasks_validate(weighted):
     learner = make_learner()
     initial = learner.get_weights()
-    history = learner.fit((S, Q), validation_split=0.25, verbose=0).history
+    weights = [RANDOM.uniform(0.2, 3, y.shape).astype("float32") for _, y in (S, Q)]
+    given = {"sample_weight": weights} if weighted else {}
+    history = learner.fit((S, Q), validation_split=0.25, verbose=0, **given).history
     learner = make_learner()
     learner.set_weights(initial)
-    data = [tuple(a[part] for a in half) for part in (slice(3), slice(3, None)) for half in (S, Q)]
+    halves = [(*half, w) for half, w in zip((S, Q), weights, strict=True)] if weighted else (S, Q)
+    data = [tuple(a[part] for a in half) for part in (slice(3), slice(3, None)) for half in halves]
     expected = learner.fit(data[:2], validation_data=data[2:], verbose=0).history
     assert history.keys() == expected.keys()
     for name, values in history.items():
