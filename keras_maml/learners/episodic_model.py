@@ -26,6 +26,7 @@ from keras_maml.learners.settings import Setting
 from keras_maml.learners.without_xla import without_xla_where_it_fails
 from keras_maml.private_keras import (
     CompileMetrics,
+    flatten_layers,
     no_automatic_dependency_tracking,
 )
 
@@ -54,7 +55,7 @@ class EpisodicModel(CompiledModel):
         self._metrics_before = None
         self._known = {}  # by specification: classes and support set of episodes built for
         self._ranks = None  # of the arrays of episodes that programs were traced for
-        self._trained = None  # the ids of the variables that programs were traced for
+        self._trained = None  # what was trainable when programs were traced
         self._loss_before = keras.metrics.Mean("loss_before")
 
     def get_config(self) -> dict[str, Any]:
@@ -500,7 +501,7 @@ class EpisodicModel(CompiledModel):
         Returns:
             The bounds of integer targets and of integer inputs, if there are any.
         """
-        trained = [id(variable) for variable in self.trainable_variables]
+        trained = self._trainable_state()
         if trained != self._trained:  # layers were frozen, or are not any more
             self._trained = trained
             self.forget_programs()
@@ -529,6 +530,15 @@ class EpisodicModel(CompiledModel):
             checks.check_averages(self.optimizer, self.trainable_variables)
         classes, vocabulary, self.support_spec = known
         return classes, vocabulary
+
+    def _trainable_state(self) -> Any:
+        """Returns what programs depend on of being trainable.
+
+        Variables alone do not say it: batch normalisation may have none to train.
+        """
+        variables = [*self.trainable_variables, *self.model.trainable_variables]
+        flags = [layer.trainable for layer in flatten_layers(self.model)]
+        return [id(variable) for variable in variables], flags
 
     def _build_for(self, task: Any, episode: Any) -> tuple[int | None, int | None]:
         """Builds model, loss, metrics and optimizer on one task; returns what bounds integers."""

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_maml import MAML, callbacks, meta_gradients, update_rules
+from keras_maml import MAML, callbacks, layers, meta_gradients, update_rules
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(4, 6, 3)).astype("float32")
@@ -82,6 +82,39 @@ def test_a_layer_frozen_after_the_first_use_stays_as_it_is(learner):
     adapted = learner.adapt(*(half[0] for half in EPISODES[0]))
     assert np.array_equal(adapted.layers[0].get_weights()[0], first.get_weights()[0])
     assert not np.array_equal(adapted.layers[1].get_weights()[0], last.get_weights()[0])
+
+
+def test_layers_without_weights_to_train_are_frozen_at_the_next_step():
+    normalization = keras.layers.BatchNormalization(center=False, scale=False)
+    stack = [keras.Input((3,)), normalization, keras.layers.Dense(1)]
+    learner = MAML(keras.Sequential(stack), 0.0)
+    learner.compile("sgd", "mse", jit_compile=False)
+    y = X.sum(-1, keepdims=True)
+    kernel, bias = (weight.numpy() for weight in learner.trainable_variables)
+
+    def loss_of(inputs):
+        return np.mean((inputs @ kernel + bias - y) ** 2)
+
+    def standardized(task):
+        return (task - task.mean(0)) / np.sqrt(task.var(0) + normalization.epsilon)
+
+    of_batch = loss_of(np.stack([standardized(task) for task in X]))
+    of_stored = loss_of(X / np.sqrt(1 + normalization.epsilon))  # mean 0 and variance 1 at first
+    for trainable, expected in ((True, of_batch), (False, of_stored), (True, of_batch)):
+        normalization.trainable = trainable
+        results = learner.evaluate(((X, y), (X, y)), verbose=0, return_dict=True)
+        assert results["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_task_parameters_that_are_frozen_stay_as_they_are_at_the_next_step():
+    context = layers.ContextParameters(2)
+    learner = MAML(keras.Sequential([keras.Input((3,)), context, keras.layers.Dense(1)]), 0.1)
+    learner.compile("sgd", "mse", jit_compile=False)
+    adapted = learner.adapt(*(half[0] for half in EPISODES[0]))
+    assert np.any(adapted.layers[0].context)
+    context.trainable = False
+    adapted = learner.adapt(*(half[0] for half in EPISODES[0]))
+    assert not np.any(adapted.layers[0].context)
 
 
 def test_a_setting_changed_while_training_counts_from_the_next_step_on(learner):
