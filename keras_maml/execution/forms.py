@@ -23,6 +23,7 @@ The mathematics is in `convolution` and `normalization`.
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -154,29 +155,40 @@ def recurrent_inputs(model: keras.Model) -> Iterator[dict[str, int | None]]:
         yield lengths
 
 
-def _count_steps(layer, lengths, sequences, *args, **kwargs):
+def _count_steps(layer, lengths, *args, **kwargs):
+    sequences, *_ = _given(layer, args, kwargs).arguments.values()
     lengths[layer.name] = keras.tree.flatten(sequences)[0].shape[1]
-    return type(layer).call(layer, sequences, *args, **kwargs)
+    return type(layer).call(layer, *args, **kwargs)
 
 
-def _measure(layer, sizes, inputs):
-    outputs = type(layer).call(layer, inputs)
-    positions = math.prod(outputs.shape[1:]) // layer.filters
-    sizes.append(positions * math.prod(layer.kernel.shape[:-1]) * outputs.dtype.size)
+def _measure(layer, sizes, *args, **kwargs):
+    outputs = type(layer).call(layer, *args, **kwargs)
+    kernel = getattr(layer, "kernel", None)  # which a subclass may build under another name
+    if kernel is not None:
+        first = keras.tree.flatten(outputs)[0]
+        positions = math.prod(first.shape[1:]) // layer.filters
+        sizes.append(positions * math.prod(kernel.shape[:-1]) * first.dtype.size)
     return outputs
+
+
+def _given(layer: keras.layers.Layer, args: Any, kwargs: Any) -> inspect.BoundArguments:
+    """Returns what a layer is given, by the names of its own call: a subclass may have others."""
+    own = functools.partial(type(layer).call, layer)
+    return inspect.signature(own).bind(*args, **kwargs)
 
 
 def _form_of(layer: keras.layers.Layer, forms: dict[type, Callable]) -> Callable | None:
     for ancestor in type(layer).__mro__:
         if ancestor in forms:
-            # A subclass with a method of its own knows better what it computes.
-            if all(
-                getattr(type(layer), name, None) is getattr(ancestor, name, None)
-                for name in ("call", "convolution_op")
-            ):
-                return _bind(forms[ancestor], layer)
-            return None
+            return _bind(forms[ancestor], layer) if _computes_as(layer, ancestor) else None
     return None
+
+
+def _computes_as(layer: keras.layers.Layer, ancestor: type) -> bool:
+    """Whether a layer has no method of its own for what it computes, which it knows better."""
+    return all(
+        getattr(type(layer), name, None) is getattr(ancestor, name, None) for name in _METHODS
+    )
 
 
 def _changed(layer: keras.layers.Layer, **attributes: Any) -> keras.layers.Layer:
@@ -193,15 +205,19 @@ def _bind(function: Callable, layer: keras.layers.Layer, *bound: Any) -> Callabl
 # --- normalisation ---------------------------------------------------------------------------
 
 
-def _normalize(layer, batch_statistics, write, inputs, training=None, mask=None):
-    del training  # whatever the phase: the way of normalising is the learner's choice
+def _normalize(layer, batch_statistics, write, *args, **kwargs):
     on_batch = batch_statistics == "batch"
-    ours = type(layer).call is keras.layers.BatchNormalization.call and not layer.renorm
-    if mask is not None or not (on_batch and ours and layer.trainable):
+    ours = _computes_as(layer, keras.layers.BatchNormalization) and not layer.renorm
+    given = _given(layer, args, kwargs)
+    masked = given.arguments.get("mask") is not None
+    if masked or not (on_batch and ours and layer.trainable):
+        # Whatever the phase: the way of normalising is the learner's choice.
+        _set_training(given, on_batch)
         # Keras writes momentum * moving + (1 - momentum) * batch.
         momentum = 0.0 if write else 1.0
         layer = _changed(layer, momentum=momentum, renorm_momentum=momentum)
-        return type(layer).call(layer, inputs, training=on_batch, mask=mask)
+        return type(layer).call(layer, *given.args, **given.kwargs)
+    inputs = given.arguments["inputs"]
     x = keras.ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
     axis = layer.axis % len(x.shape)
     axes = [i for i in range(len(x.shape)) if i != axis]
@@ -219,6 +235,16 @@ def _normalize(layer, batch_statistics, write, inputs, training=None, mask=None)
         beta = tf.cast(layer.beta, x.dtype)
         outputs = add_bias(outputs, beta) if last else outputs + tf.reshape(beta, by_channel)
     return tf.cast(outputs, layer.compute_dtype)
+
+
+def _set_training(given: inspect.BoundArguments, training: bool) -> None:
+    """Sets the phase of a call that takes it, by name or among others."""
+    parameters = given.signature.parameters
+    if "training" in parameters:
+        given.arguments["training"] = training
+        return
+    for name in (name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD):
+        given.arguments[name] = given.arguments.get(name, {}) | {"training": training}
 
 
 # --- convolution and pooling --------------------------------------------------------------------
@@ -352,6 +378,17 @@ _FORMS: dict[type, Callable] = {
     keras.layers.AveragePooling2D: _pool,
     keras.layers.AveragePooling3D: _pool,
 }
+# The methods that Keras's calls compute by.
+_METHODS = (
+    "call",
+    "convolution_op",
+    "inner_loop",
+    "transform_images",
+    "_transform_images",
+    "_resize_images",
+    "_get_noise_shape",
+    "_moments",
+)
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _CONVOLVE_DEPTHWISE: dict[type, Callable] = dict.fromkeys(_DEPTHWISE, _convolve_depthwise)

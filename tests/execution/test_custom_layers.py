@@ -31,6 +31,55 @@ class StandardizedConvolution(layers.Conv2D):
         return super().convolution_op(inputs, (kernel - mean) / tf.sqrt(variance + 1e-3))
 
 
+class Conditional(layers.BatchNormalization):
+    """Normalisation with a scale from elsewhere, that hands on what Keras's own call takes."""
+
+    def call(self, x, scale, training=None):
+        return super().call(x, training=training) * scale
+
+
+class AnyArguments(layers.BatchNormalization):
+    """Normalisation that hands on whatever it is given."""
+
+    def call(self, x, scale, **kwargs):
+        return super().call(x, **kwargs) * scale
+
+
+class Scaled(layers.Layer):
+    """Applies a layer between others to its inputs and to a scale that depends on them."""
+
+    def __init__(self, layer, apply, units):
+        super().__init__()
+        self.scale, self.before = layers.Dense(units, "sigmoid"), layers.Dense(units)
+        self.layer, self.apply = layer, apply
+
+    def call(self, x):
+        return self.apply(self.layer, self.before(x), self.scale(x))
+
+
+class Modulated(layers.Conv2D):
+    """A convolution with a scale from elsewhere, which it returns as well."""
+
+    def call(self, x, scale, training=None):
+        return super().call(x * scale), scale
+
+
+class HalfMoments(layers.BatchNormalization):
+    def _moments(self, inputs, mask):
+        return [0.5 * moment for moment in super()._moments(inputs, mask)]
+
+
+class HalfSteps(layers.LSTM):
+    def inner_loop(self, *args, **kwargs):
+        last, outputs, states = super().inner_loop(*args, **kwargs)
+        return 0.5 * last, outputs, states
+
+
+class HalfImages(layers.Resizing):
+    def transform_images(self, *args, **kwargs):
+        return 0.5 * super().transform_images(*args, **kwargs)
+
+
 class Penalty(layers.Layer):
     """Adds a loss for each example."""
 
@@ -143,6 +192,72 @@ def compiled(model, **settings):
     learner = MAML(model, 0.1, **settings)
     learner.compile("sgd", "mean_squared_error", jit_compile=False)
     return learner
+
+
+def same_gradients(case, *builds, **settings):
+    """Checks that models have the same meta-gradients, and returns their learners."""
+    learners, results = [], []
+    for build in builds:
+        keras.utils.set_random_seed(0)
+        learners.append(MAML(build(), 0.1, **settings))
+        learners[-1].compile("sgd", "mean_squared_error", run_eagerly=True)
+        results.append(learners[-1].meta_gradients(*zoo.episodes(case, tasks=2)))
+    tf.nest.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *results
+    )
+    return learners
+
+
+def scaled(shape, layer, apply):
+    stack = [Scaled(layer, apply, shape[-1]), layers.Flatten(), layers.Dense(1)]
+    return keras.Sequential([keras.Input(shape), *stack])
+
+
+def own_call(layer, x, scale):
+    return layer(x, scale)
+
+
+def scaled_outputs(layer, x, scale):
+    return layer(x) * scale
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("batch_normalization", ["transductive", "inductive"])
+@pytest.mark.parametrize("kind", [Conditional, zoo.slow(AnyArguments)])
+def test_normalisation_with_a_call_of_its_own_normalises_as_the_learner_says(
+    kind, batch_normalization
+):
+    same_gradients(
+        zoo.Case(None, (3,)),
+        lambda: scaled((3,), kind(), own_call),
+        lambda: scaled((3,), layers.BatchNormalization(), scaled_outputs),
+        batch_normalization=batch_normalization,
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_convolution_with_a_call_of_its_own():
+    own, plain = same_gradients(
+        zoo.Case(None, (4, 4, 2)),
+        lambda: scaled(
+            (4, 4, 2), Modulated(2, 3), lambda layer, x, scale: layer(x, scale=scale)[0]
+        ),
+        lambda: scaled((4, 4, 2), layers.Conv2D(2, 3), lambda layer, x, scale: layer(x * scale)),
+    )
+    assert own.patch_bytes == plain.patch_bytes == 4 * 18 * 8
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(HalfMoments, (3,)), (lambda: HalfSteps(2), (4, 3)), (lambda: HalfImages(2, 2), (3, 3, 1))],
+)
+def test_layers_compute_by_methods_of_their_own(layer, shape):
+    model = keras.Sequential([keras.Input(shape), layer(), layers.Flatten(), layers.Dense(1)])
+    learner = MAML(model, 0.1, inner_steps=0)
+    learner.compile("sgd", "mean_squared_error", run_eagerly=True)
+    data = zoo.episodes(zoo.Case(None, shape), tasks=1)
+    predictions = learner.predict(data, verbose=0)
+    np.testing.assert_allclose(predictions[0], model(data[1][0][0], training=True), rtol=1e-5)
 
 
 def test_an_adapted_model_inside_a_learner_normalises_as_the_learner_says():
