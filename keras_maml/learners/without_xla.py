@@ -57,8 +57,11 @@ def _reads_once(data: Any) -> bool:
 
 def _refused(message: str) -> str | None:
     """Returns the operation that XLA refuses, if that is what a message says."""
-    if "unsupported operations" not in message and "not compilable" not in message:
+    # XLA says so whatever the reason: an operation it lacks, a loop whose gradient keeps a list of
+    # unknown length, a shape that depends on values. Nothing that runs says it.
+    if "tf2xla conversion failed" not in message:
         return None
-    node = re.search(r"Detected at node (\S+) defined", message)
-    kind = re.search(r"No registered '(\w+)' OpKernel", message)
-    return " of ".join(found[1] for found in (kind, node) if found) or "an operation of the model"
+    kind = re.search(r"No registered '(\w+)' OpKernel|node `.+` with op (\w+) must be", message)
+    node = re.search(r"\{\{node ([^}]+)\}\}", message)
+    operation = (kind[1] or kind[2]) if kind else "an operation"
+    return f"{operation} of {node[1] if node else 'the model'}"
