@@ -74,6 +74,7 @@ def differentiable_forms(
         stack.enter_context(lend(tf.nn, "moments", moments))
         if route == "portable":
             stack.enter_context(lend(tf.nn, "relu", _portable_relu))
+            stack.enter_context(lend(tf, "repeat", _portable_repeat))
         for layer in flatten_layers(model):
             form = _form_of(layer, _FORMS_OF_ROUTES[route]) or _form_of(layer, _FORMS)
             if isinstance(layer, keras.layers.BatchNormalization):
@@ -351,6 +352,25 @@ def _portable_relu(features, name=None):
     del name
     outputs = tf.maximum(features, tf.zeros((), features.dtype))
     return outputs, lambda upstream: tf.where(outputs > 0, upstream, tf.zeros_like(upstream))
+
+
+_repeat = tf.repeat
+
+
+def _portable_repeat(input, repeats, axis=None, name=None):
+    # TensorFlow's gradient sums over twice as many axes as there are, LiteRT over six at most.
+    if not isinstance(repeats, int) or axis is None or not input.shape.is_fully_defined():
+        return _repeat(input, repeats, axis, name)
+    axis %= input.shape.rank
+    apart = [*input.shape[: axis + 1], repeats, *input.shape[axis + 1 :]]
+
+    @custom_gradient
+    def repeat(x):
+        return _repeat(x, repeats, axis, name), lambda upstream: tf.reduce_sum(
+            tf.reshape(upstream, apart), axis + 1
+        )
+
+    return repeat(input)
 
 
 _SPATIAL_DROPOUTS = (

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from keras_maml import validation
 from keras_maml.execution import tracing
@@ -127,12 +128,17 @@ def export_onnx(
 def _converted(function: Any) -> bytes:
     """Converts a traced function; operations without a form stay in the model as they are."""
     import tf2onnx.convert
+    from tensorflow.python.framework import convert_to_constants
 
     handlers = {kind: (functools.partial(_replace, f), []) for kind, f in _FORMULAS.items()}
     specs = function.structured_input_signature[1]
+    # tf2onnx makes inputs of tensors that a function refers to, such as a layer's statistics.
+    frozen = convert_to_constants.convert_variables_to_constants_v2(
+        function, lower_control_flow=False, aggressive_inlining=True
+    )
 
     def by_position(*values: Any) -> Any:  # as tf2onnx passes them
-        return function(**dict(zip(specs, values, strict=True)))
+        return tf.nest.pack_sequence_as(function.structured_outputs, frozen(*values))
 
     model, _ = tf2onnx.convert.from_function(
         tracing.function(by_position),

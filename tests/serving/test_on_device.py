@@ -46,6 +46,19 @@ def relu_convolution():
     return keras.Sequential(stack)
 
 
+def upsampling():
+    """Refers to tensors that are no variables, and repeats rows and columns."""
+    stack = [
+        keras.Input((2, 2, 1)),
+        layers.Normalization(mean=0.5, variance=4.0),
+        layers.Dense(2),
+        layers.UpSampling2D((2, 3)),
+        layers.Flatten(),
+        layers.Dense(3, "softmax"),
+    ]
+    return keras.Sequential(stack)
+
+
 def activations():
     """What ONNX's formulas are for, and more classes than one axis."""
     kinds = ("tanh", "sigmoid", "softplus", "elu")
@@ -54,6 +67,7 @@ def activations():
 
 
 CASES = {name: zoo.CASES[name] for name in ("dense", "lstm", "attention")}
+CASES["upsampling"] = zoo.Case(upsampling, (2, 2, 1), zoo.SPARSE)
 CASES["relu_convolution"] = zoo.Case(relu_convolution, (6, 6, 2), zoo.SPARSE)
 
 
@@ -105,7 +119,7 @@ def kind(request):
 
 
 @pytest.mark.parametrize(
-    "name", ["dense", *map(zoo.slow, ("lstm", "attention", "relu_convolution"))]
+    "name", ["dense", "upsampling", *map(zoo.slow, ("lstm", "attention", "relu_convolution"))]
 )
 def test_a_device_adapts_as_the_learner_does(kind, name, tmp_path):
     learner, arrays, expected = make_learner(CASES[name])
