@@ -22,6 +22,7 @@ from keras_maml import validation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.execution import tracing
 from keras_maml.execution.forms import Route
+from keras_maml.execution.lending import lend, lending
 from keras_maml.execution.tasks import Run
 from keras_maml.files import whole
 from keras_maml.learners.maml import MAML
@@ -35,6 +36,12 @@ TOLERANCE = 1e-3
 """How far a file's numbers may be from TensorFlow's, in parts of the largest or of 1."""
 FLOAT16_TOLERANCE = 2e-2
 """The same for weights that are kept as float16, which have three digits."""
+_HINT = (
+    "Nothing was written. Some layer is converted to something else; try the export with fewer "
+    "layers to find it."
+)
+_MARK = "-layer"
+"""Ends the scope of a layer while its operations are looked for."""
 
 
 def export_litert(
@@ -205,20 +212,25 @@ class DeviceFunctions:
             operations: The kinds of operations, as far as the converter names them.
             message: What it says.
         """
-        # Operations are called as the layers are that they come from: "tape/dense_1/EluGrad".
-        places = [
-            place
-            for function in self.functions().values()
+        inner = flatten_layers(self._served.learner.model)[1:]
+        layers = dict.fromkeys(layer.name for layer in inner)
+        scope = tf.name_scope
+
+        def marked(name: str, *args: Any, **kwargs: Any) -> Any:
+            return scope(f"{name}{_MARK}" if name in layers else name, *args, **kwargs)
+
+        # Operations are called as the layers are that they come from, the innermost last:
+        # "gradient_tape/sequential/dense_1/EluGrad". TensorFlow numbers scopes, Keras the names of
+        # layers; the mark tells the numbers apart.
+        with lending, lend(tf, "name_scope", marked):
+            functions = self.functions()
+        found = {
+            scopes[-1]
+            for function in functions.values()
             for name, kind in _operations(function.graph.as_graph_def())
-            if kind in operations
-            for place in name.split("/")
-        ]
-        layers = [layer.name for layer in flatten_layers(self._served.learner.model)]
-        named_layers = [
-            name
-            for name in layers
-            if name in places or any(re.fullmatch(rf"{re.escape(name)}_\d+", p) for p in places)
-        ]
+            if kind in operations and (scopes := re.findall(rf"([^/]+){_MARK}(?:_\d+)?/", name))
+        }
+        named_layers = [name for name in layers if name in found]
         where = f"Layer {', '.join(map(repr, named_layers))}" if named_layers else "The model"
         what = ", ".join(sorted(set(operations))) or message.strip().splitlines()[-1][:300]
         return (
@@ -232,7 +244,7 @@ class DeviceFunctions:
         run: Callable[[str, dict[str, np.ndarray]], Mapping[str, np.ndarray]],
         tolerance: float,
     ) -> None:
-        """Raises ValueError unless what was converted computes what TensorFlow does.
+        """Raises ValueError unless what was converted runs, and computes what TensorFlow does.
 
         Args:
             run: Calls a converted function, by name, with inputs by name; returns its outputs.
@@ -245,7 +257,13 @@ class DeviceFunctions:
         weights = right["adapt"](**_tensors(support))["weights"].numpy()
         last = weights[-1] if self._every_step else weights
         for name, inputs in (("adapt", support), ("predict_with", query | {"weights": last})):
-            ours = run(name, inputs)
+            try:
+                ours = run(name, inputs)
+            except Exception as error:  # of several kinds
+                message = str(error).strip().rstrip(".")[:300]
+                raise ValueError(
+                    f"The converted {name} does not run: {message}. {_HINT}"
+                ) from error
             for output, value in right[name](**_tensors(inputs)).items():
                 _compare(name, output, ours[output], value.numpy(), tolerance)
 
@@ -281,6 +299,5 @@ def _compare(
     if not error <= tolerance * max(1.0, np.abs(theirs).max()):  # also if it is not a number
         raise ValueError(
             f"The converted {signature} is wrong: its {output} are up to {error:.2g} away from "
-            "TensorFlow's. Nothing was written. Some layer is converted to something else; try "
-            "the export with fewer layers to find it."
+            f"TensorFlow's. {_HINT}"
         )

@@ -162,11 +162,29 @@ def test_half_precision_is_smaller_and_nearly_the_same(tmp_path):
 
 def test_a_layer_without_a_form_is_named_and_nothing_is_written(kind, tmp_path):
     activation, lacking = {"litert": ("elu", "EluGrad"), "onnx": ("selu", "SeluGrad")}[kind]
-    stack = [keras.Input((3,)), layers.Dense(4, activation, name="curved"), layers.Dense(1)]
+    stack = [
+        keras.Input((3,)),
+        layers.Dense(4, activation, name="curved"),
+        layers.Dense(2, "relu", name="curved_1"),  # as TensorFlow may call what is of the first
+        layers.Dense(1),
+    ]
     learner, *_ = make_learner(zoo.Case(lambda: keras.Sequential(stack), (3,)))
-    with pytest.raises(ValueError, match=rf"'curved' cannot adapt on a device: .* {lacking}"):
+    with pytest.raises(
+        ValueError, match=rf"^Layer 'curved' cannot adapt on a device: .* {lacking}"
+    ):
         export(kind, learner, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_does_not_run_is_refused():
+    learner, *_ = make_learner(CASES["dense"])
+    device = on_device.DeviceFunctions(learner, "", 6, 5, None, None)
+
+    def run(name, inputs):
+        raise RuntimeError("failed to delegate SUM")
+
+    with pytest.raises(ValueError, match=r"adapt does not run: failed to delegate SUM\. Nothing"):
+        device.check(run, tolerance=1.0)
 
 
 def test_a_file_that_computes_something_else_is_refused(kind, tmp_path, monkeypatch):
