@@ -1,5 +1,6 @@
 """Figures of the paper and of a run, as `matplotlib.figure.Figure` (no display needed)."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from keras_maml import validation
+from keras_maml.episodes.arrays import class_labels
+from keras_maml.execution.functional import examples
 from keras_maml.files import whole
 from keras_maml.learners.maml import MAML
 from keras_maml.words import counted
@@ -71,41 +75,46 @@ def episode(learner: MAML, episodes: tuple, task: int = 0, most: int | None = No
     where the prediction after adaptation is right, red where it is wrong.
 
     Args:
-        learner: A compiled classifier of images.
-        episodes: One meta-batch ``((x_support, y_support), (x_query, y_query))``.
+        learner: A compiled classifier of images, with an output for each class, or with one output
+            and a binary cross-entropy.
+        episodes: One meta-batch ``((x_support, y_support), (x_query, y_query))``: images
+            ``[tasks, examples, height, width]`` or with a last axis of 1, 3 or 4 channels, and
+            their classes, integers ``[tasks, examples]`` or ``[tasks, examples, 1]`` or one-hot
+            ``[tasks, examples, classes]``.
         task: Which of its tasks.
         most: How many support images and query images of a class to show; by default all.
+
+    Raises:
+        ValueError: The examples are no such images, or have no such classes; or the learner is no
+            such classifier.
     """
-    (x_support, y_support), (x_query, y_query) = keras.tree.map_structure(
-        lambda tensor: np.asarray(tensor)[task], episodes
-    )
-    before, after = (
-        np.argmax(
-            learner.adapt(
-                x_support,
-                y_support,
-                steps=steps,
-                batch_normalization=learner.batch_normalization,
-            )(x_query),
-            -1,
-        )
-        for steps in (0, None)
-    )
+    validation.check_optional_count("most", most)
+    (x_support, *support), (x_query, y_query, _) = (_of_task(half, task) for half in episodes)
+    y_support, y_query = labels = class_labels(support[0]), class_labels(y_query)
+
+    def predicted(steps: int) -> np.ndarray:
+        targets, weight = support
+        how = {"batch_normalization": learner.batch_normalization, "sample_weight": weight}
+        outputs = learner.adapt(x_support, targets, steps, **how)(x_query)
+        return _chosen(np.asarray(outputs), np.concatenate(labels), learner.loss)
+
+    steps = learner.evaluation_steps
+    before, after = predicted(0), predicted(steps)
     right = after == y_query
-    supports, queries = _cells(y_support, most), _cells(y_query, most)
-    columns = 1 + max(column for _, column in (*supports.values(), *queries.values()))
+    columns = {label: i for i, label in enumerate(np.union1d(y_support, y_query))}
+    supports, queries = (_cells(labels, columns, most) for labels in (y_support, y_query))
     shots = 1 + max(row for row, _ in supports.values())
     rows = shots + 1 + max(row for row, _ in queries.values())
-    size = 1.1 if columns <= 10 else 0.75
-    figure = Figure((size * columns + 0.4, (size + 0.4) * rows + 0.4))
-    grid = figure.add_gridspec(rows, columns)
+    size = 1.1 if len(columns) <= 10 else 0.75
+    figure = Figure((size * len(columns) + 0.4, (size + 0.4) * rows + 0.4))
+    grid = figure.add_gridspec(rows, len(columns))
     for i, (row, column) in supports.items():
-        _show(figure.add_subplot(grid[row, column]), x_support[i], f"support: {y_support[i]}")
+        title = f"support: {int(y_support[i])}"
+        _show(figure.add_subplot(grid[row, column]), x_support[i], title)
     for i, (row, column) in queries.items():
         axis = figure.add_subplot(grid[shots + row, column])
-        title = f"query: {y_query[i]}\nbefore: {before[i]}\nafter: {after[i]}"
+        title = f"query: {int(y_query[i])}\nbefore: {before[i]}\nafter: {after[i]}"
         _show(axis, x_query[i], title, color="C2" if right[i] else "C3", width=2)
-    steps = learner.evaluation_steps
     figure.suptitle(
         f"{counted(steps, 'inner step')}, {len(y_query)} query images: "
         f"{np.mean(before == y_query):.0%} right before, {np.mean(right):.0%} after",
@@ -115,15 +124,55 @@ def episode(learner: MAML, episodes: tuple, task: int = 0, most: int | None = No
     return figure
 
 
-def _cells(labels, most):
-    """Maps the number of an example to (its place among those of its class, its class)."""
-    columns = {label: column for column, label in enumerate(np.unique(labels))}
+def _of_task(half, task):
+    """Returns images, targets and sample weights of a task, or of the last None."""
+    x, y, weight = examples(half)
+    if any(part is None or keras.tree.is_nested(part) for part in (x, y)):
+        raise ValueError(
+            "An episode to show has one array of images and one of classes, for support and query."
+        )
+    shape = np.shape(x)
+    if not (len(shape) == 4 or (len(shape) == 5 and shape[-1] in (1, 3, 4))):
+        raise ValueError(
+            "An episode to show has images [tasks, examples, height, width], or with 1, 3 or 4 "
+            f"channels as the last axis, got shape {list(shape)}. Reshape the examples."
+        )
+    return tuple(None if array is None else np.asarray(array)[task] for array in (x, y, weight))
+
+
+def _chosen(outputs, labels, loss):
+    """Returns the classes that outputs tell, ``[examples]``, if labels are such classes."""
+    threshold = _threshold(loss) if outputs.size == len(outputs) else None
+    if threshold is not None:
+        classes, chosen = 2, (outputs.ravel() > threshold).astype(int)
+    else:
+        classes, chosen = outputs.shape[-1] if outputs.ndim == 2 else 1, outputs.argmax(-1)
+    if classes < 2 or not np.isin(labels, range(classes)).all():
+        raise ValueError(
+            "An episode to show is of a classifier: an output for each class from 0, or one output "
+            f"and a binary cross-entropy with labels 0 and 1. Got outputs {list(outputs.shape)}, "
+            f"labels {np.unique(labels)[:10].tolist()} and the loss {loss!r}."
+        )
+    return chosen
+
+
+def _threshold(loss):
+    """Returns above which output a binary classifier tells class 1; None for other losses."""
+    (loss,) = map(keras.losses.get, keras.tree.flatten(loss))
+    if isinstance(loss, (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)):
+        return 0.0 if loss.from_logits else 0.5
+    functions = keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy
+    return 0.5 if loss in functions else None
+
+
+def _cells(labels, columns, most):
+    """Maps the number of an example to (its place among those of its class, its column)."""
     cells = {i: (np.sum(labels[:i] == label), columns[label]) for i, label in enumerate(labels)}
     return {i: cell for i, cell in cells.items() if most is None or cell[0] < most}
 
 
 def _show(axis, image, title, color="black", width=0.5):
-    image = image[..., 0] if image.shape[-1] == 1 else image
+    image = image[..., 0] if image.shape[2:] == (1,) else image
     axis.imshow(image, cmap="gray_r" if image.ndim == 2 else None)
     axis.set_title(title, fontsize=7, color=color)
     axis.set(xticks=[], yticks=[])
@@ -157,7 +206,9 @@ def sinusoid_adaptation(
     axes.plot(x, curve(x), "C3-", label="ground truth")
     axes.plot(x_support, curve(x_support), "C4^", label=f"{len(x_support)} support points")
     y_support = curve(x_support).astype("float32")
-    for step, style in zip(steps, ("C2:", "C0--", "C0-", "C1-", "C5-"), strict=False):
+    others = (f"C{color}{line}" for line in ("-", "--", ":") for color in (1, 5, 6, 8, 9))
+    styles = itertools.cycle(("C2:", "C0--", "C0-", *others))
+    for step, style in zip(steps, styles, strict=False):
         adapted = learner.adapt(x_support, y_support, steps=step)
         label = f"after {step} step{'s' if step > 1 else ''}" if step else "before adaptation"
         axes.plot(x, adapted.predict(x, verbose=0), style, label=label)
