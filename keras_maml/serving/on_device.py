@@ -79,7 +79,8 @@ def export_litert(
     Raises:
         FileExistsError: ``filepath`` exists; it is left as it is.
         ValueError: An argument is out of range; or a layer has no form on devices, which the
-            message names; or the file does not compute what TensorFlow does. Nothing is written.
+            message names; or the file does not run, or not compute what TensorFlow does. Nothing is
+            written.
 
     Warns:
         UserWarning: Queries are normalised by each other; see `export`.

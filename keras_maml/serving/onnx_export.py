@@ -76,7 +76,7 @@ def export_onnx(
         FileExistsError: ``filepath`` exists; it is left as it is.
         ImportError: The extra is not installed.
         ValueError: An argument is out of range; or a layer has no form in ONNX, which the message
-            names; or a model does not compute what TensorFlow does. Nothing is written.
+            names; or a model does not run, or not compute what TensorFlow does. Nothing is written.
 
     Warns:
         UserWarning: Queries are normalised by each other; see `export`.
