@@ -262,6 +262,8 @@ def loss_gradients(
         target = loss if scale is None else loss * tf.cast(scale, loss.dtype)
     gradients = tape.gradient(target, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    for gradient, weight in zip(gradients, weights, strict=True):
+        gradient.set_shape(weight.shape)  # which a loop over steps asks for, and some lose
     return loss, auxiliary, unscaled(gradients, scale)
 
 

@@ -276,6 +276,15 @@ def test_renormalisation_does_not_move_its_statistics_in_the_inner_loop():
     np.testing.assert_allclose(adapted(x[0]), predictions[0], rtol=1e-4, atol=1e-6)
 
 
+def test_a_gradient_whose_shape_tensorflow_loses():
+    stack = [keras.Input((2, 3, 1)), layers.Dense(2, "tanh"), layers.Flatten(), layers.Dense(1)]
+    learner = compiled(keras.Sequential(stack), inner_steps=2)
+    support, (x, y) = zoo.episodes(zoo.Case(None, (2, 3, 1)))
+    predictions = learner.predict((support, (x, y)), verbose=0)
+    adapted = learner.adapt(support[0][0], support[1][0])
+    np.testing.assert_allclose(adapted(x[0]), predictions[0], rtol=1e-4, atol=1e-6)
+
+
 def test_inputs_in_a_list():
     inputs = [keras.Input((2,)), keras.Input((3,))]
     model = keras.Model(inputs, layers.Dense(1)(layers.Concatenate()(inputs)))
