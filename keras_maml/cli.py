@@ -29,9 +29,12 @@ import numpy as np
 from keras_maml import episodes, networks
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.episodes.image_files import decode, resize
+from keras_maml.files import whole
 from keras_maml.learners.adapted import HUB
 from keras_maml.learners.maml import MAML
+from keras_maml.private_keras import is_functional
 from keras_maml.serving import pretrained
+from keras_maml.serving.signatures import plain
 from keras_maml.version import __version__
 
 Report = dict[str, Any]
@@ -79,13 +82,13 @@ def _info(values: argparse.Namespace) -> tuple[Report, str]:
         names = pretrained.available()
         return {"learners": names}, "\n".join(names)
     learner, card = _load(values.learner)
-    model = learner.model
+    inputs, outputs = _shapes(learner)
     report = {
         "learner": values.learner,
         "title": card.get("title"),
-        "inputs": _shapes(model.input_shape),
-        "outputs": _shapes(model.output_shape),
-        "weights": sum(math.prod(weight.shape) for weight in model.trainable_variables),
+        "inputs": inputs,
+        "outputs": outputs,
+        "weights": sum(math.prod(weight.shape) for weight in learner.model.trainable_variables),
         "inner_learning_rate": learner.inner_learning_rate,
         "inner_steps": learner.inner_steps,
         "evaluation_steps": learner.evaluation_steps,
@@ -122,9 +125,10 @@ def _evaluate(values: argparse.Namespace) -> tuple[Report, str]:
 
 
 def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
+    output = values.output and pathlib.Path(values.output)
+    if output and (output.is_dir() or not output.parent.is_dir()):
+        raise FileNotFoundError(f"{output} cannot be a file: name one in a folder that is there.")
     learner, _ = _load(values.learner)
-    if not values.transductive:  # A prediction must not depend on the other pictures.
-        learner = _inductive(learner)
     height, width, channels = _image_shape(learner)
     most = _ways(learner)
     classes = _folder(values.folder, learner, values.invert)
@@ -138,9 +142,15 @@ def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
         for path in map(pathlib.Path, values.predict)
     ]
     labels = np.repeat(np.arange(len(classes.names)), classes.counts)
-    adapted = learner.adapt(_scaled(classes.images, False), labels, steps=values.steps)
-    if values.output:
-        adapted.save(values.output)
+    adapted = learner.adapt(
+        _scaled(classes.images, False),
+        labels,
+        steps=values.steps,
+        batch_normalization=_normalization(values),
+    )
+    if output:
+        with whole(output) as temporary:
+            adapted.save(temporary)
     predictions = []
     if pictures:
         scores = adapted.predict(_scaled(np.stack(pictures), values.invert), verbose=0)
@@ -196,7 +206,7 @@ def _serve(values: argparse.Namespace) -> tuple[Report, str]:
             store,
             half_precision=values.half_precision,
             steps=values.steps,
-            batch_normalization="transductive" if values.transductive else "inductive",
+            batch_normalization=_normalization(values),
         )
     where = f"http://{values.host}:{values.port}/v1/models/{name}"
     print(f"Serving {where} ...", file=sys.stderr, flush=True)
@@ -265,12 +275,9 @@ def _load(learner: str) -> tuple[MAML, Report]:
     return pretrained.load(learner), pretrained.card(learner)
 
 
-def _inductive(learner: MAML) -> MAML:
-    config = {**learner.get_config(), "batch_normalization": "inductive"}
-    other = type(learner).from_config(config)
-    other.model.set_weights(learner.model.get_weights())
-    other.compile_from_config(learner.get_compile_config())
-    return other
+def _normalization(values: argparse.Namespace) -> str:
+    """Returns how queries are normalised: unless asked for, none depends on the others."""
+    return "transductive" if values.transductive else "inductive"
 
 
 def _episodes(values: argparse.Namespace, learner: MAML, card: Report) -> Any:
@@ -315,21 +322,40 @@ def _scaled(images: np.ndarray, invert: bool) -> np.ndarray:
 
 
 def _image_shape(learner: MAML) -> tuple[int, int, int]:
-    shape = learner.model.input_shape
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
-        raise ValueError(f"The learner takes {_shapes(shape)}, not images of one size.")
-    return shape[1:]
+    shape, _ = _shapes(learner)
+    if not _is_known(shape, 3):
+        raise ValueError(
+            f"The learner takes {shape or 'what is unknown yet'}, not images of one size."
+        )
+    return tuple(shape)
 
 
 def _ways(learner: MAML) -> int:
-    shape = learner.model.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(f"The learner gives {_shapes(shape)}, not one score for each class.")
-    return shape[1]
+    _, shape = _shapes(learner)
+    if not _is_known(shape, 1):
+        raise ValueError(
+            f"The learner gives {shape or 'what is unknown yet'}, not one score for each class."
+        )
+    return shape[0]
 
 
-def _shapes(shape: Any) -> Any:
-    return keras.tree.map_shape_structure(lambda s: list(s[1:]), shape)
+def _is_known(shape: Any, rank: int) -> bool:
+    sizes = shape if isinstance(shape, list) else []
+    return len(sizes) == rank and all(isinstance(size, int) for size in sizes)
+
+
+def _shapes(learner: MAML) -> tuple[Any, Any]:
+    """Returns the shapes of one example's inputs and outputs, or nests; None if still unknown."""
+    model, seen = learner.model, learner.support_spec
+    if is_functional(model) and model.built:
+        shapes = model.input_shape, model.output_shape
+    elif seen is None:
+        return None, None
+    else:  # a class of its own, which knows no shapes but those of its calls
+        x = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype.name), seen[0])
+        tensors = x, model.compute_output_spec(plain(x))
+        shapes = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), tensors)
+    return keras.tree.map_shape_structure(lambda shape: list(shape[1:]), shapes)
 
 
 # --- parsing ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The command line does what its commands say, and fails without tracebacks."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -75,6 +76,80 @@ def test_adapt_names_new_pictures(capsys, letters, tmp_path):
     chances = keras.ops.softmax(adapted.predict(image, verbose=0))[0]
     expected = [*report["predictions"][0]["probabilities"].values()]
     np.testing.assert_allclose(chances, expected, atol=1e-5)
+
+
+class Linear(keras.Model):
+    """Scores of five classes, of a class of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(5)
+
+    def call(self, x):
+        return self.dense(keras.ops.reshape(x, (-1, 28 * 28)))
+
+
+def normalized():
+    """Returns a model whose normalisation knows other data than pictures between 0 and 1."""
+    normalization = keras.layers.Normalization(axis=None)
+    normalization.adapt(np.float32([-3, 2]))
+    head = [keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(5)]
+    return keras.Sequential([keras.Input((28, 28, 1)), normalization, *head])
+
+
+@pytest.mark.parametrize("make_model", [normalized, Linear])
+def test_adapt_keeps_what_a_learner_has_learned(capsys, letters, monkeypatch, make_model):
+    keras.utils.set_random_seed(0)
+    learner = keras_maml.MetaSGD(make_model(), evaluation_steps=2)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner.compile(loss=loss, run_eagerly=True)
+    learner.build_on(episodes.glyphs(ways=5))
+    for rate in learner.update_rule.trainable_variables:
+        rate.assign(keras.random.uniform(rate.shape, 0, 0.2, seed=1))
+    monkeypatch.setattr(cli, "_load", lambda name: (learner, {}))
+    report = json.loads(run(capsys, "info", "learner", "--json")[1])
+    assert (report["inputs"], report["outputs"]) == ([28, 28, 1], [5])
+
+    def pictures(place):
+        paths = [letters / place / name / "1.png" for name in "abcde"]
+        return paths, np.stack([np.float32(Image.open(path)) / 255 for path in paths])[..., None]
+
+    (_, x_support), (paths, x_query) = pictures("known"), pictures("new")
+    for option, how in (([], "inductive"), (["--transductive"], "transductive")):
+        command = ["adapt", "learner", letters / "known", *option, "--json", "--predict", *paths]
+        code, out, _ = run(capsys, *command)
+        assert code == 0
+        report = json.loads(out)
+        labels = np.array([[*report["classes"]].index(name) for name in "abcde"])
+        adapted = learner.adapt(x_support, labels, batch_normalization=how)
+        expected = keras.ops.softmax(adapted.predict(x_query, verbose=0))
+        found = [[*p["probabilities"].values()] for p in report["predictions"]]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["inductive", "transductive"])
+def test_what_cannot_be_written_leaves_the_old_file(capsys, letters, tmp_path, monkeypatch, how):
+    def save(model, path, **kwargs):
+        pathlib.Path(path).write_text("half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", save)
+    output = tmp_path / "adapted.keras"
+    output.write_text("precious")
+    command = ["adapt", NAME, letters / "known", "--output", output]
+    option = ["--transductive"] if how == "transductive" else []
+    code, _, err = run(capsys, *command, *option)
+    assert code == 1
+    assert "No space left" in err
+    assert [path.read_text() for path in tmp_path.glob("*keras")] == ["precious"]
+
+
+@pytest.mark.parametrize("output", ["nowhere/a.keras", "a.keras"])
+def test_where_nothing_can_be_written_is_said_before_anything_is_loaded(capsys, tmp_path, output):
+    (tmp_path / "a.keras").mkdir()
+    code, _, err = run(capsys, "adapt", "nothing", "letters", "--output", tmp_path / output)
+    assert code == 1
+    assert f"{output} cannot be a file" in err
 
 
 def test_evaluate_agrees_with_the_library(capsys, tmp_path):
