@@ -17,8 +17,10 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import pathlib
 import sys
+import urllib.parse
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -185,16 +187,16 @@ def _export(values: argparse.Namespace) -> tuple[Report, str]:
 
 
 def _serve(values: argparse.Namespace) -> tuple[Report, str]:
-    from keras_maml.serving import server, stores
+    from keras_maml.serving import addresses, server, stores
     from keras_maml.serving.personalization import Personalizer
 
-    path = pathlib.Path(values.learner)
-    name = values.name or (path.parent.name if path.name.isdecimal() else path.stem)
+    # The folder above a version's is needed, which the path may leave to the working folder.
+    path = pathlib.Path(os.path.abspath(pathlib.Path(values.learner).expanduser()))
+    own_name = path.parent.name if path.name.isdecimal() else path.name.removesuffix(".keras")
+    name = own_name if values.name is None else values.name
     token = values.token_file and pathlib.Path(values.token_file).read_text().strip()
-    if token == "":
-        raise ValueError(f"{values.token_file} holds no token.")
-    server.check(values.host, values.grpc_port, token)
-    store = stores.SQLiteStore(values.store) if values.store else stores.MemoryStore()
+    server.check(values.host, values.port, values.grpc_port, token, name)
+    store = stores.MemoryStore() if values.store is None else stores.SQLiteStore(values.store)
     if (path / "saved_model.pb").is_file():  # which has its steps and its normalisation
         if values.steps is not None or values.transductive:
             raise ValueError("A SavedModel keeps the steps and the normalisation it was given.")
@@ -208,7 +210,8 @@ def _serve(values: argparse.Namespace) -> tuple[Report, str]:
             steps=values.steps,
             batch_normalization=_normalization(values),
         )
-    where = f"http://{values.host}:{values.port}/v1/models/{name}"
+    at = addresses.address(values.host, values.port)
+    where = f"http://{at}/v1/models/{urllib.parse.quote(name)}"
     print(f"Serving {where} ...", file=sys.stderr, flush=True)
     server.serve(
         personalizer,

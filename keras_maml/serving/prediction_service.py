@@ -26,7 +26,7 @@ except ImportError as error:
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from keras_maml.serving.personalization import Personalizer
-from keras_maml.serving.server import check_steps
+from keras_maml.serving.server import check_steps, check_token
 
 _log = logging.getLogger("keras_maml")
 
@@ -52,7 +52,7 @@ def create_server(
 
     Args:
         personalizer: The learner.
-        address: Where to listen, such as ``127.0.0.1:8500``.
+        address: Where to listen, such as ``127.0.0.1:8500`` or ``[::1]:8500``.
         name: The name of the model in requests.
         token: What the metadata ``authorization`` must say: ``Bearer TOKEN``; None for no check.
         max_bytes: How large a request may be, and each of its tensors.
@@ -61,8 +61,10 @@ def create_server(
         max_waiting: How many may be computed or wait.
 
     Raises:
-        RuntimeError: The address cannot be listened at.
+        OSError: The address cannot be listened at.
+        ValueError: The token could not be sent.
     """
+    check_token(token)
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(workers, "keras_maml_grpc"),
         options=[("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)],
@@ -70,7 +72,10 @@ def create_server(
     )
     service = _PredictionService(personalizer, name, token, max_bytes, max_steps)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
-    server.add_insecure_port(address)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"A server cannot listen at {address}: choose another port.") from error
     return server
 
 

@@ -17,12 +17,13 @@ import asyncio
 import concurrent.futures
 import contextlib
 import hmac
-import ipaddress
 import json
 import logging
+import math
+import signal
+import threading
 import time
-import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,18 @@ except ImportError as error:
     raise ImportError("The server needs: pip install 'keras-maml[serving]'.") from error
 
 from keras_maml import validation
+from keras_maml.serving.addresses import address, bind, is_loopback
 from keras_maml.serving.personalization import (
     OtherLearnerError,
     Personalizer,
     UnknownCustomerError,
 )
 
-GRACE = 30
-"""How many seconds requests under way have to be answered when the server is to stop."""
+NAME = "learner"
+"""What the model is called in paths."""
+TIMEOUT = 60.0
+"""How many seconds a request may take to arrive, and again to be computed."""
+_SENDING_SECONDS = 10  # when the server is to stop, for answers to reach their clients
 _SHARED = ("name", "max_bytes", "max_steps", "workers", "max_waiting")
 _log = logging.getLogger("keras_maml")
 
@@ -61,11 +66,11 @@ class _RefusedError(Exception):
 def create_app(
     personalizer: Personalizer,
     *,
-    name: str = "learner",
+    name: str = NAME,
     token: str | None = None,
     max_bytes: int = 2**24,
     max_steps: int = 1000,
-    timeout: float = 60.0,
+    timeout: float = TIMEOUT,
     workers: int = 2,
     max_waiting: int = 64,
     lifespan: Callable | None = None,
@@ -74,9 +79,9 @@ def create_app(
 
     Args:
         personalizer: The learner and its customers.
-        name: The name of the model in paths.
-        token: What ``Authorization: Bearer TOKEN`` must say; None for no check. ``/healthz`` is
-            open to all.
+        name: The name of the model in paths, without braces.
+        token: What ``Authorization: Bearer TOKEN`` must say, in ASCII; None for no check.
+            ``/healthz`` is open to all.
         max_bytes: How large the body of a request may be.
         max_steps: How many inner steps a request may ask for.
         timeout: How many seconds a request may take to arrive, and again to be computed.
@@ -95,9 +100,11 @@ def create_app(
     ):
         validation.check_count(label, value, minimum=1)
     validation.check_positive("timeout", timeout)
+    check_token(token)
+    _check_name(name)
     limits = max_bytes, max_steps, timeout, workers, max_waiting
     service = _Service(personalizer, name, *limits)
-    paths = f"/v1/models/{urllib.parse.quote(name)}"
+    paths = f"/v1/models/{name}"  # as it is: what clients have quoted is unquoted before
     routes: list[tuple[str, str, Callable]] = [
         ("POST", f"{paths}:predict", service.predict),
         ("POST", paths + "/versions/{version:int}:predict", service.predict),
@@ -135,6 +142,7 @@ def serve(
     port: int = 8501,
     grpc_port: int | None = None,
     token: str | None = None,
+    timeout: float = TIMEOUT,
     **settings: Any,
 ) -> None:
     """Serves until the process gets SIGTERM or SIGINT; requests under way are answered first.
@@ -145,48 +153,84 @@ def serve(
         port: The port; 8501 is TensorFlow Serving's.
         grpc_port: The port of the gRPC service, of TensorFlow Serving 8500; None for no such.
         token: See `create_app`; needed unless the address is a loopback one.
+        timeout: See `create_app`; who stops the server waits for requests as long as they may take.
         **settings: See `create_app`.
 
     Raises:
         ImportError: A package of the extra ``grpc`` is missing, and there is a port for it.
-        ValueError: Others could reach the server, and there is no token.
+        OSError: The address cannot be listened at.
+        ValueError: Others could reach the server, and there is no token; or an argument is out of
+            range.
     """
     import uvicorn
 
-    check(host, grpc_port, token)
+    check(host, port, grpc_port, token, settings.get("name", NAME))
     if grpc_port is not None:
         from keras_maml.serving import prediction_service
 
         how = {"token": token} | {k: v for k, v in settings.items() if k in _SHARED}
-        beside = prediction_service.create_server(personalizer, f"{host}:{grpc_port}", **how)
+        beside = prediction_service.create_server(personalizer, address(host, grpc_port), **how)
 
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             beside.start()
             yield
-            await asyncio.to_thread(beside.stop(grace=GRACE).wait)
+            await asyncio.to_thread(beside.stop(grace=grace).wait)
 
         settings = settings | {"lifespan": lifespan}
-    app = create_app(personalizer, token=token, **settings)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE)
+    app = create_app(personalizer, token=token, timeout=timeout, **settings)
+    grace = math.ceil(2 * timeout) + _SENDING_SECONDS
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
+    sockets = bind(host, port)
+    with contextlib.suppress(KeyboardInterrupt), _sigterm_as_sigint():
+        uvicorn.Server(config).run(sockets)
 
 
-def check(host: str, grpc_port: int | None, token: str | None) -> None:
+def check(host: str, port: int, grpc_port: int | None, token: str | None, name: str) -> None:
     """Raises what `serve` would, for who has a learner to load before."""
-    if token is None and not _is_loopback(host):
+    _check_name(name)
+    check_token(token)
+    if token is None and not is_loopback(host):
         raise ValueError(
             f"At {host} others can reach the server and read, change and forget customers: give a "
             "token, or listen at 127.0.0.1."
         )
+    if grpc_port == port:
+        raise ValueError(f"REST and gRPC need a port each, got {port} for both.")
+    for number in (port, grpc_port):
+        if number is not None:
+            for bound in bind(host, number):
+                bound.close()
     if grpc_port is not None:
         from keras_maml.serving import prediction_service  # noqa: F401
 
 
-def _is_loopback(host: str) -> bool:
+def check_token(token: str | None) -> None:
+    """Raises ValueError for a token that clients cannot send in a header or in metadata."""
+    if token is None or (token.isascii() and token.isprintable() and token.strip() == token != ""):
+        return
+    raise ValueError(
+        "A token must be printable ASCII without space around it, such as "
+        "`openssl rand -hex 32` prints."
+    )
+
+
+def _check_name(name: str) -> None:
+    if not name or set(name) & set("{}"):  # which would stand for any part of a path
+        raise ValueError(f"A model's name must be some text without braces, got {name!r}.")
+
+
+@contextlib.contextmanager
+def _sigterm_as_sigint() -> Iterator[None]:
+    """Lets SIGTERM raise KeyboardInterrupt, which uvicorn does after its graceful end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Service:
@@ -374,6 +418,7 @@ class _Service:
 def check_steps(inputs: dict[str, Any], limit: int) -> None:
     """Raises ValueError if a request asks for so many inner steps that it would never end."""
     steps = inputs.get("steps")
+    steps = steps.ravel() if isinstance(steps, np.ndarray) else steps
     for number in steps if isinstance(steps, (list, np.ndarray)) else ():
         if isinstance(number, (int, np.integer)) and number > limit:
             raise ValueError(f"steps may be at most {limit} here, got {number}.")

@@ -1,5 +1,8 @@
 """gRPC answers as REST does."""
 
+import socket
+import types
+
 import grpc
 import keras
 import numpy as np
@@ -85,8 +88,24 @@ def test_what_is_wrong_is_the_clients_fault_and_says_why(served):
             "INVALID_ARGUMENT",
             "steps may be at most 1000",
         ),
+        (
+            request(inputs | {"steps": np.int32(2)}, "adapt_and_predict_steps"),
+            TOKEN,
+            "INVALID_ARGUMENT",
+            "steps must have 1 axes",
+        ),
     ]
     for message, metadata, code, text in cases:
         with pytest.raises(grpc.RpcError, match=text) as caught:
             stub.Predict(message, timeout=60, metadata=metadata)
         assert caught.value.code().name == code
+
+
+def test_an_address_that_is_taken_and_a_token_that_cannot_be_sent_are_refused():
+    personalizer = types.SimpleNamespace(opened=None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match=f"cannot listen at {where}"):
+            prediction_service.create_server(personalizer, where)
+    with pytest.raises(ValueError, match="must be printable ASCII"):
+        prediction_service.create_server(personalizer, "127.0.0.1:0", token="schlüssel")

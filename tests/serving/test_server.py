@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.parse
 
 import keras
 import numpy as np
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from keras_maml import cli
-from keras_maml.serving import server
+from keras_maml.serving import personalization, server
 from keras_maml.serving.stores import SQLiteStore
 
 
@@ -56,6 +57,12 @@ def episode(learner):
     expected = learner.predict(((x, y), (x_query, y_query)), verbose=0)
     columns = {"x_support": x, "y_support": y, "x_query": x_query}
     return {name: value.numpy().tolist() for name, value in columns.items()}, expected
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def ask(client, **body):
@@ -187,6 +194,81 @@ def test_what_is_too_large_too_much_or_not_allowed_is_refused(personalizer, caps
     assert "give a token" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["my learner", "größe", "50%", "a?b#c"])
+def test_a_model_may_have_any_name_that_clients_can_quote(personalizer, name):
+    client = TestClient(server.create_app(personalizer, name=name))
+    path = f"/v1/models/{urllib.parse.quote(name)}"
+    assert client.get(f"{path}/metadata").json()["model_spec"]["name"] == name
+    assert client.get(path).status_code == 200
+    assert client.get(f"{path}/versions/1").status_code == 200
+    body = {"instances": [[0.0, 1.0, 2.0]]}
+    assert client.post(f"{path}:predict", json=body).status_code == 200
+    assert client.get("/v1/models/other").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("sine/1", "sine"), ("sine/v1.5", "v1.5"), ("sine/a.keras", "a")]
+)
+def test_a_model_is_called_by_its_file_or_the_folder_of_its_versions(
+    tmp_path, monkeypatch, path, expected
+):
+    folder = tmp_path / path
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").touch()
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(personalization, "Personalizer", lambda *_, **__: None)
+    served = []
+    monkeypatch.setattr(server, "serve", lambda _, **settings: served.append(settings["name"]))
+    assert cli.main(["serve", folder.name]) == 0
+    assert served == [expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "TAKEN"], "A server cannot listen at 127.0.0.1:TAKEN"),
+        (["--port", "FREE", "--grpc-port", "TAKEN"], "A server cannot listen at 127.0.0.1:TAKEN"),
+        (["--grpc-port", "8501"], "a port each, got 8501 for both"),
+        (["--token-file", "umlaut"], "A token must be printable ASCII"),
+        (["--token-file", "empty"], "A token must be printable ASCII"),
+        (["--token-file", "good", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1:8501"),
+        (["--name", "a{b}"], "without braces, got 'a{b}'"),
+        (["--name", ""], "some text"),
+    ],
+)
+def test_what_cannot_be_served_is_said_before_anything_is_loaded(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    for name, token in (("umlaut", "schlüssel"), ("empty", "\n"), ("good", "secret\n")):
+        (tmp_path / name).write_text(token, encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"TAKEN": str(taken.getsockname()[1]), "FREE": free_port()}
+        arguments = [ports.get(argument, argument) for argument in arguments]
+        assert cli.main(["serve", "nothing", "--store", "customers.sqlite", *arguments]) == 1
+    assert message.replace("TAKEN", ports["TAKEN"]) in capsys.readouterr().err
+    assert not (tmp_path / "customers.sqlite").exists()
+
+
+def test_a_server_that_stops_waits_as_long_as_requests_may_take(personalizer, monkeypatch):
+    uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serving")
+    waits = []
+
+    def run(self, sockets):
+        waits.append(self.config.timeout_graceful_shutdown)
+        for opened in sockets:
+            opened.close()
+        signal.raise_signal(signal.SIGTERM)  # as uvicorn does at its end
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    for timeout in (server.TIMEOUT, 300):
+        server.serve(personalizer, port=0, timeout=timeout)
+    assert signal.getsignal(signal.SIGTERM) is before
+    # To arrive, and to be computed.
+    assert waits[0] >= 2 * server.TIMEOUT and waits[1] >= 600
+
+
 def test_a_computation_that_hangs_blocks_nobody_for_ever(personalizer):
     app = server.create_app(personalizer, timeout=0.05, workers=1, max_waiting=1)
     client = TestClient(app, raise_server_exceptions=False)
@@ -237,11 +319,9 @@ def running(*arguments):
     """Yields a client of a server in a process of its own, and that process."""
     import httpx
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "keras_maml", "serve", *arguments, "--port", str(port)],
+        [sys.executable, "-m", "keras_maml", "serve", *arguments, "--port", port],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
         text=True,
@@ -268,4 +348,5 @@ def test_the_server_listens_answers_and_stops_when_told(learner, tmp_path):
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
         assert "Traceback" not in errors
+        assert process.returncode == 0
     assert SQLiteStore(tmp_path / "customers.sqlite").names() == ["ada"]
