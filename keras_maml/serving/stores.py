@@ -4,6 +4,7 @@ A store maps names to bytes and knows nothing of learners.
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import random
@@ -17,6 +18,7 @@ from typing import Protocol
 
 MAX_NAME_BYTES = 80
 _SUFFIX = ".weights"
+_TABLE = "CREATE TABLE weights (name TEXT PRIMARY KEY, record BLOB NOT NULL)"
 _PAGE_BYTES = 2**14
 _PAUSE_SECONDS = 0.002  # at most, between two looks at a file that another process writes to
 
@@ -109,24 +111,33 @@ class FolderStore:
         """Returns the record of each name, or None."""
         found: list[bytes | None] = []
         for name in names:
-            try:
-                found.append(self._file(name).read_bytes())
-            except FileNotFoundError:
-                found.append(None)
+            record = None
+            with _nothing_if_missing():
+                record = self._file(name).read_bytes()
+            found.append(record)
         return found
 
     def delete(self, name: str) -> bool:
         """Forgets a record; returns whether there was one."""
-        try:
+        with _nothing_if_missing():
             self._file(name).unlink()
-        except FileNotFoundError:
-            return False
-        return True
+            return True
+        return False
 
     def names(self) -> list[str]:
         """Returns all names, sorted."""
         files = self._folder.glob(f"*{_SUFFIX}")
         return sorted(urllib.parse.unquote(file.name.removesuffix(_SUFFIX)) for file in files)
+
+
+@contextlib.contextmanager
+def _nothing_if_missing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # What is too long to be the name of a file was never kept either.
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
 
 
 class SQLiteStore:
@@ -140,16 +151,26 @@ class SQLiteStore:
         timeout: How many seconds to wait for other writers.
 
     Raises:
-        OSError: The file cannot be opened or created, or is something else.
+        OSError: The file cannot be opened or created, or is something else, such as the database
+            of another program.
+        ValueError: The path is one of those that are no files to SQLite.
     """
 
     def __init__(self, path: str | os.PathLike, timeout: float = 30.0) -> None:
         self._path, self._timeout = os.fspath(path), timeout
         self._local = threading.local()
-        table = "weights (name TEXT PRIMARY KEY, record BLOB NOT NULL)"
+        if self._path in ("", ":memory:"):  # which are another database in each thread
+            raise ValueError(
+                f"{self._path!r} is no file: name one, or take a MemoryStore, as "
+                "keras-maml serve does without --store."
+            )
         try:
             with self._transaction() as connection:
-                connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+                schema = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")]
+                if not schema:
+                    connection.execute(_TABLE)
+                elif _TABLE not in schema:  # tools for backups may add tables of their own
+                    raise sqlite3.DatabaseError("it is the database of another program")
         except sqlite3.Error as error:
             raise OSError(
                 f"{self._path} cannot keep customers ({error}): pass a file that a store made, or "
@@ -173,7 +194,8 @@ class SQLiteStore:
             yield connection
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # SQLite itself has rolled back when the disk is full
+                connection.execute("ROLLBACK")
             raise
 
     def _wait_for(self, connection: sqlite3.Connection, *statements: str) -> None:

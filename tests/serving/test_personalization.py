@@ -1,7 +1,9 @@
 """Customers keep their own weights: in every store, after processes die, of one learner."""
 
+import contextlib
 import inspect
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -161,6 +163,53 @@ def test_what_is_no_file_of_customers_is_refused_by_name(tmp_path, name):
     (tmp_path / "text").write_text("no database " * 100)
     with pytest.raises(OSError, match=f"{name} cannot keep customers"):
         SQLiteStore(tmp_path / name)
+
+
+@pytest.mark.parametrize("table", ["weights (id INTEGER, kg REAL)", "notes (text TEXT)"])
+def test_the_database_of_another_program_is_left_as_it_is(tmp_path, table):
+    path = tmp_path / "other.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"CREATE TABLE {table}")
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="cannot keep customers .*database of another program"):
+        SQLiteStore(path)
+    assert path.read_bytes() == before
+
+
+def test_tables_that_others_add_to_a_file_of_customers_are_no_hindrance(tmp_path):
+    path = tmp_path / "a.sqlite"
+    SQLiteStore(path).put({"ada": b"1"})
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE backups (number INTEGER)")
+        connection.execute("VACUUM")
+    assert SQLiteStore(path).get(["ada"]) == [b"1"]
+
+
+@pytest.mark.parametrize("path", ["", ":memory:"])
+def test_a_path_that_is_no_file_is_refused(path):
+    with pytest.raises(ValueError, match=f"'{path}' is no file: name one, or take a MemoryStore"):
+        SQLiteStore(path)
+
+
+def test_a_disk_that_is_full_is_said_and_the_store_goes_on(tmp_path):
+    store = SQLiteStore(tmp_path / "a.sqlite")
+    store.put({"ada": b"1"})
+    with store._transaction() as connection:
+        connection.execute("PRAGMA max_page_count=8")
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        store.put({"bob": b"2", "large": bytes(2**20)})
+    assert store.names() == ["ada"]
+    store.put({"ada": b"3"})
+    assert store.get(["ada"]) == [b"3"]
+
+
+def test_names_that_cannot_have_been_kept_are_of_nobody(tmp_path):
+    for store in stores(tmp_path):
+        for name in ("é" * 150, "a" * 300, "nobody"):
+            assert store.get([name]) == [None] and not store.delete(name)
+    (tmp_path / "folder" / "ada.weights").mkdir()
+    with pytest.raises(OSError):  # Of what is there but cannot be read nothing is said.
+        FolderStore(tmp_path / "folder").get(["ada"])
 
 
 def start_writer(path, name):
