@@ -143,29 +143,30 @@ def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
         resize(decode(path.read_bytes(), channels=channels, where=str(path)), (height, width))
         for path in map(pathlib.Path, values.predict)
     ]
+    x = _scaled(classes.images, False)
     labels = np.repeat(np.arange(len(classes.names)), classes.counts)
-    adapted = learner.adapt(
-        _scaled(classes.images, False),
-        labels,
-        steps=values.steps,
-        batch_normalization=_normalization(values),
-    )
+    how = _normalization(values)
+    adapted = learner.adapt(x, labels, steps=values.steps, batch_normalization=how)
+    queries = _scaled(np.stack(pictures), values.invert) if pictures else x
+    scores = adapted.predict(queries, verbose=0)
+    if not np.isfinite(scores).all():
+        raise FloatingPointError(
+            "The adapted model predicts what is not finite: take fewer --steps, or pictures like "
+            "those that the learner was trained with."
+        )
     if output:
         with whole(output) as temporary:
             adapted.save(temporary)
-    predictions = []
-    if pictures:
-        scores = adapted.predict(_scaled(np.stack(pictures), values.invert), verbose=0)
-        chances = np.asarray(keras.ops.softmax(scores[:, : len(classes.names)]))
-        predictions = [
-            {
-                "picture": path,
-                "class": classes.names[row.argmax()],
-                "probability": float(row.max()),
-                "probabilities": dict(zip(classes.names, row.tolist(), strict=True)),
-            }
-            for path, row in zip(values.predict, chances, strict=True)
-        ]
+    chances = np.asarray(keras.ops.softmax(scores[:, : len(classes.names)]))
+    predictions = [
+        {
+            "picture": path,
+            "class": classes.names[row.argmax()],
+            "probability": float(row.max()),
+            "probabilities": dict(zip(classes.names, row.tolist(), strict=True)),
+        }
+        for path, row in zip(values.predict, chances, strict=False)  # no pictures, no rows
+    ]
     report = {
         "learner": values.learner,
         "classes": dict(zip(classes.names, classes.counts, strict=True)),

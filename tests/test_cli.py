@@ -144,6 +144,23 @@ def test_what_cannot_be_written_leaves_the_old_file(capsys, letters, tmp_path, m
     assert [path.read_text() for path in tmp_path.glob("*keras")] == ["precious"]
 
 
+@pytest.mark.parametrize("predict", [True, False])
+def test_what_is_not_finite_is_neither_said_nor_saved(
+    capsys, letters, tmp_path, monkeypatch, predict
+):
+    learner = keras_maml.MAML(Linear(), 1e38, evaluation_steps=3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner.compile(loss=loss, run_eagerly=True)
+    learner.build_on(episodes.glyphs(ways=5))
+    monkeypatch.setattr(cli, "_load", lambda name: (learner, {}))
+    command = ["adapt", "learner", letters / "known", "--output", tmp_path / "a.keras"]
+    option = ["--predict", letters / "new/a/1.png"] if predict else []
+    code, out, err = run(capsys, *command, *option)
+    assert (code, out) == (1, "")
+    assert "not finite: take fewer --steps" in err
+    assert not (tmp_path / "a.keras").exists()
+
+
 @pytest.mark.parametrize("output", ["nowhere/a.keras", "a.keras"])
 def test_where_nothing_can_be_written_is_said_before_anything_is_loaded(capsys, tmp_path, output):
     (tmp_path / "a.keras").mkdir()
