@@ -33,6 +33,7 @@ from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.episodes.image_files import decode, resize
 from keras_maml.files import whole
 from keras_maml.learners.adapted import HUB
+from keras_maml.learners.checks import names_of_loss
 from keras_maml.learners.maml import MAML
 from keras_maml.private_keras import is_functional
 from keras_maml.serving import pretrained
@@ -145,6 +146,9 @@ def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
     ]
     x = _scaled(classes.images, False)
     labels = np.repeat(np.arange(len(classes.names)), classes.counts)
+    loss = names_of_loss(learner.loss)
+    if "categorical" in loss and "sparse" not in loss:
+        labels = np.eye(most, dtype="float32")[labels]
     how = _normalization(values)
     adapted = learner.adapt(x, labels, steps=values.steps, batch_normalization=how)
     queries = _scaled(np.stack(pictures), values.invert) if pictures else x
@@ -157,7 +161,7 @@ def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
     if output:
         with whole(output) as temporary:
             adapted.save(temporary)
-    chances = np.asarray(keras.ops.softmax(scores[:, : len(classes.names)]))
+    chances = _probabilities(scores, len(classes.names))
     predictions = [
         {
             "picture": path,
@@ -177,6 +181,14 @@ def _adapt(values: argparse.Namespace) -> tuple[Report, str]:
     lines += [f"The adapted model is in {values.output}."] if values.output else []
     nothing = f"Adapted to {', '.join(sorted(classes.names))}; --predict and --output say what for."
     return report, "\n".join(lines) or nothing
+
+
+def _probabilities(scores: np.ndarray, classes: int) -> np.ndarray:
+    """Returns probabilities ``[pictures, classes]`` of the first classes of scores."""
+    known = scores[:, :classes]
+    if (scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-3):  # they are such already
+        return known / np.maximum(known.sum(-1, keepdims=True), np.finfo(known.dtype).tiny)
+    return np.asarray(keras.ops.softmax(known))
 
 
 def _export(values: argparse.Namespace) -> tuple[Report, str]:
@@ -336,7 +348,7 @@ def _image_shape(learner: MAML) -> tuple[int, int, int]:
 
 def _ways(learner: MAML) -> int:
     _, shape = _shapes(learner)
-    if not _is_known(shape, 1):
+    if not _is_known(shape, 1) or shape[0] < 2:
         raise ValueError(
             f"The learner gives {shape or 'what is unknown yet'}, not one score for each class."
         )

@@ -127,6 +127,27 @@ def test_adapt_keeps_what_a_learner_has_learned(capsys, letters, monkeypatch, ma
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", [5, 6, 1])
+def test_a_classifier_that_gives_probabilities(capsys, letters, monkeypatch, outputs):
+    head = [keras.layers.Flatten(), keras.layers.Dense(outputs, "softmax")]
+    learner = keras_maml.MAML(keras.Sequential([keras.Input((28, 28, 1)), *head]), 0.1)
+    learner.compile(loss="categorical_crossentropy", run_eagerly=True)
+    monkeypatch.setattr(cli, "_load", lambda name: (learner, {}))
+    place = letters / "known"
+    paths = [place / name / "1.png" for name in "abcde"]
+    code, out, err = run(capsys, "adapt", "learner", place, "--json", "--predict", *paths)
+    if outputs == 1:
+        assert code == 1 and "gives [1], not one score for each class" in err
+        return
+    report = json.loads(out)
+    order = [*report["classes"]]
+    labels = np.eye(outputs)[[order.index(name) for name in "abcde"]]
+    x = np.stack([np.float32(Image.open(path)) / 255 for path in paths])[..., None]
+    expected = learner.adapt(x, labels).predict(x, verbose=0)[:, :5]
+    found = [[*p["probabilities"].values()] for p in report["predictions"]]
+    np.testing.assert_allclose(found, expected / expected.sum(-1, keepdims=True), atol=1e-5)
+
+
 @pytest.mark.parametrize("how", ["inductive", "transductive"])
 def test_what_cannot_be_written_leaves_the_old_file(capsys, letters, tmp_path, monkeypatch, how):
     def save(model, path, **kwargs):
