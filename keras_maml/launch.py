@@ -8,6 +8,7 @@ do that an equal part of the cores. Their lines come with their number in front.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -16,29 +17,45 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from typing import IO
 
 PATIENCE = 5
 """Seconds that workers have to end by themselves once one of them has failed or is told to stop."""
+MOMENT = 1
+"""Seconds for the last lines of a worker that has ended; what it has started may go on printing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the workers; returns the exit code of the first that fails, or 0."""
-    parser = argparse.ArgumentParser("python -m keras_maml.launch", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m keras_maml.launch",
+        usage="%(prog)s [-h] --workers WORKERS [-m] program ...",
+        description=__doc__,
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workers", type=int, required=True, help="how many processes")
     parser.add_argument("-m", action="store_true", dest="module", help="the program is a module")
-    parser.add_argument("program", help="a file, or after -m a module")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the program takes")
+    parser.add_argument(
+        "program",
+        nargs=argparse.REMAINDER,  # alone: an argument before it would take a "--" after itself
+        help="a file, or after -m a module, and what it takes",
+    )
     given = parser.parse_args(arguments)
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}.")
-    program = [*(["-m"] if given.module else []), given.program, *given.arguments]
-    return run([sys.executable, "-u", *program], given.workers)
+    program = given.program[given.program[:1] == ["--"] :]
+    if not program:
+        parser.error("a program is needed, a file or after -m a module.")
+    module = ["-m"] if given.module else []
+    return run([sys.executable, "-u", *module, *program], given.workers)
 
 
 def run(command: Sequence[str], workers: int) -> int:
     """Runs a command as workers until all have ended, or one has failed.
+
+    Then everything that they have started ends as well.
 
     Args:
         command: The command.
@@ -49,8 +66,8 @@ def run(command: Sequence[str], workers: int) -> int:
         if none failed.
     """
     addresses = free_addresses(workers)
-    ended: queue.Queue = queue.Queue()
-    processes, followers = [], []
+    ended: queue.SimpleQueue = queue.SimpleQueue()  # the only one for handlers of signals
+    processes, printers = [], []
     handlers = {
         number: signal.signal(number, lambda number, _: ended.put((None, number)))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -68,9 +85,12 @@ def run(command: Sequence[str], workers: int) -> int:
             )
             processes.append(process)
             _keep_to_cores(process.pid, index, workers)
-            follower = threading.Thread(target=_follow, args=(index, process, ended), daemon=True)
-            follower.start()
-            followers.append(follower)
+            printer = threading.Thread(target=_print, args=(index, process.stdout), daemon=True)
+            printer.start()
+            printers.append(printer)
+            threading.Thread(
+                target=_watch, args=(index, process, printer, ended), daemon=True
+            ).start()
         for _ in range(workers):
             index, code = ended.get()
             if index is None:
@@ -81,9 +101,7 @@ def run(command: Sequence[str], workers: int) -> int:
                 return 128 - code if code < 0 else code
         return 0
     finally:
-        stop(processes)
-        for follower in followers:
-            follower.join()
+        stop(processes, printers)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -111,26 +129,48 @@ def tf_config(addresses: Sequence[str], index: int) -> str:
     return json.dumps({"cluster": {"worker": [*addresses]}, "task": task})
 
 
-def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Ends processes with all that they have started: asks them first."""
-    running = [process for process in processes if process.poll() is None]
-    for number, seconds in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, None)):
-        for process in running:
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-        for process in running:
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                continue
+def stop(processes: Sequence[subprocess.Popen], printers: Sequence[threading.Thread]) -> None:
+    """Ends processes with all that they have started: asks them first.
+
+    Args:
+        processes: Each leads a group, which it may have left behind.
+        printers: Each reads what a group prints, and ends with the last of it that can print.
+    """
+    overdue = time.monotonic() + PATIENCE
+    _signal_groups(processes, signal.SIGTERM)
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, overdue - time.monotonic()))
+    for printer in printers:
+        printer.join(max(0, overdue - time.monotonic()))
+    _signal_groups(processes, signal.SIGKILL)
+    for process in processes:
+        process.wait()
+    for printer in printers:
+        printer.join(MOMENT)
 
 
-def _follow(index: int, process: subprocess.Popen, ended: queue.Queue) -> None:
-    """Prints what a worker prints, and says when it has ended."""
-    with process.stdout:
-        for line in process.stdout:
+def _signal_groups(processes: Sequence[subprocess.Popen], number: signal.Signals) -> None:
+    for process in processes:
+        # Nobody is left, or (on macOS) none but the dead.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+
+
+def _print(index: int, lines: IO[str]) -> None:
+    """Prints what a worker, and all that it has started, print."""
+    with lines:
+        for line in lines:
             print(f"[{index}] {line}", end="", flush=True)
-    ended.put((index, process.wait()))
+
+
+def _watch(
+    index: int, process: subprocess.Popen, printer: threading.Thread, ended: queue.SimpleQueue
+) -> None:
+    """Says when a worker has ended, whether or not its output has."""
+    code = process.wait()
+    printer.join(MOMENT)
+    ended.put((index, code))
 
 
 def _keep_to_cores(process: int, index: int, workers: int) -> None:

@@ -35,6 +35,34 @@ def test_modules_are_run(capfd):
     assert "[0] usage:" in capfd.readouterr().out
 
 
+def test_what_a_program_takes_is_passed_on_as_it_is(tmp_path, capfd):
+    path = program(tmp_path, "import sys; print(sys.argv[1:])")
+    assert launch.main(["--workers", "1", path, "--", "-m", "--", "y"]) == 0
+    assert launch.main(["--workers", "1", "--", path, "x"]) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said == ["[0] ['--', '-m', '--', 'y']", "[0] ['x']"]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_what_a_worker_leaves_behind_ends_with_it(tmp_path, capfd, code):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = program(
+        tmp_path,
+        "import os, subprocess, sys\n"
+        "pipe = os.open(sys.argv[1], os.O_WRONLY)\n"
+        "subprocess.Popen(['sh', '-c', 'sleep 30; echo outlived >&0'], stdin=pipe)\n"
+        f"print('the last line'); sys.exit({code})\n",
+    )
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    with open(reader) as file:
+        assert launch.main(["--workers", "1", path, str(pipe)]) == code
+        assert file.read() == ""  # until nobody can write any more
+    said = ["Worker 0 failed with 3: stopping the others."] if code else []
+    assert capfd.readouterr().out.splitlines() == ["[0] the last line", *said]
+
+
 @pytest.mark.parametrize(
     ("end", "code", "said"),
     [
@@ -85,3 +113,9 @@ def test_no_workers_are_refused(capsys):
     with pytest.raises(SystemExit):
         launch.main(["--workers", "0", "train.py"])
     assert "must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_no_program_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        launch.main(["--workers", "2", "-m"])
+    assert "a program is needed" in capsys.readouterr().err
