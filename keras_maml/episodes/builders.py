@@ -148,6 +148,11 @@ class TfdsClassesBuilder(ImageClassesBuilder, skip_registration=True):
                 image = example[image_key]
                 image = image if self._size is None else resize(image, self._size)
                 shape = shape or image.shape
+                if image.shape[2] != shape[2]:
+                    raise ValueError(
+                        f"The images of {self._source.name} differ in channels, {shape[2]} and "
+                        f"{image.shape[2]}. Write them to a folder: image_folder converts them."
+                    )
                 if image.shape != shape:
                     raise ValueError(
                         f"The images of {self._source.name} differ in size, {shape[:2]} and "
@@ -160,15 +165,14 @@ class TfdsClassesBuilder(ImageClassesBuilder, skip_registration=True):
         for name, images in sorted(parts.items()):
             yield name, np.stack(images)
 
-    def _class_name(self, label: np.integer | bytes) -> str:
+    def _class_name(self, label: np.number | bytes) -> str:
         feature = self._source.info.features[self._keys[1]]
         if isinstance(label, bytes):
             return label.decode()
-        if not isinstance(feature, tfds.features.ClassLabel):
-            return str(label)
-        if not 0 <= label < feature.num_classes:
+        named = isinstance(feature, tfds.features.ClassLabel)
+        if label != label or (named and not 0 <= label < feature.num_classes):
             raise ValueError(
                 f"{self._source.name} holds an example without label ({label}). Pool other splits "
                 f"than {self._splits}."
             )
-        return feature.int2str(label)
+        return feature.int2str(label) if named else str(label)

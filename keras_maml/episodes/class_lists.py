@@ -62,7 +62,8 @@ def split_classes(
 
     Args:
         names: Names of all classes.
-        split: "train", "validation" or "test"; or the classes themselves, by name.
+        split: "train", "validation" or "test"; or the classes themselves, by name; numbers stand
+            for the names that they are as texts.
         fractions: Share of each of the three; their sum is 1.
         seed: Any integer; each has its own splits.
 
@@ -79,7 +80,7 @@ def split_classes(
         ([6, 2, 2], True)
     """
     if not isinstance(split, str):
-        return _chosen(names, list(split))
+        return _chosen(names, [str(name) for name in split])
     check_split(split, fractions)
     shuffled = sorted(names)
     random.Random(seed).shuffle(shuffled)

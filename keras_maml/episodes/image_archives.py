@@ -63,8 +63,9 @@ class ImageArchive:
             times of change, so that not every file must be read).
 
     Raises:
-        ValueError: If the zip file cannot be read, holds a path out of itself or a file twice, or
-            there are no images or images below several folders.
+        ValueError: If the zip file cannot be read, holds a path out of itself or a file twice, the
+            name of a folder of images cannot be written in UTF-8, or there are no images or images
+            below several folders.
 
     Example:
         >>> import tempfile
@@ -83,7 +84,7 @@ class ImageArchive:
         members: dict[str, str] = {}
         roots: dict[str, str] = {}
         # Two folders can agree in all sizes and times, as those of unpacked archives may.
-        digest = hashlib.sha256(str(self.path.resolve() if self.path.is_dir() else "").encode())
+        digest = hashlib.sha256(_bytes(str(self.path.resolve()) if self.path.is_dir() else ""))
         for member, fingerprint in sorted(files):
             parts = PurePosixPath(member).parts
             if not _is_image(parts, levels, suffixes):
@@ -98,8 +99,14 @@ class ImageArchive:
                 )
             if name in members:
                 raise ValueError(f"{self.path} holds {member} twice. Remove one.")
+            folder = name.rpartition("/")[0]
+            if folder.encode(errors="ignore").decode() != folder:
+                raise ValueError(
+                    f"The folder of {member!r} in {self.path} has a name that is not UTF-8. Rename "
+                    "it: it is the name of a class."
+                )
             members[name] = member
-            digest.update(f"{name} {fingerprint}\n".encode())
+            digest.update(_bytes(f"{name} {fingerprint}\n"))
         if not members:
             pattern = "/".join(["*"] * levels)
             found = f"its first file is {min(files)[0]}" if files else "it is empty"
@@ -174,7 +181,7 @@ def combined_identity(*parts: object) -> str:
         >>> combined_identity("archive", 84) == combined_identity("archive", 28)
         False
     """
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+    return hashlib.sha256(_bytes("\n".join(map(str, parts)))).hexdigest()[:16]
 
 
 def _files_of_folder(
@@ -233,6 +240,11 @@ def _counts(parts: Sequence[str]) -> bool:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8, or whatever bytes the name of a file has instead."""
+    return text.encode(errors="surrogateescape")
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -143,7 +143,7 @@ def load_tfds(
 
     Raises:
         ValueError: If an argument is wrong, there is no such set, split or feature, or the images
-            are not uint8 or differ in size.
+            are not uint8, differ in size or channels, or have not one label each.
         FileNotFoundError: If tensorflow_datasets cannot fetch the set.
 
     Example:
@@ -210,6 +210,11 @@ def _keys(
         raise ValueError(
             f"{source.name} must have a feature of images and one of labels, got {keys}: name them "
             f"with image_key and label_key. Its features are {sorted(features)}."
+        )
+    if features[keys[1]].shape != ():
+        raise ValueError(
+            f"An image of {source.name} must have one label, but the feature {keys[1]!r} is "
+            f"{features[keys[1]]}. Name a feature of single labels with label_key."
         )
     if image.dtype != "uint8":
         raise ValueError(f"The images of {source.name} must be uint8, got {image.dtype}.")

@@ -70,6 +70,31 @@ def test_split_seed_and_fractions_choose_the_classes(folder):
     np.testing.assert_array_equal(chosen.images[0], picture(70))
 
 
+def test_classes_named_by_numbers_can_be_chosen_by_them(tmp_path):
+    for name in range(3):
+        (tmp_path / str(name)).mkdir()
+        pixels = tf.io.encode_png(np.full([2, 2, 3], 50 * name, "uint8")).numpy()
+        (tmp_path / str(name) / "1.png").write_bytes(pixels)
+    for split in ([2, 0], np.array([2, 0]), range(2, -1, -2)):
+        data = load(tmp_path, split=split, image_size=2)
+        assert data.names == ("2", "0")
+        assert data.images[:, 0, 0, 0].tolist() == [100, 0]
+    with pytest.raises(ValueError, match="does not know 3. Its classes are 0, 1, 2"):
+        load(tmp_path, split=[0, 3])
+
+
+def test_names_in_another_encoding(folder, tmp_path):
+    before = load(folder, split=["class 0"]).images
+    latin = os.fsdecode("été".encode("latin-1"))
+    moved = folder.rename(tmp_path / latin)
+    image = moved / "class 0" / "1.PNG"
+    image.rename(image.with_name(f"1 {latin}.PNG"))
+    np.testing.assert_array_equal(load(moved, split=["class 0"]).images, before)
+    (moved / "class 3").rename(moved / latin)
+    with pytest.raises(ValueError, match="has a name that is not UTF-8. Rename it"):
+        load(moved)
+
+
 def test_a_zip_file_gives_the_same(folder, tmp_path):
     for root in ("", "photos/"):
         path = tmp_path / "photos.zip"

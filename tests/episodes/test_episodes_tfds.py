@@ -46,6 +46,29 @@ class TinyNumbers(TinyAnimals):
     supervised = None
 
 
+class TinyTags(TinyAnimals):
+    """Several labels per image."""
+
+    label = tfds.features.Sequence(tfds.features.ClassLabel(names=NAMES))
+
+    def _generate_examples(self, split):
+        yield "two", {"image": np.zeros([5, 6, 3], "uint8"), "label": [0, 1]}
+
+
+class TinyAges(TinyAnimals):
+    """Labels that are no classes, one of which is missing; some images are grey."""
+
+    shape = (None, None, None)
+    label = np.float32
+
+    def _generate_examples(self, split):
+        yield "colour", {"image": np.zeros([5, 6, 3], "uint8"), "label": 7}
+        if split == "test":
+            yield "none", {"image": np.zeros([5, 6, 3], "uint8"), "label": np.nan}
+        else:
+            yield "grey", {"image": np.zeros([8, 6, 1], "uint8"), "label": 7}
+
+
 class TinyTroubles(TinyAnimals):
     """One image of another size, one without label."""
 
@@ -95,8 +118,10 @@ def test_the_second_start_decodes_nothing(load, monkeypatch):
 def test_labels_without_names_are_numbers(load):
     with pytest.raises(ValueError, match=r"image_key and label_key. Its features are \['image',"):
         load("tiny_numbers")
-    data = load("tiny_numbers", image_key="image", label_key="label", split=["3"])
+    keys = {"image_key": "image", "label_key": "label"}
+    data = load("tiny_numbers", **keys, split=["3"])
     assert data.counts == (6,)
+    np.testing.assert_array_equal(load("tiny_numbers", **keys, split=[3]).images, data.images)
 
 
 def test_images_are_resized(load):
@@ -108,6 +133,12 @@ def test_troubles_are_explained(load, cache):
         load("tiny_troubles", tfds_splits=["train"], split=["ant"])
     with pytest.raises(ValueError, match=r"an example without label \(-1\). Pool other splits"):
         load("tiny_troubles", image_size=5, split=["ant"])
+    with pytest.raises(ValueError, match="tiny_tags must have one label, but .* with label_key"):
+        load("tiny_tags")
+    with pytest.raises(ValueError, match="tiny_ages differ in channels, .*image_folder converts"):
+        load("tiny_ages", tfds_splits=["train"], image_size=5)
+    with pytest.raises(ValueError, match=r"tiny_ages holds an example without label \(nan\)"):
+        load("tiny_ages", tfds_splits=["test"])
     with pytest.raises(ValueError, match="tensorflow_datasets knows no data set 'tiny_horses'"):
         load("tiny_horses")
     with pytest.raises(ValueError, match="tensorflow_datasets cannot build 'tiny_animals:9.9.9'"):
