@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.episodes.examples import Examples, count_examples, examples_of
+from keras_maml.episodes.plain_arrays import decoded, plain_array
 from keras_maml.episodes.sampling import choose, episode_dataset, require_positive, uniform
 
 
@@ -62,9 +63,10 @@ def from_arrays(
 
     Raises:
         ValueError: If a size is not positive, ``tasks`` is not a multiple of ``meta_batch_size``,
-            images and labels differ in length, an image is not finite, there are fewer classes
-            than ``ways``, a class has fewer than ``shots + queries`` examples, ``rotations`` is
-            asked for what is not a square image, or as `examples.examples_of` does.
+            images and labels differ in length, a label is missing, an image is not finite, there
+            are fewer classes than ``ways``, a class has fewer than ``shots + queries`` examples,
+            ``rotations`` is asked for what is not a square image, or as `examples.examples_of`
+            does.
 
     Source: Vinyals et al. 2016 (arXiv 1606.04080), section 4.1; rotations: Finn, Abbeel and Levine
     2017 (arXiv 1703.03400), section 5.2.
@@ -178,13 +180,13 @@ def class_labels(labels: Any) -> np.ndarray:
         ``[N]``; of one-hot labels the int64 numbers of the columns.
 
     Raises:
-        ValueError: If they have another form.
+        ValueError: If they have another form, or some are missing.
 
     Example:
         >>> class_labels([[0.0, 1.0], [1.0, 0.0]]).tolist(), class_labels([["a"], ["b"]]).tolist()
         ([1, 0], ['a', 'b'])
     """
-    labels = np.asarray(labels)
+    labels = decoded(plain_array(labels, "labels"))
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     elif labels.ndim == 2 and labels.dtype.kind in "biuf":
@@ -196,6 +198,12 @@ def class_labels(labels: Any) -> np.ndarray:
             f"labels must be [N] or [N, 1], a class per example, or one-hot [N, classes] with one "
             f"1 in each row, got shape {list(labels.shape)} and dtype {labels.dtype}. Pass the "
             "class of each example."
+        )
+    missing = np.flatnonzero(~np.isfinite(labels)) if labels.dtype.kind == "f" else []
+    if len(missing):
+        raise ValueError(
+            f"Every example must have a label, but {len(missing)} have NaN or infinity; the first "
+            f"is labels[{missing[0]}]. Fill in or remove them."
         )
     return labels
 

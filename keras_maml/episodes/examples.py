@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_maml.episodes.plain_arrays import array_of, check_range, plain_array
+from keras_maml.validation import check_number
+
 ADVICE = "Pass an array, a list of texts, or a dictionary of these."
 
 
@@ -61,7 +64,8 @@ def examples_of(
 
     Raises:
         ValueError: If there is no array, arrays differ in length, hold neither numbers nor texts,
-            or numbers that are not finite, or a dtype or scale does not fit.
+            or numbers that are not finite or would not be once cast, or a dtype or scale does
+            not fit.
 
     Example:
         >>> tokens = examples_of(np.array([[3, 1], [2, 7]]))
@@ -139,32 +143,25 @@ def _examples(given: Any, name: str, dtype: Any, scale: Any) -> Examples:
             f"scale needs a floating dtype such as 'float32', but {name} come out as {dtype.name}: "
             f"got scale={scale!r}. Give dtype='float32', or leave scale out."
         )
+    check_number("scale", scale, lambda _: True)
+    check_range(array, dtype, name, scale=scale, advice="Scale them before, or give another dtype.")
     values = tf.convert_to_tensor(given if tf.is_tensor(given) else array)
     return Examples(values, dtype, float(scale), is_image)
 
 
 def _array(given: Any, name: str) -> np.ndarray:
     try:
-        array = np.asarray(given)
+        array = array_of(given)
     except ValueError as error:  # NumPy says that the shape is inhomogeneous
         raise ValueError(
             f"The examples in {name} must have one shape: {error}. Pad them to one length."
         ) from error
     if array.ndim == 0 or not len(array):
         raise ValueError(f"{name} must hold examples, got {given!r}. {ADVICE}")
-    if array.dtype.kind not in "biufUSO":
-        raise ValueError(f"{name} must be numbers or texts, got dtype {array.dtype}. {ADVICE}")
-    return array
+    return plain_array(array, name)
 
 
 def _texts(array: np.ndarray, name: str, scale: Any) -> Examples:
-    if array.dtype == object:
-        wrong = next((x for x in array.flat if not isinstance(x, str | bytes)), None)
-        if wrong is not None:
-            raise ValueError(
-                f"{name} must be numbers or texts, got an array of objects with a "
-                f"{type(wrong).__name__} in it, {wrong!r}. {ADVICE}"
-            )
     if scale not in (None, 1):
         raise ValueError(f"Texts cannot be scaled: got scale={scale!r} for {name}.")
     return Examples(tf.convert_to_tensor(array), tf.string, 1.0, is_image=False)

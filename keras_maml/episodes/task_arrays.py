@@ -1,16 +1,18 @@
 """Puts the arrays of tasks together, and says which task does not fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from keras_maml.episodes.plain_arrays import plain_array
 
 
 def text_classes(targets: Sequence[np.ndarray]) -> tuple[str, ...]:
     """The classes of tasks whose labels are texts, sorted; none if they are numbers.
 
     Args:
-        targets: The targets of each task.
+        targets: The targets of each task, numbers or str.
 
     Raises:
         ValueError: If targets are texts in some tasks and numbers in others.
@@ -19,14 +21,9 @@ def text_classes(targets: Sequence[np.ndarray]) -> tuple[str, ...]:
         >>> text_classes([np.array(["no", "yes"]), np.array(["maybe"])])
         ('maybe', 'no', 'yes')
     """
-    are_texts = {y.dtype.kind in "USO" for y in targets}
-    if len(are_texts) > 1:
-        raise ValueError(
-            "The targets of all tasks must be numbers, or all texts, got both. Make them alike."
-        )
-    if are_texts == {False}:
+    if not _are_texts(targets, "y"):
         return ()
-    return tuple(np.unique(np.concatenate([y.ravel() for y in targets]).astype(str)).tolist())
+    return tuple(np.unique(np.concatenate([y.ravel() for y in targets])).tolist())
 
 
 def joined(arrays: Mapping[Any, Any], what: str) -> Any:
@@ -40,8 +37,8 @@ def joined(arrays: Mapping[Any, Any], what: str) -> Any:
         An array ``[N, ...]``, or a dictionary of arrays.
 
     Raises:
-        ValueError: If the examples of a task have another shape than those of the first, or a value
-            is not finite.
+        ValueError: If the examples of a task have another shape than those of the first, are texts
+            in some tasks and numbers in others, or a value is missing or not finite.
 
     Example:
         >>> joined({"a": np.zeros([2, 3]), "b": np.ones([1, 3])}, "x").shape
@@ -59,7 +56,8 @@ def joined(arrays: Mapping[Any, Any], what: str) -> Any:
             key: joined({name: part[key] for name, part in arrays.items()}, f"{what}[{key!r}]")
             for key in first
         }
-    found = {name: np.asarray(part) for name, part in arrays.items()}
+    found = {name: plain_array(part, f"{what} of task {name}") for name, part in arrays.items()}
+    _are_texts(found.values(), what)
     for name, part in found.items():
         if part.shape[1:] != found[first_name].shape[1:]:
             raise ValueError(
@@ -73,3 +71,13 @@ def joined(arrays: Mapping[Any, Any], what: str) -> Any:
                 "out with leave_out=[...]."
             )
     return np.concatenate(list(found.values()))
+
+
+def _are_texts(arrays: Iterable[np.ndarray], what: str) -> bool:
+    """Whether the arrays of all tasks are texts; they must not be in some only."""
+    kinds = {array.dtype.kind in "USO" for array in arrays}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{what} must be numbers in all tasks or texts in all, got both. Make them alike."
+        )
+    return kinds == {True}

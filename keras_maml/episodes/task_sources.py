@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_maml.episodes.plain_arrays import array_of, decoded, is_missing, plain_array
+
 Columns = dict[str, np.ndarray]
 Pair = tuple[Any, np.ndarray]
 
@@ -35,7 +37,8 @@ def read_table(
         ``(x, y)`` of each task by its name, in the order of the names; rows keep their order.
 
     Raises:
-        ValueError: If a column is missing, or does not hold one value per row.
+        ValueError: If a column is missing, does not hold one value per row, or a cell that is used
+            is empty.
 
     Example:
         >>> table = {"shop": ["b", "a", "b"], "day": [1, 2, 3], "sales": [0.5, 1.5, 2.5]}
@@ -44,7 +47,8 @@ def read_table(
         [('a', [[2.0]], [[1.5]]), ('b', [[1.0], [3.0]], [[0.5], [2.5]])]
     """
     names = list(table.columns) if hasattr(table, "columns") else list(table)
-    columns = {str(name): np.asarray(table[name]) for name in names}
+    columns = {str(name): array_of(table[name]) for name in names}
+    _check_different(list(map(str, names)), "the table")
     lengths = {name: column.shape for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
         raise ValueError(
@@ -52,7 +56,7 @@ def read_table(
         )
     _require(columns, [task], "task", "the table")
     labels = columns.pop(task)
-    without = [row for row, name in enumerate(labels) if name is None or name != name]
+    without = [row for row, name in enumerate(labels) if is_missing(name)]
     if without:
         raise ValueError(
             f"Every row must name its task, but {len(without)} have none in the column {task}; the "
@@ -93,8 +97,8 @@ def read_folder(
 
     Raises:
         FileNotFoundError: If there is no such folder, or no CSV file in it.
-        ValueError: If a file has other columns than the first, a line of another length, or an
-            empty cell, or is not text in UTF-8.
+        ValueError: If a file has other columns than the first, two of the same name, a line of
+            another length, or an empty cell, or is not text in UTF-8.
 
     Example:
         >>> import tempfile
@@ -146,14 +150,15 @@ def pairs_of_columns(
             ``[N, targets]``; one column of integers or texts are labels, ``[N]``.
         features: The columns that it is predicted from: of numbers, ``[N, features]``, or one of
             texts, ``[N]``; for a model with several inputs, a mapping from their names to columns.
-            ``None``: all others.
+            ``None``: all others, which must have names.
         where: Names the columns, for errors.
 
     Returns:
         ``(x, y)``.
 
     Raises:
-        ValueError: If a column is missing, or numbers and texts are to become one array.
+        ValueError: If a column is missing or has empty cells, or numbers and texts are to become
+            one array.
     """
     targets = [target] if isinstance(target, str) else list(target)
     _require(columns, targets, "target", where)
@@ -162,8 +167,14 @@ def pairs_of_columns(
         y = y[:, 0]
     if isinstance(features, Mapping):
         return {key: _input(columns, names, where) for key, names in features.items()}, y
-    rest = [name for name in columns if name not in targets]
-    return _input(columns, rest if features is None else features, where), y
+    if features is None:
+        features = [name for name in columns if name not in targets]
+        if "" in features:
+            raise ValueError(
+                f"A column of {where} has no name, as the row numbers that pandas writes. Write "
+                "them with index=False, or name the features."
+            )
+    return _input(columns, features, where), y
 
 
 def _input(columns: Columns, names: str | Sequence[str], where: str) -> np.ndarray:
@@ -171,29 +182,24 @@ def _input(columns: Columns, names: str | Sequence[str], where: str) -> np.ndarr
     _require(columns, names, "features", where)
     x = _together(columns, names, "features", where)
     # Numbers of columns are quantities, also whole ones: token ids come as arrays.
-    return x.astype("float32") if x.dtype.kind in "biuf" else x[:, 0]
+    if x.dtype.kind == "U":
+        return x[:, 0]
+    return x if x.dtype.kind == "f" else x.astype("float32")
 
 
 def _together(columns: Columns, names: Sequence[str], what: str, where: str) -> np.ndarray:
     """Stacks columns of numbers as ``[N, columns]``, or one of texts."""
-    found = [columns[name] for name in names]
-    for name, column in zip(names, found, strict=True):
-        texts = column.dtype.kind in "US" or all(isinstance(cell, str | bytes) for cell in column)
-        if column.dtype.kind not in "biuf" and not texts:
-            raise ValueError(
-                f"{what} must be columns of numbers or texts, but {name!r} in {where} holds "
-                f"{column.dtype}. Convert it, or fill in what is missing, or name other columns."
-            )
-    if all(column.dtype.kind in "biuf" for column in found):
-        return np.stack(found, axis=1)
-    if len(found) > 1:
-        texts = [name for name in names if columns[name].dtype.kind not in "biuf"]
+    found = [
+        decoded(plain_array(columns[name], f"The column {name!r} of {where}")) for name in names
+    ]
+    texts = [name for name, column in zip(names, found, strict=True) if column.dtype.kind == "U"]
+    if texts and len(found) > 1:
         raise ValueError(
             f"{what} must be columns of numbers, or one of texts, but of {list(names)} in {where} "
-            f"{texts} hold texts or other objects. Name the columns to use; for a model with "
+            f"{texts} hold texts. Name the columns to use; for a model with "
             'several inputs, as features={"numbers": [...], "text": "..."}.'
         )
-    return found[0].astype(str)[:, None]
+    return np.stack(found, axis=1)
 
 
 def _require(columns: Mapping[str, Any], names: Sequence[str], what: str, where: str) -> None:
@@ -203,6 +209,12 @@ def _require(columns: Mapping[str, Any], names: Sequence[str], what: str, where:
             f"{what} must name columns of {where}, got {missing or 'none'}. Its columns are "
             f"{list(columns)}."
         )
+
+
+def _check_different(names: Sequence[str], where: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Columns must have different names, but {where} has {twice} twice.")
 
 
 def _read_cells(path: Path) -> dict[str, list[str]]:
@@ -217,13 +229,15 @@ def _read_cells(path: Path) -> dict[str, list[str]]:
             f"{path} is no CSV file in UTF-8 whose first line names the columns ({error}). Write "
             "it again."
         ) from error
+    header = [name.strip() for name in header]
+    _check_different(header, str(path))
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header) or not all(cell.strip() for cell in row):
             raise ValueError(
                 f"Every line of {path} must have a value for each of its columns, {header}, but "
                 f"row {number} after the header is {row}. Fill in or remove it."
             )
-    return {name.strip(): [row[i] for row in rows] for i, name in enumerate(header)}
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
 def _kind(columns: Sequence[Sequence[str]]) -> type:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_maml.episodes.class_lists import check_split, split_classes
 from keras_maml.episodes.examples import Examples, examples_of
+from keras_maml.episodes.plain_arrays import check_range, decoded, plain_array
 from keras_maml.episodes.sampling import choose, episode_dataset, require_positive, uniform
 from keras_maml.episodes.task_arrays import joined, text_classes
 from keras_maml.episodes.task_sources import read_folder, read_table
@@ -99,7 +100,8 @@ def load_tasks(
         data: One of
 
             * a list of pairs ``(x, y)``, or a dictionary of them by name: ``x`` is an array
-              ``[n, ...]``, a list of texts or a dictionary of these, ``y`` an array ``[n, ...]``;
+              ``[n, ...]``, a list of texts or a dictionary of these, ``y`` an array ``[n, ...]``
+              of numbers or texts;
             * a data frame (of pandas, say), or a dictionary of columns, with ``task`` and
               ``target``;
             * the path of a folder with a CSV file per task, with ``target``.
@@ -119,7 +121,8 @@ def load_tasks(
 
     Raises:
         ValueError: If an argument is missing or too much, names no task or column, tasks differ in
-            the shape of an example, or a value is not finite.
+            the shape of an example, or a value is missing, not finite, or out of the range of the
+            dtype that it comes out as.
         FileNotFoundError: If there is no such folder.
 
     Example:
@@ -139,8 +142,7 @@ def load_tasks(
         raise ValueError(f"leave_out must name some of the tasks, but the data {trouble}.")
     names = [name for name in pairs if name not in left_out]
     if split is not None:
-        wanted = split if isinstance(split, str) else [str(name) for name in split]
-        chosen = split_classes(names, wanted, fractions=fractions, seed=split_seed)
+        chosen = split_classes(names, split, fractions=fractions, seed=split_seed)
         names = sorted(chosen, key=names.index)
         if not names:
             raise ValueError(
@@ -150,8 +152,12 @@ def load_tasks(
     x = joined({name: pairs[name][0] for name in names}, "x")
     y = joined({name: pairs[name][1] for name in names}, "y")
     if classes:
-        y = np.searchsorted(np.array(classes), y.astype(str))
-    y = y.astype("float32" if y.dtype.kind == "f" else "int32")
+        y = np.searchsorted(np.array(classes), y)
+    kind, advice = tf.int32, "Scale it, or pass it as floats: whole numbers are taken for labels."
+    if y.dtype.kind == "f":
+        kind, advice = tf.float32, "Scale it."
+    check_range(y, kind, "y", advice=advice)
+    y = y.astype(kind.as_numpy_dtype)
     counts = tuple(len(pairs[name][1]) for name in names)
     examples = examples_of(x, name="x", dtype=dtype, scale=scale)
     return Tasks(examples, tf.convert_to_tensor(y), tuple(names), counts, classes)
@@ -300,8 +306,10 @@ def _pairs(
                 "data must be a list of pairs (x, y), one per task, a table or a folder: got "
                 f"{type(pair).__name__} for task {name}."
             )
+        if str(name) in pairs:
+            raise ValueError(f"Two tasks have the same name as text, {name}. Rename one.")
         x, y = pair
-        y = np.asarray(y)
+        y = decoded(plain_array(y, f"y of task {name}"))
         sizes = {len(part) for part in (x.values() if isinstance(x, Mapping) else [x])}
         if y.ndim == 0 or sizes != {len(y)}:
             raise ValueError(

@@ -1,3 +1,5 @@
+import decimal
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -149,6 +151,37 @@ def test_texts_and_their_labels(concatenate):
     assert load_tasks(mails, split=["bob"]).classes == data.classes
 
 
+@pytest.mark.parametrize(
+    ("targets", "classes"),
+    [
+        (np.array([0.5, 10, 2, np.float32(3), True], object), ()),
+        (np.array(["café".encode(), "tea", "tea", b"tea", "café"], object), ("café", "tea")),
+    ],
+)
+@pytest.mark.parametrize("as_table", [False, True])
+def test_objects_are_the_numbers_or_texts_that_they_hold(targets, classes, as_table):
+    if as_table:
+        columns = {"task": ["a"] * 5, "x": range(5), "y": targets}
+        data = load_tasks(columns, task="task", target="y")
+    else:
+        data = load_tasks([(np.zeros([5, 1]), targets)])
+    assert data.classes == classes
+    y = data.y.numpy().ravel().tolist()
+    assert y == ([0, 1, 1, 1, 0] if classes else [0.5, 10, 2, 3, 1])
+
+
+def test_targets_up_to_the_ends_of_their_dtype_are_kept():
+    whole, real = [-(2**31), 2**31 - 1], [-3.4e38, 3.4e38]
+    for y in (whole, real):
+        kept = load_tasks([(np.zeros([2, 1]), np.array(y))]).y.numpy()
+        np.testing.assert_array_equal(kept, np.array(y, kept.dtype))
+        assert np.isfinite(kept).all() and kept.dtype.itemsize == 4
+    # What is whole in one task is no label if it is not so in another.
+    parts = [np.array([2**40, 0]), np.array([0.5, 0])]
+    y = load_tasks([(np.zeros([2, 1]), part) for part in parts]).y
+    assert y.numpy().tolist() == [2**40, 0, 0.5, 0]
+
+
 def test_models_of_several_inputs_get_them_by_name(concatenate):
     columns = table() | {"text": [f"row {row:.0f}" for row in table()["b"]]}
     data = load_tasks(
@@ -176,6 +209,16 @@ def csv(folder, **files):
     for name, text in files.items():
         (folder / f"{name}.csv").write_text(text)
     return folder
+
+
+class NeitherEqualNorUnequal:
+    """As `pandas.NA` is."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("ambiguous")
 
 
 ONE = {"shots": 1, "queries": 1, "meta_batch_size": 1, "tasks": 1}
@@ -206,24 +249,86 @@ ONE = {"shots": 1, "queries": 1, "meta_batch_size": 1, "tasks": 1}
         ),
         ([(np.full([3, 1], np.nan), np.zeros(3))], {}, "x of task 0 holds NaN or infinity"),
         ([(np.zeros([3, 1]), [0, np.inf, 0])], {}, "y of task 0 holds NaN or infinity"),
-        ([(["a", "b"], ["+", "-"]), (["a", "b"], [0, 1])], {}, "got both. Make them alike"),
+        ([(["a", "b"], ["+", "-"]), (["a", "b"], [0, 1])], {}, "y must be .* got both. Make them"),
+        ([([["a"]] * 2, [0, 1]), ([[1]] * 2, [0, 1])], {}, "x must be .* got both. Make them"),
+        (
+            [(np.zeros([2, 1]), np.array([0, 3_000_000_000]))],
+            {},
+            r"y becomes int32, .* \.\. 2147483647, but has 3000000000 in it. Scale it, or",
+        ),
+        (
+            [(np.zeros([2, 1]), np.array([2**32 - 1, 0], "uint32"))],
+            {},
+            "y becomes int32, .* but has 4294967295",
+        ),
+        (
+            [(np.zeros([2, 1]), [0.0, -1e300])],
+            {},
+            r"y becomes float32, .* has -1e\+300 in it. Scale",
+        ),
+        ([(np.full([2, 1], 1e300), [0, 1])], {}, r"x becomes float32, .* has 1e\+300 in it"),
+        ([(np.zeros([2, 1]), ["a", None])], {}, "y of task 0 must be .* but row 1 holds None"),
+        ([(np.zeros([2, 1]), ["a", np.nan])], {}, "y of task 0 must be .* but row 1 holds nan"),
+        ([(np.zeros([2, 1]), [["a", "b"], ["a", 1]])], {}, "but row 1 holds 1. Convert it"),
+        ([(np.zeros([1, 1]), [decimal.Decimal(1)])], {}, r"row 0 holds Decimal\('1'\)"),
+        (
+            [(np.zeros([1, 1]), np.array(["2020-01-01"], "M8[D]"))],
+            {},
+            r"y of task 0 must be numbers or texts, got dtype datetime64\[D\]. Convert",
+        ),
+        ({1: pairs()[0], "1": pairs()[1]}, {}, "Two tasks have the same name as text, 1. Rename"),
         (table(), {"task": "task"}, "A table needs target. Give target="),
         (table(), {"task": "shop", "target": "y"}, r"task must name columns .* got \['shop'\]"),
         (table(), {"task": "task", "target": "z"}, r"target must name columns .* got \['z'\]"),
         (
             table() | {"text": table()["task"]},
             {"task": "task", "target": "y"},
-            r"of \['a', 'b', 'text'\] in the table \['text'\] hold texts",
+            r"of \['a', 'b', 'text'\] in the table \['text'\] hold texts\. Name",
         ),
         (
             table() | {"day": np.full(sum(SIZES), "2020-01-01", "datetime64[D]")},
             {"task": "task", "target": "y"},
-            r"'day' in the table holds datetime64\[D\]. Convert it",
+            r"column 'day' of the table must be .* got dtype datetime64\[D\]. Convert",
         ),
         (
             {"task": ["a", None], "x": [1, 2], "y": [1, 2]},
             {"task": "task", "target": "y"},
             "1 have none in the column task; the first is row 1",
+        ),
+        (
+            {"task": ["a", np.nan], "x": [1, 2], "y": [1, 2]},
+            {"task": "task", "target": "y"},
+            "1 have none in the column task; the first is row 1",
+        ),
+        (
+            {"task": np.array(["a", NeitherEqualNorUnequal()]), "x": [1, 2], "y": [1, 2]},
+            {"task": "task", "target": "y"},
+            "1 have none in the column task; the first is row 1",
+        ),
+        (
+            {"task": ["a", "b"], "x": [1, 2], "y": ["yes", np.nan]},
+            {"task": "task", "target": "y"},
+            "column 'y' of the table must be .* but row 1 holds nan",
+        ),
+        (
+            {"task": ["a", "b"], "x": [1, 2], "y": [30_000_000_000, 0]},
+            {"task": "task", "target": "y"},
+            "y becomes int32, .* but has 30000000000 in it",
+        ),
+        (
+            {"task": ["a", "b"], "x": [1, 1e300], "y": [1, 2]},
+            {"task": "task", "target": "y"},
+            r"x becomes float32, .* has 1e\+300 in it",
+        ),
+        (
+            {"task": ["a", "b"], 1: [1, 2], "1": [3, 4], "y": [1, 2]},
+            {"task": "task", "target": "y"},
+            r"different names, but the table has \['1'\] twice",
+        ),
+        (
+            {"task": ["a", "b"], "": [1, 2], "y": [1, 2]},
+            {"task": "task", "target": "y"},
+            "A column of the table has no name",
         ),
         (
             {"task": ["a", "b"], "x": [1, 2, 3], "y": [1, 2]},
@@ -244,12 +349,23 @@ def test_what_does_not_fit_is_said(data, options, message):
         ({"a": ""}, ValueError, "a.csv is no CSV file in UTF-8 whose first line names"),
         ({"a": "x,y\n1,\n"}, ValueError, r"row 1 after the header is \['1', ''\]. Fill in"),
         ({"a": "x,y\n1,2\n3\n"}, ValueError, r"row 2 after the header is \['3'\]"),
+        ({"a": "t,v, t,y\n1,2,3,4\n"}, ValueError, r"names, but .*a.csv has \['t'\] twice"),
+        (
+            {"a": ",t,y\n0,1.5,2\n"},
+            ValueError,
+            "a.csv has no name.* with index=False, or name the fe",
+        ),
         ({"a": "x,y\n1,2\n", "b": "x,z\n1,2\n"}, ValueError, r"a.csv has .* and b.csv has"),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path, files, error, message):
     with pytest.raises(error, match=message):
         from_tasks(csv(tmp_path, **files), target="y", **ONE)
+
+
+def test_row_numbers_without_a_name_may_stay_where_features_are_named(tmp_path):
+    data = load_tasks(csv(tmp_path, a=",t,y\n0,1.5,2\n"), target="y", features="t")
+    assert data.x.values.numpy().tolist() == [[1.5]]
 
 
 def test_a_column_holds_texts_if_it_does_in_one_file(tmp_path, concatenate):
