@@ -14,6 +14,8 @@ def array_of(values: Any) -> np.ndarray:
         >>> array_of(["a", float("nan")]).tolist(), np.asarray(["a", float("nan")]).tolist()
         (['a', nan], ['a', 'nan'])
     """
+    if np.ma.is_masked(values):  # NumPy would show what the mask hides
+        return values
     array = np.asarray(values)
     is_array = hasattr(values, "dtype")
     return np.asarray(values, object) if array.dtype.kind in "US" and not is_array else array
@@ -42,6 +44,8 @@ def plain_array(values: Any, name: str) -> np.ndarray:
 in or remove what is missing.
     """
     array = array_of(values)
+    if np.ma.is_masked(array):
+        raise ValueError(f"{name} must have all values, some are masked. Fill in or remove them.")
     if array.dtype == object and array.ndim:
         array = _of_objects(array, name)
     if array.dtype.kind not in "biufUSO":

@@ -261,6 +261,8 @@ NOT_FINITE = np.where(ROWS[:, None] == 5, np.nan, 1.0)
             {"labels": np.where(LABELS == 2, np.nan, LABELS)},
             r"must have a label, but 7 have NaN or infinity; the first is labels\[2\]",
         ),
+        ({"images": np.ma.masked_equal(ROWS[:, None], 3)}, "images must have all values, some"),
+        ({"labels": np.ma.masked_equal(LABELS, 2)}, "labels must have all values, some are masked"),
         ({"labels": np.array([*LABELS[:-1], None])}, "labels must be .* but row 41 holds None"),
         ({"labels": ["a"] * 21 + [None] * 21}, "labels must be .* but row 21 holds None"),
         ({"labels": ["a"] * 21 + [np.nan] * 21}, "labels must be .* but row 21 holds nan"),
