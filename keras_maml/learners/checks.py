@@ -218,6 +218,15 @@ def check_targets(episode: Any, classes: int | None, predictions: Any) -> None:
             )
 
 
+def check_metrics(metrics: keras.metrics.Metric | None) -> None:
+    """Raises ValueError if one of the compiled and built metrics would hide the loss."""
+    if metrics is not None and "loss" in {metric.name for metric in metrics.metrics}:
+        raise ValueError(
+            "A metric called 'loss' would take the place of the loss in all results: give it "
+            "another name."
+        )
+
+
 def check_values(episode: Any, classes: int | None, vocabulary: int | None = None) -> None:
     """Checks the numbers of one meta-batch.
 

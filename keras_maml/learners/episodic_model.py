@@ -555,6 +555,7 @@ class EpisodicModel(CompiledModel):
             stateless_loss(self._compile_loss, y_query, predictions, weight)
             for metrics in (self._compile_metrics, self._metrics_before):
                 if metrics is not None and not metrics.built:
+            checks.check_metrics(self._compile_metrics)
                     metrics.build(y_query, predictions)
         self.build_parts()
         if not self.optimizer.built:

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from matplotlib.figure import Figure
 
+from keras_maml import validation
 from keras_maml.learners.annealing import DerivativeOrderAnnealing
 from keras_maml.learners.backup import BackupAndRestore
 from keras_maml.learners.maml import MAML
@@ -40,6 +41,9 @@ class AdaptationSummary(keras.callbacks.Callback):
         every: Epochs between two summaries; the first and the last epoch have one in any case, so
             that a short run shows something, too.
 
+    Raises:
+        ValueError: ``tasks``, ``steps`` or ``every`` is out of range.
+
     Example:
         >>> import keras_maml, tempfile
         >>> validation = keras_maml.episodes.sinusoid(tasks=50, seed=1)
@@ -57,6 +61,10 @@ class AdaptationSummary(keras.callbacks.Callback):
         every: int = 1,
     ) -> None:
         super().__init__()
+        validation.check_count("tasks", tasks, minimum=1)
+        if steps is not None:
+            validation.check_count("steps", steps)
+        validation.check_count("every", every, minimum=1)
         self._log_dir = os.path.join(log_dir, "adaptation")
         self._episodes = episodes
         self._tasks = tasks

@@ -106,3 +106,9 @@ def test_every_inner_step_and_a_picture_are_there_from_the_first_epoch_to_the_la
         assert [event.step for event in accumulator.Tensors(name)] == [0, 2, 4]
     png = accumulator.Tensors("adaptation")[0].tensor_proto.string_val[2]
     assert png.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("tasks", 0), ("steps", -1)])
+def test_settings_out_of_range_are_refused_before_training(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least .*, got {value}"):
+        callbacks.AdaptationSummary(tmp_path, episodes.sinusoid(), **{name: value})

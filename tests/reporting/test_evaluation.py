@@ -127,3 +127,12 @@ def test_errors_say_what_to_do(arguments, message):
     data = episodes.sinusoid(meta_batch_size=2, tasks=4)
     with pytest.raises(ValueError, match=message):
         evaluate(make_regressor(), data, **arguments)
+
+
+def test_a_metric_cannot_take_the_place_of_the_loss():
+    learner = make_regressor()
+    learner.compile("sgd", "mse", metrics=[keras.metrics.MeanAbsoluteError(name="loss")])
+    data = episodes.sinusoid(meta_batch_size=2, tasks=4)
+    for measure in (lambda: evaluate(learner, data, tasks=4), lambda: learner.evaluate(data)):
+        with pytest.raises(ValueError, match="called 'loss'.* another name"):
+            measure()
