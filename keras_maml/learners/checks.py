@@ -319,7 +319,8 @@ def checked(
                     failures.append((tf.shape(array)[1] > 0, [needs, *which, "."]))
             for part, bound, expected, remedy in _bounded(half, name, classes, vocabulary):
                 low, high = tf.reduce_min(part), tf.reduce_max(part)
-                inside = (low >= 0) & (high < tf.cast(bound, high.dtype))
+                # As float64, for a bound may be beyond the integers of x or y.
+                inside = (low >= 0) & (tf.cast(high, tf.float64) < bound)
                 values = [tf.strings.as_string(low), "..", tf.strings.as_string(high)]
                 message = [expected, ", got ", *values, " in ", *which, f". {remedy}"]
                 failures.append((inside, message))
@@ -366,12 +367,16 @@ def vocabulary_of(model: keras.Model) -> int | None:
     inputs = getattr(model, "inputs", None) if model.built else None
     if not inputs or len(inputs) != 1:
         return None
-    sizes = [
+    return min(embedded_sizes(model, inputs[0]), default=None)
+
+
+def embedded_sizes(model: keras.Model, tensor: keras.KerasTensor) -> list[int]:
+    """Returns how many integers the layers embed that take an input of a model."""
+    return [
         layer.input_dim
         for layer in flatten_layers(model)
-        if isinstance(layer, keras.layers.Embedding) and is_called_on(layer, inputs[0])
+        if isinstance(layer, keras.layers.Embedding) and is_called_on(layer, tensor)
     ]
-    return min(sizes, default=None)
 
 
 def sparse_classes(loss: Any, predictions: Any) -> int | None:

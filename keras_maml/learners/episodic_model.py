@@ -18,7 +18,7 @@ from keras_maml.execution.functional import (
     with_masks,
 )
 from keras_maml.execution.workers import Workers
-from keras_maml.learners import agreement, checks, inputs
+from keras_maml.learners import agreement, checks, inputs, specs
 from keras_maml.learners.compiled_model import CompiledModel, spec_of
 from keras_maml.learners.metrics import MetricsBefore, clone_metrics, stateless_loss
 from keras_maml.learners.non_finite import StopOnNonFinite
@@ -520,15 +520,14 @@ class EpisodicModel(CompiledModel):
             checks.check_inputs(self.model, episode, caller)
             task = keras.tree.map_structure(lambda tensor: tensor[0], episode)
             classes, vocabulary = self._build_for(task, episode)
-            support_spec = keras.tree.map_structure(
-                lambda t: tf.TensorSpec((None, *t.shape[2:]), t.dtype), tuple(examples(spec[0])[:2])
-            )
+            support_spec = specs.support_spec(spec[0], self.model)
             known = self._known[str(spec)] = classes, vocabulary, support_spec
         else:
             checks.check_values(episode, *known[:2])
         if caller in ("fit", "train_on_batch"):
             checks.check_averages(self.optimizer, self.trainable_variables)
-        classes, vocabulary, self.support_spec = known
+        classes, vocabulary, support_spec = known
+        self.support_spec = specs.with_floats_of(self.support_spec, support_spec)
         return classes, vocabulary
 
     def _trainable_state(self) -> Any:
@@ -555,8 +554,8 @@ class EpisodicModel(CompiledModel):
             stateless_loss(self._compile_loss, y_query, predictions, weight)
             for metrics in (self._compile_metrics, self._metrics_before):
                 if metrics is not None and not metrics.built:
-            checks.check_metrics(self._compile_metrics)
                     metrics.build(y_query, predictions)
+            checks.check_metrics(self._compile_metrics)
         self.build_parts()
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)

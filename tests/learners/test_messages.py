@@ -7,6 +7,7 @@ import tensorflow as tf
 import zoo
 
 from keras_maml import MAML, episodes, networks
+from keras_maml.learners import checks
 
 X, Y = np.ones((2, 5, 3), "float32"), np.ones((2, 5, 1), "float32")
 
@@ -214,3 +215,14 @@ def test_a_strategy_with_several_replicas_is_refused(method, monkeypatch):
     learner = make_learner(run_eagerly=True)
     with strategy.scope(), pytest.raises(NotImplementedError, match="call compile outside"):
         learner.compile("sgd", "mean_squared_error")
+
+
+def test_a_byte_may_be_any_of_256_tokens():
+    x, y = np.array([[[0], [255]]], "uint8"), np.ones((1, 2, 1), "float32")
+    data = tf.data.Dataset.from_tensors(((x, y), (x, y)))
+    assert len([*checks.checked(data, None, vocabulary=256)]) == 1
+    with (
+        pytest.raises(ValueError, match=r"integers in 0\.\.254.*, got 0\.\.255"),
+        checks.input_errors(),
+    ):
+        [*checks.checked(data, None, vocabulary=255)]

@@ -1,0 +1,73 @@
+"""What a learner knows of support sets, and what is exported takes: shapes and dtypes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_maml.learners.checks import embedded_sizes
+
+
+def support_spec(support: Any, model: keras.Model) -> tuple[Any, Any]:
+    """Returns what one support set of any size is like.
+
+    Whole numbers count as floats where the model's inputs and outputs are such: that these
+    examples have no fractions is chance.
+
+    Args:
+        support: Specifications ``(x, y)`` of arrays ``[tasks, examples, ...]``.
+        model: A built model; one without symbolic inputs says nothing of dtypes.
+
+    Returns:
+        Specifications ``(x, y)`` of arrays ``[examples, ...]``.
+    """
+
+    def is_number(leaf: tf.TensorSpec, tensor: keras.KerasTensor) -> bool:
+        # Bytes are meant to be such: pictures, in a quarter of the space.
+        return leaf.dtype in (tf.int32, tf.int64) and not embedded_sizes(model, tensor)
+
+    def is_value(leaf: tf.TensorSpec, tensor: keras.KerasTensor) -> bool:
+        # The number of a class stands for a whole axis of outputs.
+        return leaf.dtype.is_integer and _features(leaf.shape[1:]).is_compatible_with(
+            _features(tensor.shape)
+        )
+
+    x, y, *_ = support
+    return (
+        _with_floats(x, getattr(model, "inputs", None), is_number),
+        _with_floats(y, getattr(model, "outputs", None), is_value),
+    )
+
+
+def with_floats_of(known: Any, spec: Any) -> Any:
+    """Returns a specification, with floats for whole numbers where floats were known before."""
+    before, now = keras.tree.flatten(known), keras.tree.flatten(spec)
+    if len(before) != len(now):
+        return spec
+    merged = [
+        tf.TensorSpec(new.shape, old.dtype)
+        if new.dtype.is_integer and old.dtype.is_floating
+        else new
+        for old, new in zip(before, now, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(spec, merged)
+
+
+def _with_floats(nest: Any, tensors: Any, are_floats: Callable) -> Any:
+    """Makes specifications of examples; tensors are the model's, if it says what they are."""
+    leaves, tensors = keras.tree.flatten(nest), keras.tree.flatten(tensors or [])
+    if len(leaves) != len(tensors):
+        tensors = [None] * len(leaves)
+    specs = []
+    for leaf, tensor in zip(leaves, tensors, strict=True):
+        floats = tensor is not None and "float" in tensor.dtype and are_floats(leaf, tensor)
+        dtype = keras.config.floatx() if floats else leaf.dtype
+        specs.append(tf.TensorSpec((None, *leaf.shape[2:]), dtype))
+    return keras.tree.pack_sequence_as(nest, specs)
+
+
+def _features(shape: Any) -> tf.TensorShape:
+    """Returns the axes after the first, without a last one of size 1, which losses leave out."""
+    shape = tf.TensorShape(shape)[1:]
+    return shape[:-1] if shape.rank and shape[-1] == 1 else shape
