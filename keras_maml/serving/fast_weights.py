@@ -8,6 +8,7 @@ learner's and the same for everybody.
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -89,8 +90,9 @@ class ServedLearner:
     def checksum(self) -> str:
         """Returns what identifies the learner: vectors of one with another are meaningless.
 
-        Weights, where they are, and how the query is normalised count; names, optimizer and the
-        number of steps do not.
+        Weights, where they are, what layers are set to, vocabularies, and how the query is
+        normalised count; names, initializers, optimizer and the number of steps do not. Nor does
+        code, of lambdas and of layers of the user's own: it has no form that lasts.
         """
         digest = hashlib.sha256(self.normalization.encode())
         adapted = {id(variable) for variable in self.variables}
@@ -252,3 +254,57 @@ class ServedLearner:
 
 def _over_tasks(run: Run, function: Callable[[Any], Any], elements: Any) -> Any:
     return joined(run.over_tasks(functools.partial(run.map, function), elements))
+_NO_FACTS = {"name", "seed", "code", "build_config", "build_input_shape"}
+_VOCABULARY = {"vocabulary", "vocabulary_size"}  # of the constructor: adapt gives another
+
+
+def _facts(layer: keras.layers.Layer) -> list[Any]:
+    """Returns what a layer computes by, but for its variables."""
+    try:
+        config = layer.get_config()
+    except NotImplementedError:  # a subclass that cannot be saved, whose layers count by themselves
+        config = {}
+    facts = [type(layer).__name__, _without_names(config, {})]
+    if hasattr(layer, "get_vocabulary"):
+        facts += [layer.get_vocabulary(), getattr(layer, "idf_weights_const", None)]
+    return facts
+
+
+def _without_names(config: Any, numbers: dict[str, int]) -> Any:
+    """Returns a configuration without what may differ between equal layers.
+
+    Args:
+        config: What `get_config` returned, or a part of it.
+        numbers: What takes the place of names where a model says which layer follows which.
+    """
+    if isinstance(config, (list, tuple)):
+        return [_without_names(part, numbers) for part in config]
+    if not isinstance(config, dict):
+        return config
+    if "output_layers" in config:
+        numbers = {layer["name"]: number for number, layer in enumerate(config["layers"])}
+    facts = {}
+    for key, value in config.items():
+        if key == "dtype":  # whose name is what it is
+            facts[key] = value
+        elif key in ("keras_history", "input_layers", "output_layers"):
+            facts[key] = _numbered(value, numbers)
+        elif key not in _NO_FACTS | _VOCABULARY and not str(key).endswith("_initializer"):
+            facts[str(key)] = _without_names(value, numbers)
+    return facts
+
+
+def _numbered(places: Any, numbers: dict[str, int]) -> Any:
+    """Replaces the names of layers in places, ``[name, call, output]`` or a nest of such."""
+    return keras.tree.map_structure(
+        lambda part: numbers.get(part, part) if isinstance(part, str) else part, places
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON can hold of a setting: numbers of arrays, otherwise what it is called."""
+    if isinstance(value, (np.ndarray, np.generic, tf.Tensor)):
+        return np.asarray(value).tolist()
+    return getattr(value, "__name__", type(value).__name__)
+
+

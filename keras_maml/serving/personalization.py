@@ -20,7 +20,7 @@ class UnknownCustomerError(LookupError):
 
 
 class OtherLearnerError(ValueError):
-    """A customer's weights were adapted from another learner."""
+    """A customer's weights were adapted from another learner, or before checksums changed."""
 
 
 class Personalizer:
@@ -194,7 +194,8 @@ class Personalizer:
         length = len(self._version)
         if record[:length] != self._version:
             raise OtherLearnerError(
-                f"The weights of {customer!r} were adapted from another learner: adapt again."
+                f"The weights of {customer!r} were adapted from another learner: adapt again. (So "
+                "must be those kept before checksums counted what layers are set to.)"
             )
         return np.frombuffer(record, _FORMATS[record[length : length + 1]], offset=length + 1)
 
