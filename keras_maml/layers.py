@@ -178,6 +178,7 @@ class SharedHead(keras.layers.Layer):
         Returns:
             Values of the ``task_variables``.
         """
+        classes = keras.ops.cast(classes, "int32")  # labels are integers of any width
         absent = keras.ops.cast(keras.ops.arange(self.ways) >= classes, self.bias.dtype)
         return [keras.ops.zeros_like(self.kernel_of_class), absent * _NEVER]
 

@@ -61,10 +61,12 @@ def export(
 
     The numbers of examples, queries and tasks are free, and so are sizes that the model's inputs
     and outputs leave open; other sizes and the dtypes are those of the last episodes that the
-    learner has seen. Nested inputs and targets are flattened to names such as ``x_support_left``
-    or ``x_support_0``. A single output is called ``predictions``; a dictionary of outputs keeps
-    its keys; others are ``predictions_0`` and so on. Support examples have equal weights.
-    Malformed requests fail with a message that says what was expected.
+    learner has seen; whole numbers count as floats where inputs and outputs of the model are such,
+    or floats were seen before. Nested inputs and targets are flattened to names such as
+    ``x_support_left`` or ``x_support_0``. A single output is called ``predictions``; a dictionary
+    of outputs keeps its keys; others are ``predictions_0`` and so on. Support examples have equal
+    weights. Malformed requests, and classes or tokens that the model does not have, fail with a
+    message that says what was expected.
 
     Requests of several customers may be joined along the first axis, as TensorFlow Serving's
     batcher does with ``--enable_batching`` (leave out ``pad_variable_length_inputs``: it would

@@ -218,7 +218,9 @@ class ServedLearner:
             for layer in flatten_layers(self.learner.model)
             if hasattr(layer, "values_for")
             for variable, value in zip(
-                layer.task_variables, layer.values_for(tf.reduce_max(y) + 1), strict=True
+                layer.task_variables,
+                layer.values_for(tf.cast(tf.reduce_max(y), tf.int32) + 1),
+                strict=True,
             )
         }
         pairs = zip(self.learner.partition().initial, theta.initial, strict=True)

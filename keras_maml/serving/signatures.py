@@ -125,6 +125,28 @@ def checked(inputs: dict[str, tf.Tensor], *sets: Specs) -> dict[str, tf.Tensor]:
     return inputs | right
 
 
+def in_range(inputs: dict[str, tf.Tensor], bounds: dict[str, int]) -> dict[str, tf.Tensor]:
+    """Checks the numbers of classes and of tokens where a request is served.
+
+    Args:
+        inputs: The tensors of a request.
+        bounds: What the numbers of an input must be below, by its name; others may be anything.
+
+    Returns:
+        The same tensors, whose use waits for the checks.
+    """
+    bounded = {name: inputs[name] for name in bounds if name in inputs}
+    checks = []
+    for name, seen in unchecked(bounded).items():
+        low, high = tf.reduce_min(seen), tf.reduce_max(seen)
+        # As float64, for a bound may be beyond the integers of the input.
+        fits = (low >= 0) & (tf.cast(high, tf.float64) < bounds[name])
+        message = f"{name} must hold integers in 0..{bounds[name] - 1}, got some from"
+        checks.append(tf.debugging.Assert(fits, [message, low, "to", high]))
+    with tf.control_dependencies(checks):
+        return inputs | {name: tf.identity(tensor) for name, tensor in bounded.items()}
+
+
 def checked_vectors(
     inputs: dict[str, tf.Tensor], name: str, other: str, size: int | None = None
 ) -> tf.Tensor:

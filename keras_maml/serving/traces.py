@@ -9,16 +9,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_maml import validation
 from keras_maml.algorithm.inner_loop import Carry
 from keras_maml.execution import tracing
 from keras_maml.execution.functional import as_tensors, state_variables
 from keras_maml.execution.tasks import Run, RunOfAnySize
+from keras_maml.learners import checks
 from keras_maml.learners.maml import MAML
 from keras_maml.serving.fast_weights import IN_TURNS, ServedLearner
 from keras_maml.serving.signatures import (
     Specs,
     checked,
     checked_vectors,
+    in_range,
     named,
     named_outputs,
     plain,
@@ -43,6 +46,9 @@ class Tracer:
     Attributes:
         requests: An example of a request for each signature traced so far.
 
+    Raises:
+        ValueError: ``steps`` is not an integer of at least 0.
+
     Example:
         >>> from keras_maml import MAML
         >>> learner = MAML(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
@@ -56,11 +62,18 @@ class Tracer:
     """
 
     def __init__(self, served: ServedLearner, steps: int) -> None:
-        self.served, self.steps = served, steps
+        validation.check_count("steps", steps)
+        self.served, self.steps = served, int(steps)
         self.requests: dict[str, dict[str, np.ndarray]] = {}
-        build_loss(served.learner)
-        self._seen = plain(served.learner.support_spec)
-        self._open = with_open_sizes(served.learner.model, *self._seen)
+        learner = served.learner
+        predictions = build_loss(learner)
+        self._seen = plain(learner.support_spec)
+        self._open = with_open_sizes(learner.model, *self._seen)
+        bounds = {
+            **dict.fromkeys(("x_support", "x_query", "x"), checks.vocabulary_of(learner.model)),
+            "y_support": checks.sparse_classes(learner.loss, predictions),
+        }
+        self._bounds = {name: bound for name, bound in bounds.items() if bound is not None}
 
     def of_any_size(self, signatures: Sequence[str] = SIGNATURES) -> dict[str, Function]:
         """Traces signatures for any number of tasks, examples and queries.
@@ -214,16 +227,26 @@ class Tracer:
 
     def _trace(self, name: str, function: Callable, specs: Specs, examples: Specs) -> Function:
         self.requests[name] = {
-            key: np.zeros(spec.shape, spec.dtype.as_numpy_dtype) for key, spec in examples.items()
+            key: np.full(
+                spec.shape, b"" if spec.dtype == tf.string else 0, spec.dtype.as_numpy_dtype
+            )
+            for key, spec in examples.items()
         }
-        call = tracing.function(lambda **inputs: function(inputs))
+        call = tracing.function(lambda **inputs: function(in_range(inputs, self._bounds)))
         return call.get_concrete_function(**specs)
 
 
-def build_loss(learner: MAML) -> None:
-    """Lets Keras build the loss, which it does at the first call, and not inside a graph."""
-    example = keras.tree.map_structure(
+def build_loss(learner: MAML) -> Any:
+    """Lets Keras build the loss, which it does at the first call, and not inside a graph.
+
+    Returns:
+        Predictions of the example that it is built with.
+    """
+    x, y = keras.tree.map_structure(
         lambda spec: tf.zeros((1, *spec.shape[1:]), spec.dtype), plain(learner.support_spec)
     )
     theta, state = learner.parameters(), as_tensors(state_variables(learner.model))
-    learner.objective().task(example).inner_loss(theta, Carry(theta.initial, state=state), 0)
+    objective = learner.objective()
+    predictions = objective.forward(theta, Carry(theta.initial, state=state), x).predictions
+    objective.loss(y, predictions, None)
+    return predictions

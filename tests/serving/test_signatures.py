@@ -14,8 +14,10 @@ from tensorflow.core.framework import tensor_pb2
 
 from keras_maml import MAML
 from keras_maml.execution.placement import PROCESSOR, using
+from keras_maml.layers import SharedHead
 from keras_maml.serving import warmup
 from keras_maml.serving.fast_weights import ServedLearner
+from keras_maml.serving.personalization import Personalizer
 
 CASES = {
     "dense": {},
@@ -226,9 +228,158 @@ def test_a_checksum_tells_learners_apart_and_knows_them_again(tmp_path):
     assert ServedLearner(learner).checksum() != checksum
 
 
+def learner_of(*layers, x, y, loss="mse"):
+    learner = MAML(keras.Sequential([*layers]), 0.1, evaluation_steps=1)
+    learner.compile("sgd", loss, jit_compile=False)
+    learner.adapt(x, y)
+    return learner
+
+
+def scaled(scale=1, activation="tanh", names=(None, None)):
+    return [
+        keras.Input((2,)),
+        keras.layers.Rescaling(scale, name=names[0]),
+        keras.layers.Dense(1, activation, kernel_initializer="ones", name=names[1]),
+    ]
+
+
+def of_words(vocabulary):
+    return [
+        keras.Input((1,), dtype="string"),
+        keras.layers.StringLookup(vocabulary=vocabulary),
+        keras.layers.Embedding(3, 1, embeddings_initializer="ones"),
+        keras.layers.Flatten(),
+    ]
+
+
+def test_a_checksum_tells_what_layers_are_set_to_and_not_what_they_are_called():
+    ones, words = np.ones((2, 1), "float32"), np.array([["a"], ["b"]])
+
+    def checksum(stack, x):
+        return ServedLearner(learner_of(*stack, x=x, y=ones)).checksum()
+
+    numbers = np.ones((2, 2), "float32")
+    checksums = [
+        checksum(scaled(), numbers),
+        checksum(scaled(scale=3), numbers),
+        checksum(scaled(activation="relu"), numbers),
+        checksum(of_words(["a", "b"]), words),
+        checksum(of_words(["b", "a"]), words),
+    ]
+    assert len(set(checksums)) == len(checksums)
+    assert checksum(scaled(names=("first", "second")), numbers) == checksums[0]
+    adapted = keras.layers.StringLookup()
+    adapted.adapt(["a", "a", "b"])  # the most frequent first
+    stack = of_words(["a", "b"])
+    assert checksum([stack[0], adapted, *stack[2:]], words) == checksums[3]
+
+
+def test_a_checksum_tells_which_layer_follows_which():
+    def checksum(names, of_first):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((2,))
+        first, second = (keras.layers.Dense(2, name=name)(inputs) for name in names)
+        outputs = keras.layers.Subtract()([first if of_first else second, second + 2 * first])
+        learner = MAML(keras.Model(inputs, outputs))
+        learner.compile("sgd", "mse")
+        return ServedLearner(learner).checksum()
+
+    expected = checksum((None, None), of_first=True)
+    assert checksum(("b", "a"), of_first=True) == expected
+    assert checksum((None, None), of_first=False) != expected
+
+
+class Unsaved(keras.Model):
+    def __init__(self, function):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, activation=function)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_a_model_that_cannot_be_saved_has_a_checksum_of_its_layers():
+    x, y = np.ones((2, 2), "float32"), np.ones((2, 1), "float32")
+    checksums = []
+    for function in (keras.ops.tanh, keras.ops.relu, keras.ops.tanh):
+        keras.utils.set_random_seed(0)
+        learner = MAML(Unsaved(function))
+        learner.compile("sgd", "mse", jit_compile=False)
+        learner.adapt(x, y)
+        checksums.append(ServedLearner(learner).checksum())
+    assert checksums[0] == checksums[2] != checksums[1]
+
+
+def test_tokens_that_are_not_embedded_are_refused_in_every_signature(tmp_path):
+    stack = [keras.Input((2,), dtype="int32"), keras.layers.Embedding(5, 1), keras.layers.Flatten()]
+    x, y = np.array([[[0, 4], [1, 2]]], "int32"), np.ones((1, 2, 2), "float32")
+    learner = learner_of(*stack, x=x[0], y=y[0])
+    signatures = load(learner, tmp_path, shapes=[(1, 2, 2)])
+    weights = signatures["adapt"](x_support=x, y_support=y)["weights"]
+    right = {"x_support": x, "x_query": x, "x": x, "y_support": y, "weights": weights}
+    for name, function in signatures.items():
+        inputs = {
+            key: tf.constant([1]) if key == "steps" else right[key]
+            for key in function.structured_input_signature[1]
+        }
+        if name == "serving_default":
+            inputs = {"x": x[0]}
+        function(**inputs)
+        for key in inputs.keys() & {"x", "x_support", "x_query"}:
+            for token in (5, -3):
+                wrong = inputs | {key: tf.constant(np.where(inputs[key] == 4, token, inputs[key]))}
+                with pytest.raises(
+                    tf.errors.InvalidArgumentError, match=f"{key} must hold integers in 0..4"
+                ):
+                    function(**wrong)
+
+
+def test_classes_that_there_are_not_are_refused_also_by_what_xla_compiles(tmp_path):
+    x, y = np.eye(3, dtype="float32"), np.arange(3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner = learner_of(keras.Input((3,)), keras.layers.Dense(3), x=x, y=y, loss=loss)
+    settings = {"signatures": ["adapt"], "shapes": [(1, 3, 1)], "jit_compile": True}
+    signatures = load(learner, tmp_path, **settings)
+    for name in ("adapt", "adapt_1x3"):
+        weights = signatures[name](x_support=x[None], y_support=y[None])["weights"]
+        assert np.isfinite(weights).all()
+        with pytest.raises(tf.errors.InvalidArgumentError, match="y_support must hold integers"):
+            wrong = tf.constant([[0, 1, 9]], tf.int64)
+            signatures[name](x_support=x[None], y_support=wrong)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", zoo.slow("int64")])
+def test_heads_of_any_number_of_classes_are_served_for_labels_of_any_width(dtype, tmp_path):
+    x, y = np.eye(3, dtype="float32"), np.arange(3).astype(dtype)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner = learner_of(keras.Input((3,)), SharedHead(3), x=x, y=y, loss=loss)
+    signatures = load(learner, tmp_path, signatures=["adapt_and_predict"])
+    answer = signatures["adapt_and_predict"](x_support=x[None], y_support=y[None], x_query=x[None])[
+        "predictions"
+    ]
+    expected = learner.adapt(x, y)(x)
+    np.testing.assert_allclose(answer[0], expected, rtol=0, atol=1e-5)
+    answer = signatures["adapt_and_predict"](
+        x_support=x[None, :2], y_support=y[None, :2], x_query=x[None]
+    )["predictions"]
+    expected = learner.adapt(x[:2], y[:2])(x)  # which has two classes
+    np.testing.assert_allclose(answer[0, :, :2], expected, rtol=0, atol=1e-5)
+
+
+def test_texts_are_served(tmp_path):
+    x, y = np.array([["a"], ["b"], ["c"]]), np.array([[1.0], [2.0], [3.0]], "float32")
+    learner = learner_of(*of_words(["a", "b"]), x=x, y=y)
+    load(learner, tmp_path, signatures=["adapt", "predict_with"])
+    served = Personalizer(tmp_path / "1")
+    served.adapt("ada", x, y)
+    expected = learner.adapt(x, y).predict(tf.constant(x), verbose=0)
+    np.testing.assert_allclose(served.predict("ada", x), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"steps": -1}, "steps must be an integer of at least 0, got -1"),
         ({"signatures": ["adapt", "fly"]}, "signatures must be one of .* got 'fly'"),
         ({"batch_normalization": "none"}, "batch_normalization must be one of"),
         ({"shapes": [(1, 5)]}, r"shapes must hold triples \(tasks, support, query\)"),
