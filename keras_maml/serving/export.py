@@ -19,7 +19,6 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_maml import validation
-from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.files import whole_folder
 from keras_maml.learners.maml import MAML
 from keras_maml.private_keras import flatten_layers
@@ -120,12 +119,8 @@ def export(
         >>> bool(tf.reduce_all(tf.abs(again - answer["predictions"]) < 1e-5))
         True
     """
-    steps = learner.evaluation_steps if steps is None else steps
-    validation.check_count("steps", steps)
     for name in signatures:
         validation.check_choice("signatures", name, SIGNATURES)
-    if batch_normalization is not None:
-        validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
     validation.check_flag("jit_compile", jit_compile)
     shapes = [_check_shape(shape) for shape in shapes]
     if jit_compile and not shapes:
@@ -137,9 +132,9 @@ def export(
     check_destination(filepath, overwrite)
     check_ready(learner, "export")
     served = ServedLearner(learner, batch_normalization)
+    tracer = Tracer(served, learner.evaluation_steps if steps is None else steps)
     if "predict_with" in signatures and batch_normalization is None:
         warn_of_single_queries(served, stacklevel=4)
-    tracer = Tracer(served, steps)
     functions = tracer.of_any_size(signatures)
     for shape in shapes:
         functions |= tracer.of_fixed_sizes(signatures, shape, jit_compile)
@@ -156,7 +151,7 @@ def export(
         tf.saved_model.save(module, str(folder), functions, options)
         _without_names_of_gradients(folder / "saved_model.pb")
         warmup.write(folder, tracer.requests)
-        facts = {"checksum": served.checksum(), "weights": served.size, "steps": steps}
+        facts = {"checksum": served.checksum(), "weights": served.size, "steps": tracer.steps}
         facts["batch_normalization"] = served.normalization
         (folder / "assets.extra" / FACTS).write_text(json.dumps(facts) + "\n")
     if verbose:

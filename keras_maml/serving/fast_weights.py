@@ -16,7 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_maml import validation
 from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters
+from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.execution.forms import Route, batch_normalizations
 from keras_maml.execution.functional import as_tensors, is_seed, state_variables, task_states
 from keras_maml.execution.task_map import count_tasks, joined
@@ -39,6 +41,9 @@ class ServedLearner:
         learner: A compiled learner that has seen an episode.
         batch_normalization: ``"transductive"`` or ``"inductive"``; None for the learner's own.
 
+    Raises:
+        ValueError: There is no such normalisation.
+
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
         >>> learner = MAML(model, inner_learning_rate=0.1)
@@ -55,6 +60,11 @@ class ServedLearner:
 
     learner: MAML
     batch_normalization: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_normalization is not None:
+            how = "batch_normalization", self.batch_normalization, BATCH_NORMALIZATIONS
+            validation.check_choice(*how)
 
     @property
     def normalization(self) -> str:
@@ -96,8 +106,8 @@ class ServedLearner:
         """
         digest = hashlib.sha256(self.normalization.encode())
         adapted = {id(variable) for variable in self.variables}
-        for layer in self.learner.model.layers:
-            digest.update(type(layer).__name__.encode())
+        for layer in flatten_layers(self.learner.model):
+            digest.update(json.dumps(_facts(layer), sort_keys=True, default=_plain).encode())
         statistics = {id(variable) for variable in state_variables(self.learner.model)}
         for variable in self.learner.model.variables:
             digest.update(f"{variable.shape}{variable.dtype}{id(variable) in adapted}".encode())
@@ -184,7 +194,7 @@ class ServedLearner:
     def _after_adaptation(self, function, support, rest, steps, run, every_step=False):
         """Maps ``function(task, parameters, carry, *rest)`` over adapted tasks."""
         learner, objective = self.learner, self._objective(run.route)
-        own_steps = not isinstance(steps, int)
+        own_steps = tf.is_tensor(steps)
         if not own_steps and not every_step and steps > MAX_UNROLLED_STEPS:
             steps = tf.constant(steps)
 
@@ -254,8 +264,6 @@ class ServedLearner:
         return Carry(fast, state=[values.get(id(v), default) for v, default in others])
 
 
-def _over_tasks(run: Run, function: Callable[[Any], Any], elements: Any) -> Any:
-    return joined(run.over_tasks(functools.partial(run.map, function), elements))
 _NO_FACTS = {"name", "seed", "code", "build_config", "build_input_shape"}
 _VOCABULARY = {"vocabulary", "vocabulary_size"}  # of the constructor: adapt gives another
 
@@ -310,3 +318,5 @@ def _plain(value: Any) -> Any:
     return getattr(value, "__name__", type(value).__name__)
 
 
+def _over_tasks(run: Run, function: Callable[[Any], Any], elements: Any) -> Any:
+    return joined(run.over_tasks(functools.partial(run.map, function), elements))

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -72,15 +74,19 @@ def open_learner(
         batch_normalization: See `export`; of a SavedModel it is fixed.
 
     Raises:
-        ValueError: The source is neither, or lacks what is needed.
+        ValueError: The source is neither, or lacks what is needed; or an argument is out of range.
     """
     if isinstance(source, MAML):
         check_ready(source, "A served learner")
         served = ServedLearner(source, batch_normalization)
+        tracer = Tracer(served, source.evaluation_steps if steps is None else steps)
         if batch_normalization is None:
             warn_of_single_queries(served, stacklevel=4)
-        tracer = Tracer(served, source.evaluation_steps if steps is None else steps)
-        return Opened(tracer.of_any_size(), served.checksum(), served.size)
+        # The values of now in the place of variables, which training would change later.
+        values = [(variable, tf.convert_to_tensor(variable)) for variable in source.variables]
+        with keras.StatelessScope(state_mapping=values):
+            signatures = tracer.of_any_size()
+        return Opened(signatures, served.checksum(), served.size)
     if steps is not None or batch_normalization is not None:
         raise ValueError("The steps and the normalisation of a SavedModel are those it has.")
     facts = pathlib.Path(source, "assets.extra", FACTS)
@@ -125,5 +131,5 @@ def _tensor(name: str, value: Any, spec: tf.TensorSpec) -> tf.Tensor:
 def _first_line(message: str) -> str:
     """Returns the line of TensorFlow's message that says what was wrong."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    found = [line for line in lines if line.startswith("assertion failed")]
+    found = re.findall("assertion failed.*", message)
     return (found or lines or ["The request does not fit the model."])[0][:500]

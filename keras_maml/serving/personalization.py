@@ -1,7 +1,8 @@
 """A learner for many customers: each adapts it once, keeps a kilobyte, and is served from that."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,9 @@ class Personalizer:
         store: One of `keras_maml.serving.stores`; by default in memory.
         half_precision: Whether to keep weights as float16: half the size, about three digits.
         batch_size: How many customers are adapted or predicted for at once.
-        steps: The inner steps; see `open_learner`.
+        steps: The inner steps; see `open_learner`. What it returned has its own.
         batch_normalization: See `export`; pass ``"inductive"`` unless every request holds a whole
-            query set.
+            query set. What `open_learner` returned has its own.
 
     Raises:
         ValueError: An argument is out of range.
@@ -72,6 +73,11 @@ class Personalizer:
         if not isinstance(source, Opened):
             how = {"steps": steps, "batch_normalization": batch_normalization}
             source = open_learner(source, **how)
+        elif steps is not None or batch_normalization is not None:
+            raise ValueError(
+                "The steps and the normalisation of what open_learner returned are those it has: "
+                "pass them to open_learner."
+            )
         lacking = {"adapt", "predict_with"} - set(source.signatures)
         if lacking:
             raise ValueError(f"The SavedModel lacks {sorted(lacking)}: export it with them.")
@@ -97,15 +103,22 @@ class Personalizer:
         """Adapts to many customers at once.
 
         Args:
-            customers: Their names.
+            customers: Their names, each once.
             x: The support inputs ``[customers, examples, ...]``, or a nest of such.
             y: Their targets.
 
         Raises:
             ValueError: As `adapt`; then no customer of the batch is kept.
         """
+        customers = _names(customers)
         for customer in customers:
             check_name(customer)
+        repeated = sorted(name for name, times in Counter(customers).items() if times > 1)
+        if repeated:
+            raise ValueError(
+                f"customers must name each once, got {repeated[:5]} more than once: join the "
+                "examples of a customer, or adapt to the last of them."
+            )
         inputs = _named("x_support", x) | _named("y_support", y)
         records = {}
         for names, vectors in self._batches(customers, inputs, "adapt"):
@@ -113,11 +126,16 @@ class Personalizer:
             dtype = np.dtype("<f2") if self._half_precision else vectors.dtype.newbyteorder("<")
             with np.errstate(over="ignore"):  # found below
                 kept = vectors.astype(dtype)
-            for name, vector in zip(names, kept, strict=True):
-                if not np.isfinite(vector).all():
+            for name, whole, vector in zip(names, vectors, kept, strict=True):
+                if not np.isfinite(whole).all():
                     raise ValueError(
                         f"Adapting to {name!r} gave weights that are not finite: check the scale "
                         "of the examples and the range of the targets."
+                    )
+                if not np.isfinite(vector).all():
+                    raise ValueError(
+                        f"Adapting to {name!r} gave numbers up to {np.abs(whole).max():.3g}, which "
+                        "float16 does not hold: pass half_precision=False, or scale the examples."
                     )
                 code = next(code for code, known in _FORMATS.items() if known == dtype)
                 records[name] = self._version + code + vector.tobytes()
@@ -158,6 +176,7 @@ class Personalizer:
             OtherLearnerError: As `predict`.
             ValueError: As `predict`.
         """
+        customers = _names(customers)
         records = self.store.get(customers)
         pairs = zip(customers, records, strict=True)
         weights = np.stack([self._vector(name, record) for name, record in pairs])
@@ -198,6 +217,14 @@ class Personalizer:
                 "must be those kept before checksums counted what layers are set to.)"
             )
         return np.frombuffer(record, _FORMATS[record[length : length + 1]], offset=length + 1)
+
+
+def _names(customers: Any) -> list[str]:
+    if isinstance(customers, (str, bytes, Set, Mapping)):
+        raise ValueError(
+            f"customers must be a list of names in the order of their examples, got {customers!r}."
+        )
+    return list(customers)
 
 
 def _with_axis(nest: Any) -> Any:

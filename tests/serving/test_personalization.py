@@ -10,6 +10,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import zoo
 
 from keras_maml import MAML, networks
@@ -108,6 +109,25 @@ def test_weights_of_another_learner_are_refused(learner, opened, episodes):
         Personalizer(other, store).predict("ada", x_query[0])
 
 
+def test_what_is_opened_stays_as_it_is_while_the_learner_changes(learner, opened, episodes):
+    x, y, x_query = episodes
+    personalizer = Personalizer(opened)
+    before, weights = learner.adapt(x[0], y[0])(x_query[0]).numpy(), learner.model.get_weights()
+    personalizer.adapt("ada", x[0], y[0])
+    try:
+        for variable in learner.model.trainable_variables:
+            variable.assign_add(tf.ones_like(variable))  # as optimizers do
+        after = learner.adapt(x[0], y[0])(x_query[0]).numpy()
+        assert np.abs(after - before).max() > 1e-2
+        assert ServedLearner(learner).checksum() != opened.checksum
+        personalizer.adapt("bob", x[0], y[0])
+        for name in ("ada", "bob"):
+            answer = personalizer.predict(name, x_query[0])
+            np.testing.assert_allclose(answer, before, rtol=0, atol=1e-5)
+    finally:
+        learner.model.set_weights(weights)
+
+
 def test_half_precision_halves_what_is_kept(opened, episodes):
     x, y, x_query = episodes
     whole, half = Personalizer(opened), Personalizer(opened, half_precision=True)
@@ -118,6 +138,43 @@ def test_half_precision_halves_what_is_kept(opened, episodes):
     expected = whole.predict("ada", x_query[0])
     difference = np.abs(half.predict("ada", x_query[0]) - expected).max()
     assert 0 < difference < 1e-2
+
+
+def test_numbers_that_half_precision_does_not_hold_are_told_from_diverged_ones(opened, episodes):
+    x, y, _ = episodes
+    with pytest.raises(ValueError, match=r"'ada' gave numbers up to .* which float16 does not"):
+        Personalizer(opened, half_precision=True).adapt("ada", x[0], y[0] + 1e7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": -1}, "steps must be an integer of at least 0, got -1"),
+        ({"steps": 2.5}, "steps must be an integer of at least 0, got 2.5"),
+        ({"steps": "3"}, "steps must be an integer of at least 0, got '3'"),
+        ({"batch_normalization": "foo"}, "batch_normalization must be one of .* got 'foo'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_and_those_of_what_is_open_stay(
+    learner, opened, settings, message
+):
+    with pytest.raises(ValueError, match=message):
+        Personalizer(learner, **settings)
+    with pytest.raises(ValueError, match="pass them to open_learner"):
+        Personalizer(opened, **settings)
+
+
+def test_customers_are_a_list_in_which_each_comes_once(opened, episodes):
+    x, y, x_query = episodes
+    personalizer = Personalizer(opened)
+    with pytest.raises(ValueError, match=r"each once, got \['a'\] more than once"):
+        personalizer.adapt_many(["a", "b", "a"], x[:3], y[:3])
+    for customers in ("bc", {"b", "c"}, {"b": 1, "c": 2}):
+        with pytest.raises(ValueError, match="customers must be a list of names"):
+            personalizer.adapt_many(customers, x[:2], y[:2])
+        with pytest.raises(ValueError, match="customers must be a list of names"):
+            personalizer.predict_many(customers, x_query[:2])
+    assert personalizer.customers() == []
 
 
 def test_a_customer_of_an_omniglot_head_takes_less_than_two_kilobytes(tmp_path):
