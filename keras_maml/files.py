@@ -16,8 +16,13 @@ import pathlib
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = "temporary."
 """How the name of a file begins that is being written, or was when its process was killed."""
@@ -156,6 +161,52 @@ def exchange(first: str | os.PathLike, second: str | os.PathLike) -> bool:
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     names = (AT_WORKING_FOLDER, os.fsencode(first)), (AT_WORKING_FOLDER, os.fsencode(second))
     return rename is not None and rename(*names[0], *names[1], EXCHANGE) == 0
+
+
+def lock(folder: str | os.PathLike) -> Callable[[], None]:
+    """Keeps a folder from other runs.
+
+    The system forgets the lock when the process ends, however it does, and nothing is left in the
+    folder. Systems (Windows) and disks (NFS) that lock no folders keep nobody out.
+
+    Args:
+        folder: A folder that is there.
+
+    Returns:
+        A function that gives the folder free.
+
+    Raises:
+        BlockingIOError: Another run is using the folder, in this process or another.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> unlock = lock(folder)
+        >>> lock(folder)
+        Traceback (most recent call last):
+        ...
+        BlockingIOError: ... is in use by another run. Wait until it has ended, or choose another...
+        >>> unlock()
+        >>> lock(folder)()
+    """
+    if fcntl is None:
+        return lambda: None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BlockingIOError(
+            f"{folder} is in use by another run. Wait until it has ended, or choose another folder."
+        ) from None
+    except OSError:  # no locks here
+        pass
+
+    def unlock() -> None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # of processes forked meanwhile, too
+        os.close(descriptor)
+
+    return unlock
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:

@@ -19,7 +19,6 @@ and random state. A folder belongs to one process at a time.
 """
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -41,7 +40,7 @@ import keras_maml
 from experiments.shared.checkpoint import Checkpoint
 from experiments.shared.command_line import as_typed
 from experiments.shared.training_clock import TrainingClock
-from keras_maml.files import TEMPORARY, remove_leftovers, write_json
+from keras_maml.files import TEMPORARY, lock, remove_leftovers, write_json
 from keras_maml.validation import check_count
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
@@ -82,7 +81,7 @@ class Run:
         self.settings = as_json(settings)
         self._defaults = defaults_of(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
-        unlock = weakref.finalize(self, os.close, lock(self.folder))
+        unlock = weakref.finalize(self, lock(self.folder))
         try:
             is_new = self._move_in(data)
         except BaseException:
@@ -299,32 +298,6 @@ def results_of(
 def as_json(settings: Any) -> dict[str, Any]:
     """Returns the settings of a dataclass as they are after writing and reading them as JSON."""
     return json.loads(json.dumps(dataclasses.asdict(settings)))
-
-
-def lock(folder: pathlib.Path) -> int:
-    """Keeps a folder from other runs.
-
-    The system forgets the lock when the process ends, however it does, and nothing is left in the
-    folder. File systems that lock no folders (NFS) keep nobody out.
-
-    Returns:
-        A file descriptor; closing it gives the folder free.
-
-    Raises:
-        BlockingIOError: Another run is using the folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise BlockingIOError(
-            f"{folder} is in use by another run. Wait until that has ended, or choose another "
-            "--output."
-        ) from None
-    except OSError:  # no locks here
-        pass
-    return descriptor
 
 
 def made_with() -> dict[str, Any]:
