@@ -240,7 +240,7 @@ def parts(functions: dict[str, DistributionFunction]) -> DistributionFunction:
 
 
 def check_actions(distribution: Any, action_spec: Any) -> None:
-    """Raises ValueError unless a distribution makes actions of a spec.
+    """Raises ValueError unless a distribution makes actions of a spec, and can be learned.
 
     Args:
         distribution: One with a batch axis of length 1, or a nest of such.
@@ -276,6 +276,42 @@ def check_actions(distribution: Any, action_spec: Any) -> None:
                 f"The environment has {taken.tolist()} choices of an action, but model and "
                 f"distribution {made.tolist()}. Give the model a logit for each choice."
             )
+    for one, action in zip(_flat(distribution), tf.nest.flatten(drawn), strict=True):
+        _check_learnable(one, action)
+
+
+def _check_learnable(distribution: tfp.distributions.Distribution, action: tf.Tensor) -> None:
+    """Raises ValueError unless a distribution has what agents need, one number for each action."""
+    kind = type(distribution).__name__
+    needed = {
+        "log_prob": lambda: distribution.log_prob(action),
+        "kl_divergence": lambda: distribution.kl_divergence(distribution),
+        "entropy": distribution.entropy,
+    }
+    for name, compute in needed.items():
+        shape = tuple(_computed(kind, name, compute).shape)
+        if shape != (1,):
+            raise ValueError(
+                f"An action of shape {tuple(action.shape[1:])} is to have one {name}, but that of "
+                f"a batch of one has the shape {shape} with {kind}, which takes entries for "
+                "actions of their own. Make one distribution of them: "
+                "tfp.distributions.Independent(distribution, reinterpreted_batch_ndims="
+                f"{max(1, len(action.shape) - 1)})."
+            )
+    if distribution.dtype.is_floating:
+        _computed(kind, "stddev", distribution.stddev)
+
+
+def _computed(kind: str, name: str, compute: Callable[[], tf.Tensor]) -> tf.Tensor:
+    try:
+        return compute()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Agents need log_prob, kl_divergence and entropy of a distribution, and stddev of "
+            f"real actions, but {kind} has no {name}: {error} Pass another distribution, such as "
+            "diagonal_gaussian or squashed_gaussian, or a subclass that has it "
+            "(tfp.distributions.RegisterKL for kl_divergence)."
+        ) from error
 
 
 def _check_bounds(distribution: tfp.distributions.Distribution, spec: Any) -> None:
@@ -286,7 +322,9 @@ def _check_bounds(distribution: tfp.distributions.Distribution, spec: Any) -> No
         if np.any(np.asarray(spec.minimum) != 0):
             raise ValueError(
                 f"The environment counts its actions from {np.asarray(spec.minimum).tolist()}, a "
-                "policy from 0. from_gymnasium and from_tf_agents add what is between."
+                "policy from 0. from_tf_agents adds what is between, and from_gymnasium where the "
+                "space is a Discrete or MultiDiscrete with start=: instead of a Box of integers "
+                "give it one of these."
             )
     elif isinstance(distribution, SquashedGaussian):
         for name, bound in (("minimum", distribution.low), ("maximum", distribution.high)):

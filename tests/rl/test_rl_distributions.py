@@ -251,7 +251,7 @@ INTEGERS = BoundedTensorSpec([], tf.int64, 0, 2)
         (
             categorical(tf.zeros([1, 3])),
             BoundedTensorSpec([], tf.int64, 1, 3),
-            "counts its actions from 1, a policy from 0. .*from_tf_agents add",
+            "from 1, a policy from 0. from_tf_agents adds .*Discrete with start=",
         ),
         (
             squashed_gaussian()({"mean": tf.zeros([1, 2]), "log_std": tf.zeros([1, 2])}),
@@ -263,6 +263,57 @@ INTEGERS = BoundedTensorSpec([], tf.int64, 0, 2)
 def test_actions_that_the_environment_does_not_take_are_refused(distribution, spec, message):
     with pytest.raises(ValueError, match=message):
         distributions.check_actions(distribution, spec)
+
+
+ONE, TWO = (BoundedTensorSpec([size], tf.float32, -1, 1) for size in (1, 2))
+tfd = tfp.distributions
+
+
+@pytest.mark.parametrize(
+    ("distribution", "spec", "message"),
+    [
+        (
+            tfd.Normal(tf.zeros([1, 1]), 1.0),
+            ONE,
+            r"\(1,\) is to have one log_prob.*\(1, 1\) with N",
+        ),
+        (tfd.Categorical(logits=tf.zeros([1, 2, 3]), dtype=tf.int64), None, "Independent"),
+        (
+            tfd.Independent(tfd.TruncatedNormal(tf.zeros([1, 2]), 1.0, -1.0, 1.0), 1),
+            TWO,
+            "but Independent has no kl_divergence",
+        ),
+        (
+            tfd.MixtureSameFamily(
+                tfd.Categorical(logits=tf.zeros([1, 2])),
+                tfd.MultivariateNormalDiag(tf.zeros([1, 2, 2])),
+            ),
+            TWO,
+            "MixtureSameFamily has no kl_divergence",
+        ),
+        (
+            tfd.TransformedDistribution(
+                tfd.MultivariateNormalDiag(tf.zeros([1, 2])), tfp.bijectors.Tanh()
+            ),
+            TWO,
+            "Distribution has no entropy.*squashed_gaussian",
+        ),
+    ],
+)
+def test_distributions_that_agents_cannot_learn_are_refused(distribution, spec, message):
+    with pytest.raises(ValueError, match=message):
+        spec = BoundedTensorSpec([2], tf.int64, 0, 2) if spec is None else spec
+        distributions.check_actions(distribution, spec)
+
+
+def test_own_distributions_that_have_what_agents_need_are_none_of_them():
+    normal = tfd.Independent(tfd.Normal(tf.zeros([1, 1]), 1.0), 1)
+    distributions.check_actions(normal, ONE)
+    distributions.check_actions(
+        tfd.Normal(tf.zeros([1]), 1.0), BoundedTensorSpec([], tf.float32, -1, 1)
+    )
+    beta = tfd.Independent(tfd.Beta(tf.fill([1, 2], 2.0), 3.0), 1)
+    distributions.check_actions(beta, BoundedTensorSpec([2], tf.float32, 0, 1))
 
 
 def test_actions_that_the_environment_takes_are_none_of_them():
