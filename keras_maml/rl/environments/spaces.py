@@ -21,7 +21,7 @@ def spec_of(space: spaces.Space, name: str) -> Any:
         dtype (uint8 for pictures); discrete ones begin with 0, whatever the space begins with.
 
     Raises:
-        ValueError: The space is of another kind.
+        ValueError: The space is of another kind, or a Box of truth values.
 
     Example:
         >>> spec_of(spaces.Discrete(3, start=5), "action").maximum
@@ -33,7 +33,7 @@ def spec_of(space: spaces.Space, name: str) -> Any:
         return {key: spec_of(part, f"{name}_{key}") for key, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(spec_of(part, f"{name}_{index}") for index, part in enumerate(space.spaces))
-    if isinstance(space, spaces.Box):
+    if isinstance(space, spaces.Box) and space.dtype != bool:
         dtype = _dtype(space)
         return array_spec.BoundedArraySpec(
             space.shape, dtype, space.low.astype(dtype), space.high.astype(dtype), name
@@ -45,8 +45,9 @@ def spec_of(space: spaces.Space, name: str) -> Any:
     if isinstance(space, spaces.MultiBinary):
         return array_spec.BoundedArraySpec(space.shape, space.dtype, 0, 1, name)
     raise ValueError(
-        f"The space of {name} must be {BRANCHES}, got {space}. Change it with a wrapper, such as "
-        "gymnasium.wrappers.FlattenObservation or TransformAction."
+        f"The space of {name} must be {BRANCHES}, with truth values as MultiBinary, got {space}. "
+        "Change it with a wrapper, such as gymnasium.wrappers.FlattenObservation, "
+        "TransformObservation or TransformAction."
     )
 
 
@@ -63,6 +64,7 @@ def to_space(space: spaces.Space, actions: Any) -> Any:
 
     Raises:
         FloatingPointError: An action is not finite.
+        ValueError: There is no such choice.
 
     Example:
         >>> to_space(spaces.Box(-2.0, 2.0, (1,)), np.array([[0.5], [7.0]])).tolist()
@@ -80,6 +82,7 @@ def to_space(space: spaces.Space, actions: Any) -> Any:
     if isinstance(space, spaces.Box):
         check_finite("action", array)
         return np.clip(array, space.low, space.high).astype(space.dtype)
+    check_choices(array, spec_of(space, "action").maximum)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         array = array + space.start
     return array.astype(space.dtype)
@@ -109,6 +112,18 @@ def from_space(space: spaces.Space, observations: Any) -> Any:
     array = array.astype(_dtype(space))
     check_finite("observation", array)
     return array
+
+
+def check_choices(actions: np.ndarray, most: np.ndarray) -> None:
+    """Raises ValueError unless integers ``[environments, ...]`` are in 0 .. ``most``."""
+    wrong = (actions < 0) | (actions > most)
+    if wrong.any():
+        index = int(np.argwhere(wrong)[0][0])
+        raise ValueError(
+            f"Actions must be integers from 0 to {np.asarray(most).tolist()}, but environment "
+            f"{index} got {actions[index].tolist()}. Give the policy a distribution with as many "
+            "choices as the environment."
+        )
 
 
 def check_finite(name: str, values: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from keras_maml.rl.environments.family_environment import (
     as_family,
     check_clocks,
 )
-from keras_maml.rl.environments.spaces import check_finite
+from keras_maml.rl.environments.spaces import check_choices, check_finite
 from keras_maml.rl.environments.tasks import TaskFamily
 from keras_maml.validation import check_count
 
@@ -173,11 +173,11 @@ class TFAgentsTasks(FamilyEnvironment):
             self._seeded(self._next_seed)
         self._next_seed = None
         self._clocks[:] = 0
-        return self._environment.reset()
+        return _seen(self._environment.reset())
 
     def _step(self, action: Any) -> ts.TimeStep:
         taken = tf.nest.map_structure(_taken, self._taken_spec, action)
-        time_step = self._environment.step(taken)
+        time_step = _seen(self._environment.step(taken))
         self._clocks = np.where(time_step.is_first(), 0, self._clocks + 1)
         check_clocks(self._clocks, self.horizon, time_step.is_last())
         return time_step
@@ -214,8 +214,19 @@ def _taken(spec: array_spec.ArraySpec, action: Any) -> np.ndarray:
         if _is_real(spec):
             action = np.clip(action, spec.minimum, spec.maximum)
         else:
+            check_choices(action, _from_zero(spec).maximum)
             action = action + spec.minimum
     return action.astype(spec.dtype)
+
+
+def _seen(time_step: ts.TimeStep) -> ts.TimeStep:
+    """A time step of an environment, as agents take it: numbers are float32."""
+    for observation in tf.nest.flatten(time_step.observation):
+        check_finite("observation", np.asarray(observation))
+    return time_step._replace(
+        reward=np.asarray(time_step.reward, np.float32),
+        discount=np.asarray(time_step.discount, np.float32),
+    )
 
 
 def _is_real(spec: array_spec.ArraySpec) -> bool:

@@ -258,8 +258,9 @@ def test_environments_of_tf_agents():
 class Endless(py_environment.PyEnvironment):
     """Has actions of every kind, and no end."""
 
-    def __init__(self):
+    def __init__(self, observation=1.0, reward=1.0):
         super().__init__()
+        self.observation, self.reward = np.full(1, observation, np.float32), reward
         self.taken = []
 
     def action_spec(self):
@@ -279,7 +280,7 @@ class Endless(py_environment.PyEnvironment):
 
     def _step(self, action):
         self.taken.append(action)
-        return ts.transition(np.ones(1, np.float32), reward=1.0)
+        return ts.transition(self.observation, reward=self.reward)
 
 
 def test_actions_and_horizons_of_tf_agents():
@@ -308,6 +309,31 @@ def test_actions_and_horizons_of_tf_agents():
     environment.step(action)
     with pytest.raises(ValueError, match="goes on after 2 steps, the horizon.*TimeLimit"):
         environment.step(action)
+
+
+def test_what_environments_of_tf_agents_say_is_checked():
+    given = {"tasks": TASKS, "set_task": set_goal, "horizon": 2, "count": 2}
+    action = {"real": np.zeros((2, 1)), "choice": np.zeros((2, 2), np.int64)}
+    for reward in (3, np.int64(3), np.float64(3)):
+        environment = from_tf_agents(lambda reward=reward: Endless(reward=reward), **given)
+        environment.reset()
+        step = environment.step(action)
+        assert step.reward.dtype == step.discount.dtype == np.float32
+        assert step.reward.tolist() == [3, 3]
+    with pytest.raises(ValueError, match=r"0 to \[2, 1\], but environment 1 got \[0, 2\]"):
+        environment.step(action | {"choice": np.array([[2, 1], [0, 2]])})
+    environment = from_tf_agents(lambda: Endless(observation=np.nan), **given)
+    environment.reset()
+    with pytest.raises(FloatingPointError, match="observation of environment 0 is not finite"):
+        environment.step(action)
+
+
+def test_choices_that_gymnasium_does_not_have_are_refused():
+    space = spaces.MultiDiscrete([3, 2], start=[1, 1])
+    environment = from_gymnasium(lambda: Counter(action=space), **GIVEN)
+    environment.reset()
+    with pytest.raises(ValueError, match=r"0 to \[2, 1\], but environment 1 got \[-1, 0\]"):
+        environment.step(np.array([[2, 1], [-1, 0]]))
 
 
 def test_actions_of_any_dtype_are_drawn_and_learned_from():
@@ -382,6 +408,12 @@ SAME_STEP = gymnasium.vector.AutoresetMode.SAME_STEP
             {},
             ValueError,
             "space of action must be Box, Discrete.*got Text.*wrapper",
+        ),
+        (
+            lambda: Counter(observation=spaces.Box(0, 1, (3,), bool)),
+            {},
+            ValueError,
+            r"space of observation must be .*truth values as MultiBinary, got Box\(.*bool\)",
         ),
         (
             gymnasium.vector.SyncVectorEnv([Counter] * 2, autoreset_mode=SAME_STEP),
