@@ -399,6 +399,37 @@ def agents(workers: keras_maml.Workers) -> dict[str, Any]:
     return results
 
 
+def agents_in_a_folder(workers: keras_maml.Workers, folder: pathlib.Path) -> dict[str, Any]:
+    """Goes on from a folder with an agent as new, and with one that has trained elsewhere."""
+    from keras_maml import rl
+
+    results = {}
+    for name, iterations, elsewhere in (("begun", 1, 0), ("new", 2, 0), ("trained", 3, 1)):
+        environment = rl.environments.TaskPyEnvironment(
+            rl.environments.TaskVectorEnv("Navigation2D-v0", 12 // workers.count, horizon=4)
+        )
+        agent = rl.MetaPolicyGradientAgent(
+            *rl.tensor_specs(environment),
+            rl.gaussian_policy(2, 2, (8,), seed=7 + workers.index),
+            tasks=4 // workers.count,
+            outer=keras.optimizers.Adam(0.01),
+            jit_compile=False,
+            workers=workers,
+        )
+        sampler = rl.Sampler(environment, agent.collect_policy)
+        given = {"verbose": False}
+        if elsewhere:
+            rl.train(agent, sampler, iterations=elsewhere, seed=5, **given)
+        rl.train(agent, sampler, iterations=iterations, folder=folder / "run", **given)
+        results[name] = [np.asarray(variable) for variable in agent.saved_variables]
+    for seed in (workers.index, 1):
+        try:
+            rl.train(agent, sampler, iterations=4, seed=seed, folder=folder / "run", **given)
+        except (ValueError, RuntimeError) as error:
+            print(f"{type(error).__name__}: {error}")
+    return results
+
+
 def precise_agents(workers: keras_maml.Workers) -> dict[str, Any]:
     """Takes a step of the default trust region in float64, on what another agent draws.
 
@@ -527,6 +558,8 @@ def main() -> None:
             results[case] = stopping(workers, rest)
         elif name == "agents":
             results[case] = agents(workers)
+        elif name == "agents in a folder":
+            results[case] = agents_in_a_folder(workers, folder)
         elif name == "precise agents":
             results[case] = precise_agents(workers)
         elif name == "resumed":

@@ -32,7 +32,11 @@ from keras_maml.rl.meta_objective import MetaObjective, credits_of
 from keras_maml.rl.policy import DistributionFunction, TaskPolicy, diagonal_gaussian
 from keras_maml.rl.policy_gradient import INNER_LOSSES, PolicyObjective
 from keras_maml.rl.proximal import Proximal, descend
+from keras_maml.rl.run_settings import described, layers_of
 from keras_maml.rl.trust_region import TrustRegion
+
+FIXED = {"model", "tasks", "inner_steps", "outer", "first_order", "exploration", "workers"}
+"""Attributes that programs are made with, which would not notice a change."""
 
 NETWORKS = (
     "TF-Agents' networks are layers of Keras 2, whose weights cannot be arguments. Build the same "
@@ -117,6 +121,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             term that E-MAML adds to the meta-gradient (Stadie et al. 2018). With it the expectation
             of the meta-gradient is that of adapting to sampled rollouts; its variance is large.
 
+    Its settings are attributes that do not change; another agent on the same model has others.
+
     Attributes:
         skipped_steps: An int64 variable: calls of `train` that changed nothing, because the line
             search found no better policy or its result was not finite.
@@ -184,18 +190,21 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 "give it a keras.Input."
             )
         check_baseline(baseline, time_step_spec.observation)
-        _check_model(model, distribution, time_step_spec.observation, action_spec)
+        made = _check_model(model, distribution, time_step_spec.observation, action_spec)
         self.model = model
         self.tasks = tasks
         self.inner_steps = inner_steps
         self.workers = workers if workers is not None and workers.count > 1 else None
         self._agreed = self.workers is None
-        self.outer = TrustRegion() if outer is None else outer
-        if not isinstance(self.outer, TrustRegion | Proximal | keras.optimizers.Optimizer):
+        outer = TrustRegion() if outer is None else outer
+        if not isinstance(outer, TrustRegion | Proximal | keras.optimizers.Optimizer):
             raise ValueError(
                 "outer must be a TrustRegion, a Proximal or a Keras optimizer such as "
                 f"keras.optimizers.Adam(1e-3), got {outer!r}."
             )
+        if isinstance(outer, keras.optimizers.Optimizer):
+            outer = type(outer).from_config(outer.get_config())
+        self.outer = outer
         self.first_order = first_order
         self.exploration = exploration
         if update_rule is not None and inner_learning_rate is not None:
@@ -212,6 +221,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             route=placement().turns if jit_compile else "plain",
             adapted_layers=adapted_layers,
         )
+        self._kinds = tf.nest.map_structure(lambda part: type(part).__name__, made)
         variables = self._objective.variables()
         self._estimate = {
             "tasks": tasks,
@@ -224,7 +234,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         if isinstance(self.outer, Proximal):
             self._optimizer = self.outer.make_optimizer()
         elif isinstance(self.outer, keras.optimizers.Optimizer):
-            self._optimizer = type(self.outer).from_config(self.outer.get_config())
+            self._optimizer = self.outer
         if self._optimizer is not None:
             self._optimizer.build(variables.trained)
         self._average_gradient = []
@@ -265,6 +275,14 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         self._adaptation_steps = 0
         self._slots: Any = None  # of the update rule, ``[tasks, ...]``, between inner steps
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and name in self.__dict__:
+            raise AttributeError(
+                f"{name} of an agent does not change: its programs are made with what it was. Make "
+                f"another agent on the same model, MetaPolicyGradientAgent(..., {name}=...)."
+            )
+        super().__setattr__(name, value)
+
     def check_tasks(self, tasks: Sequence, multiple: bool = False) -> None:
         """Raises ValueError unless there are as many tasks as the agent has.
 
@@ -285,10 +303,15 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
     def reset_adaptation(self) -> None:
         """Gives the collect policy the initial weights for every task."""
         if not self._agreed:
-            self.workers.hand_out(self.saved_variables)
-            self._agreed = True
+            self.hand_out()
         self.collect_policy.assign_model()
         self._adaptation_steps, self._slots = 0, None
+
+    def hand_out(self) -> None:
+        """Gives all workers the variables of worker 0; all of them have to call it."""
+        if self.workers is not None:
+            self.workers.hand_out(self.saved_variables)
+            self._agreed = True
 
     def adapt(self, experience: Trajectory, update_rule: UpdateRule | None = None) -> None:
         """Adapts the collect policy by one inner step.
@@ -368,6 +391,29 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         counters = [self.train_step_counter, self.skipped_steps]
         return [*self.learned_variables, *training, *counters]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the agent was made with, tasks and specs apart, as it is written as JSON."""
+        objective = self._objective
+        adapted = {id(variable) for variable in objective.variables().initial}
+        return described(
+            {
+                "model": layers_of(self.model),
+                "distribution": self._kinds,
+                "inner_steps": self.inner_steps,
+                "inner_loss": objective.inner_loss,
+                "update_rule": objective.update_rule,
+                "adapted_variables": [id(v) in adapted for v in self.model.trainable_variables],
+                "outer": self.outer,
+                "first_order": self.first_order,
+                "exploration": self.exploration,
+                "discount": self._estimate["discount"],
+                "gae_lambda": self._estimate["gae_lambda"],
+                "inner_gae_lambda": self._inner_estimate["gae_lambda"],
+                "baseline": self._estimate["baseline"],
+            }
+        )
+
     def save(self, path: str | os.PathLike) -> None:
         """Saves `saved_variables`, whole or not at all, to go on from bit for bit.
 
@@ -380,24 +426,42 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
     def restore(self, path: str | os.PathLike) -> None:
         """Loads what `save` has saved; the collect policy gets the initial weights.
 
+        The learning rate of the outer step is a setting and stays the agent's own. With workers,
+        all of them have to call it, and all get what the first one reads.
+
         Args:
-            path: Of the file.
+            path: Of the file; of several workers the first one's counts.
 
         Raises:
             ValueError: It is of an agent with other variables. Nothing changes.
+            WorkersError: Worker 0 could not read it. Nothing changes.
         """
-        variables = self.saved_variables
+        if self.workers is None:
+            self._load(self._read(path))
+        else:
+            with self.workers.sharing_errors(counted_on=False):
+                values = self._read(path) if self.workers.index == 0 else []
+                self.workers.all_ready()
+                self._load(values)
+                self.hand_out()
+        self.initialize()
+
+    def _read(self, path: str | os.PathLike) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             values = [file[f"arr_{i}"] for i in range(sum(n.startswith("arr_") for n in file))]
-        found, own = ([tuple(v.shape) for v in vs] for vs in (values, variables))
+        found, own = ([tuple(v.shape) for v in vs] for vs in (values, self.saved_variables))
         if found != own:
             raise ValueError(
                 f"{path} is of an agent with variables of the shapes {found}, but this one has "
                 f"{own}. Make the agent with the same model, outer step and update rule."
             )
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        self.initialize()
+        return values
+
+    def _load(self, values: Sequence[np.ndarray]) -> None:
+        rate = None if self._optimizer is None else self._optimizer.learning_rate
+        for variable, value in zip(self.saved_variables, values, strict=False):
+            if variable is not rate:
+                variable.assign(value)
 
     def _initialize(self) -> None:
         self.reset_adaptation()
@@ -570,8 +634,12 @@ def _kind_of(model: Any) -> str:
 
 def _check_model(
     model: keras.Model, distribution: DistributionFunction, observation_spec: Any, action_spec: Any
-) -> None:
-    """Raises ValueError unless the model makes actions of an environment from its observations."""
+) -> Any:
+    """Raises ValueError unless the model makes actions of an environment from its observations.
+
+    Returns:
+        The distribution of an action, or a nest of them.
+    """
     zeros = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), observation_spec)
     try:
         with recurrent_inputs(model) as lengths:
@@ -600,3 +668,4 @@ def _check_model(
             "steps (gymnasium.wrappers.FrameStackObservation) and give the layer all of them."
         )
     distributions.check_actions(made, action_spec)
+    return made

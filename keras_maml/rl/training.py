@@ -1,5 +1,7 @@
 """Meta-iterations in a row, with a progress bar, TensorBoard, and a folder to go on from."""
 
+import contextlib
+import json
 import os
 import pathlib
 import time
@@ -12,7 +14,8 @@ from tf_agents.agents.tf_agent import LossInfo
 
 from keras_maml import validation
 from keras_maml.execution.workers import Workers
-from keras_maml.files import read_csv, write_csv
+from keras_maml.files import lock, read_csv, write_csv, write_json
+from keras_maml.rl import run_settings
 from keras_maml.rl.meta_policy_gradient import MetaPolicyGradientAgent
 from keras_maml.rl.sampling import Sampler, meta_iteration
 
@@ -55,8 +58,9 @@ def train(
         tasks: How many tasks to draw for an iteration, for all workers of the agent; by default as
             many as they have.
         seed: An integer from 0.
-        folder: Where ``history.csv``, ``agent.npz`` and TensorBoard's events go; of several workers
-            the first one's. None: nowhere.
+        folder: Where ``settings.json``, ``history.csv``, ``agent.npz`` and TensorBoard's events go;
+            of several workers the first one's. A run of other settings cannot move in, nor can two
+            processes at once. None: nowhere.
         save_every: Meta-iterations between two times that the folder is written.
         verbose: Whether to show a progress bar, with the returns before and after adaptation.
 
@@ -64,61 +68,88 @@ def train(
         A row for each meta-iteration, see `measures`.
 
     Raises:
-        ValueError: An argument is out of range, or the folder is of an agent of another kind.
+        ValueError: An argument is out of range, or the folder is of a run with other settings, or
+            workers have different ones.
+        BlockingIOError: Another run is using the folder.
+        WorkersError: Another worker has failed.
         FloatingPointError: See `meta_iteration`. What the folder holds can be gone on from.
     """
     for name, value in (("iterations", iterations), ("save_every", save_every)):
         validation.check_count(name, value, minimum=1)
-    history: list[dict[str, float]] = []
     worker, workers = agent.collect_policy.shard
+    path = None if folder is None else pathlib.Path(folder)
+    size = {
+        "seed": seed,
+        "tasks": tasks or agent.tasks * workers,
+        "environments": sampler.environment.batch_size * workers,
+        "steps": sampler.steps,
+    }
+    settings = agent.settings | run_settings.described(size)
+    history: list[dict[str, float]] = []
     writer = None
-    if folder is not None and worker == 0:
-        folder = pathlib.Path(folder)
-        if (folder / "agent.npz").exists():
-            agent.restore(folder / "agent.npz")
-            history = read_csv(folder / "history.csv")
-            history = [row for row in history if row["iterations"] <= int(agent.train_step_counter)]
+    with contextlib.ExitStack() as stack:
+        if agent.workers is not None:
+            stack.enter_context(agent.workers.sharing_errors(counted_on=False))
+        if path is not None and worker == 0:
+            _check_left(path, int(agent.train_step_counter), iterations)
+            path.mkdir(parents=True, exist_ok=True)
+            stack.callback(lock(path))
+            if (path / "agent.npz").exists():
+                if (path / "settings.json").exists():  # older runs have none
+                    run_settings.check_same(path / "settings.json", settings)
+                history = read_csv(path / "history.csv")
+            write_json(path / "settings.json", settings)
+            writer = tf.summary.create_file_writer(str(path / "tensorboard"))
+        goes_on = bool(history)
+        if agent.workers is not None:
+            agent.workers.all_ready()
+            facts = settings | {"folder": path is not None, "iterations": iterations}
+            agent.workers.check_equal(**{name: json.dumps(fact) for name, fact in facts.items()})
+            goes_on = bool(agent.workers.of_first(goes_on))
+        if goes_on:
+            agent.restore(path / "agent.npz")
+        else:
+            agent.hand_out()
         done = int(agent.train_step_counter)
-        if done >= iterations and not history:
-            raise ValueError(
-                f"The agent has had {done} meta-iterations, and the folder keeps none: iterations "
-                f"is their number in all, so pass more than {done}, got {iterations}."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    done = int(agent.train_step_counter)
-    if agent.workers is not None:
-        done = int(agent.workers.of_first(done))
-    if folder is None:
-        iterations += done
-    names = ["return_before", "return"]
-    bar = keras.utils.Progbar(
-        iterations,
-        verbose=int(verbose and worker == 0),
-        stateful_metrics=names,
-        unit_name="iteration",
-    )
-    saved, start = len(history), time.monotonic()
-    before = history[-1]["seconds"] if history else 0.0
-    for iteration in range(done, iterations):
-        count = tasks or agent.tasks * workers
-        chosen = sampler.environment.sample_tasks(count, (seed, iteration))
-        chosen = np.split(chosen, workers)[worker]
-        row = {"iterations": iteration + 1.0}
-        info, returns = meta_iteration(agent, sampler, chosen, seed, iteration)
-        row |= measures(info, returns, sampler, agent.workers)
-        row["seconds"] = before + time.monotonic() - start
-        history.append(row)
-        bar.update(iteration + 1, [(name, row[name]) for name in names])
-        last = iteration + 1 == iterations
-        if writer is not None and (last or (iteration + 1) % save_every == 0):
-            write_csv(folder / "history.csv", history)
-            agent.save(folder / "agent.npz")
-            # Only what a process that goes on will not do again, lest it is shown twice.
-            summarize(writer, history[saved:])
-            saved = len(history)
+        history = [row for row in history if row["iterations"] <= done]
+        if path is None:
+            iterations += done
+        names = ["return_before", "return"]
+        bar = keras.utils.Progbar(
+            iterations,
+            verbose=int(verbose and worker == 0),
+            stateful_metrics=names,
+            unit_name="iteration",
+        )
+        saved, start = len(history), time.monotonic()
+        before = history[-1]["seconds"] if history else 0.0
+        for iteration in range(done, iterations):
+            chosen = sampler.environment.sample_tasks(size["tasks"], (seed, iteration))
+            chosen = np.split(chosen, workers)[worker]
+            row = {"iterations": iteration + 1.0}
+            info, returns = meta_iteration(agent, sampler, chosen, seed, iteration)
+            row |= measures(info, returns, sampler, agent.workers)
+            row["seconds"] = before + time.monotonic() - start
+            history.append(row)
+            bar.update(iteration + 1, [(name, row[name]) for name in names])
+            last = iteration + 1 == iterations
+            if writer is not None and (last or (iteration + 1) % save_every == 0):
+                write_csv(path / "history.csv", history)
+                agent.save(path / "agent.npz")
+                # Only what a process that goes on will not do again, lest it is shown twice.
+                summarize(writer, history[saved:])
+                saved = len(history)
     agent.initialize()  # its policies take the weights
     return history
+
+
+def _check_left(folder: pathlib.Path, done: int, iterations: int) -> None:
+    """Raises ValueError if the agent, and not the folder, has had all meta-iterations."""
+    if done >= iterations and not (folder / "agent.npz").exists():
+        raise ValueError(
+            f"The agent has had {done} meta-iterations, and the folder keeps none: iterations is "
+            f"their number in all, so pass more than {done}, got {iterations}."
+        )
 
 
 def measures(

@@ -101,6 +101,17 @@ def test_the_divergence_is_that_between_adapted_policies(agent, sampler):
     assert info.accepted and 0 < expected <= MAX_KL
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("outer", TrustRegion(max_kl=1e-6)), ("first_order", True), ("inner_steps", 2), ("tasks", 1)],
+)
+def test_settings_do_not_change_under_programs_that_were_made_with_them(agent, name, value):
+    before = getattr(agent, name)
+    with pytest.raises(AttributeError, match=f"{name} of an agent does not change.*{name}=...."):
+        setattr(agent, name, value)
+    assert getattr(agent, name) is before
+
+
 def test_compiled_by_xla_it_does_the_same(agent, sampler):
     compiled = make_agent(
         sampler.environment, inner_learning_rate=RATE, outer=agent.outer, jit_compile=True

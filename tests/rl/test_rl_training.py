@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import subprocess
 import sys
 
@@ -11,18 +12,21 @@ import pytest
 import tensorflow as tf
 from rl_zoo import make_agent
 
+from keras_maml import files
+from keras_maml.algorithm.update_rules import GradientDescent
 from keras_maml.files import read_csv
-from keras_maml.rl import Sampler, environments, gaussian_policy, train
+from keras_maml.rl import Proximal, Sampler, environments, gaussian_policy, train
 
 
-def start(units=3):
+def start(units=3, rate=0.01, activation="relu", **settings):
     """An agent as new, and its sampler."""
     environment = environments.TaskPyEnvironment(
         environments.TaskVectorEnv("Navigation2D-v0", 4, horizon=3)
     )
-    model = gaussian_policy(2, 2, (units,), seed=0)
+    model = gaussian_policy(2, 2, (units,), seed=0, activation=activation)
     # It has a state to keep, and is traced faster than a trust region.
-    agent = make_agent(environment, model, outer=keras.optimizers.Adam(0.01))
+    settings = {"outer": keras.optimizers.Adam(rate)} | settings
+    agent = make_agent(environment, model, **settings)
     return agent, Sampler(environment, agent.collect_policy)
 
 
@@ -67,8 +71,66 @@ def test_a_folder_is_gone_on_from_bit_for_bit(whole, tmp_path):
     assert [row["iterations"] for row in read_csv(folder / "history.csv")] == [1, 2, 3, 4, 5]
     assert train(*start(), iterations=5, folder=tmp_path, verbose=False) == continued
     other, sampler = start(units=4)
-    with pytest.raises(ValueError, match="is of an agent with variables of the shapes"):
+    with pytest.raises(ValueError, match="units: 3 there, 4 asked for"):
         train(other, sampler, iterations=5, folder=tmp_path)
+    with pytest.raises(ValueError, match="is of an agent with variables of the shapes"):
+        other.restore(tmp_path / "agent.npz")
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_run_may_not_move_in(whole):
+    folder, *_ = whole
+    before = files_of(folder)
+    for changes, seed, message in (
+        ({}, 1, "(seed: 0 there, 1 asked for)"),
+        ({"rate": 0.5}, 0, r"\(outer.learning_rate: 0.00999.* there, 0.5 asked for\)"),
+        ({"outer": Proximal()}, 0, r"\(outer.kind: 'Adam' there, 'Proximal' asked for"),
+        ({"activation": "tanh"}, 0, r"activation: 'relu' there, 'tanh' asked for\)"),
+        ({"update_rule": GradientDescent(0.2)}, 0, "update_rule.learning_rate: 0.1 there, 0.2"),
+        ({"adapted_layers": "head"}, 0, r"adapted_variables: \[True, .* there, \[False"),
+        ({"first_order": True, "discount": 0.9}, 0, "first_order: False .*; discount: 0.99 "),
+        ({"baseline": abs}, 0, "baseline: 'linear' there, 'abs' asked for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(*start(**changes), iterations=6, seed=seed, folder=folder)
+    unlock = files.lock(folder)
+    with pytest.raises(BlockingIOError, match="is in use by another run"):
+        train(*start(), iterations=6, folder=folder)
+    unlock()
+    assert files_of(folder) == before
+
+
+def test_runs_without_settings_go_on_and_get_them(whole, tmp_path):
+    folder, weights, history, _ = whole
+    for name in ("agent.npz", "history.csv"):
+        shutil.copy(folder / name, tmp_path)
+    agent, sampler = start()
+    assert train(agent, sampler, iterations=5, folder=tmp_path, verbose=False) == history
+    for variable, value in zip(agent.saved_variables, weights, strict=True):
+        assert np.array_equal(variable, value)
+    assert (tmp_path / "settings.json").read_text() == (folder / "settings.json").read_text()
+
+
+def test_what_was_never_saved_binds_nobody(tmp_path):
+    """Neither a run that ended before its first checkpoint nor one that was refused."""
+    (tmp_path / "settings.json").write_text('{"seed": 3}')
+    agent, sampler = start(tasks=4)
+    with pytest.raises(ValueError, match="number of tasks must be 4"):
+        train(agent, sampler, iterations=1, tasks=3, folder=tmp_path)
+    assert '"seed": 0' in (tmp_path / "settings.json").read_text()
+
+
+def test_the_outer_learning_rate_is_the_agents_own(whole):
+    """And not that of the agent that was saved."""
+    folder, weights, *_ = whole
+    agent, _ = start(rate=0.5)
+    agent.restore(folder / "agent.npz")
+    assert float(agent.outer.learning_rate) == 0.5
+    for variable, value in zip(agent.saved_variables, weights, strict=True):
+        assert variable is agent.outer.learning_rate or np.array_equal(variable, value)
 
 
 def test_tensorboard_shows_returns_under_the_names_of_tf_agents(whole):
