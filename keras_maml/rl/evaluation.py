@@ -34,12 +34,13 @@ def evaluate(
 
     Raises:
         ValueError: The tasks are no multiple of the agent's, or the sampler draws with another
-            policy.
+            policy, or update rules of several kinds keep something from step to step.
         FloatingPointError: The adaptation of a task gave weights that are not finite.
 
     Source: Finn et al. 2017, section 5.3 and figure 5.
     """
     agent.check_tasks(tasks, multiple=True)
+    agent.check_update_rules(update_rules)
     count, returns = len(update_rules) + 1, []
     draws = range(len(tasks) // agent.tasks * count)
     for draw in progress(draws, len(draws), "Drawing rollouts", "steps"):

@@ -272,7 +272,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         one_program = jit_compile and self.workers is None
         self._compiled_train = tracing.function(self._meta_step, jit_compile=one_program)
         self._inner_steps: dict[tuple, Callable] = {}
-        self._adaptation_steps = 0
+        self._rules: list[UpdateRule] = []  # of the inner steps so far
         self._slots: Any = None  # of the update rule, ``[tasks, ...]``, between inner steps
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -305,7 +305,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         if not self._agreed:
             self.hand_out()
         self.collect_policy.assign_model()
-        self._adaptation_steps, self._slots = 0, None
+        self._rules, self._slots = [], None
 
     def hand_out(self) -> None:
         """Gives all workers the variables of worker 0; all of them have to call it."""
@@ -322,12 +322,14 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
 
         Raises:
             ValueError: The environments cannot be divided among the tasks, or a task has no
-                complete episode.
+                complete episode, or see `check_update_rules`.
             FloatingPointError: A reward is not finite, or the fast weights of a task would not
                 be. Nothing changes.
         """
         self.check_experience(experience)
         rule = update_rule or self._objective.update_rule
+        if self._rules:
+            self.check_update_rules([self._rules[-1], rule])
         fast, slots = self._inner_step(rule, experience)
         finite = np.all([np.isfinite(x.numpy().reshape(self.tasks, -1)).all(1) for x in fast], 0)
         if not finite.all():
@@ -337,7 +339,30 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 "inner_learning_rate, and look at the observations and rewards of that task."
             )
         self.collect_policy.assign(fast)
-        self._adaptation_steps, self._slots = self._adaptation_steps + 1, slots
+        self._slots = slots
+        self._rules.append(rule)
+
+    def check_update_rules(self, update_rules: Sequence[UpdateRule]) -> None:
+        """Checks update rules that are to take inner steps one after another.
+
+        Args:
+            update_rules: One for each step.
+
+        Raises:
+            ValueError: They are of several kinds, and one keeps something from step to step.
+        """
+
+        def keeps(rule: UpdateRule) -> bool:
+            parameters = dataclasses.replace(self._objective, update_rule=rule).parameters()
+            return bool(tf.nest.flatten(rule.first_slots(parameters)))
+
+        kinds = list(dict.fromkeys(map(type, update_rules)))
+        if len(kinds) > 1 and any(map(keeps, update_rules)):
+            raise ValueError(
+                "What an update rule keeps from step to step is for rules of its own kind, got "
+                f"{[kind.__name__ for kind in kinds]}. Take one kind in all inner steps; its "
+                "settings may differ."
+            )
 
     def adapted_policy(self, task: int) -> TaskPolicy:
         """Returns the policy of one task as the collect policy has adapted to it; it can be saved.
@@ -572,7 +597,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 lambda t: tf.repeat(t[None], self.tasks, axis=0), rule.first_slots(parameters)
             )
         fast = [tf.convert_to_tensor(v) for v in self.collect_policy.fast_weights]
-        step = tf.constant(self._adaptation_steps)
+        step = tf.constant(len(self._rules))
         arguments = parameters, fast, slots, experience, step
         key = (id(rule), *experience.reward.shape)
         if key not in self._inner_steps:

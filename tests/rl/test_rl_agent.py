@@ -11,6 +11,7 @@ from tf_agents.networks.actor_distribution_network import ActorDistributionNetwo
 from keras_maml.algorithm.update_rules import (
     GradientDescent,
     MetaSGD,
+    Momentum,
     PerLayerPerStep,
     UpdateRule,
 )
@@ -110,6 +111,21 @@ def test_settings_do_not_change_under_programs_that_were_made_with_them(agent, n
     with pytest.raises(AttributeError, match=f"{name} of an agent does not change.*{name}=...."):
         setattr(agent, name, value)
     assert getattr(agent, name) is before
+
+
+def test_rules_that_keep_something_take_no_steps_after_others(agent, sampler):
+    """Of one kind they may differ, and kinds may where none keeps anything."""
+    plain, momentum = GradientDescent(0.5), Momentum(0.5)
+    for rules in ([plain, momentum], [momentum, plain]):
+        with pytest.raises(ValueError, match=r"for rules of its own kind, got \['.*', '.*'\]"):
+            evaluate(agent, sampler, DIRECTIONS, rules, seed=0)
+    agent.check_update_rules([Momentum(0.5), Momentum(0.1)])
+    agent.check_update_rules([plain, MetaSGD(0.1)])
+    experience = draw(agent, sampler)
+    fast = values(agent.collect_policy.fast_weights)
+    with pytest.raises(ValueError, match=r"\['GradientDescent', 'Momentum'\]"):
+        agent.adapt(experience[0], momentum)
+    assert equal(fast, agent.collect_policy.fast_weights)
 
 
 def test_compiled_by_xla_it_does_the_same(agent, sampler):
