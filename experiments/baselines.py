@@ -137,7 +137,7 @@ def measure(
         meta_batch_size=1,
         seed=settings.seed,
     )
-    tasks_of = functools.partial(episodes_of, data.__getitem__, experiment.rotations, row)
+    tasks_of = functools.partial(episodes_of, data.__getitem__, experiment, row)
     validation = tasks_of("validation").take(settings.validation_tasks)
 
     def measure_neighbours(epoch: int, logs: dict[str, float]) -> None:

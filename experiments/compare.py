@@ -176,9 +176,7 @@ def run(settings: Settings, files: Files) -> dict[str, Any]:
     if results_of(folder, as_json(settings), defaults_of(settings)) is None:
         print(plan(settings, folder), flush=True)
         load = functools.cache(lambda split: experiment.load(files.data, split=split))
-        make_episodes = functools.partial(
-            episodes_of, load, experiment.rotations, of_images(settings)
-        )
+        make_episodes = functools.partial(episodes_of, load, experiment, of_images(settings))
         # What cannot be drawn fails before anything is written.
         make_episodes("train")
         validation = make_episodes("validation", tasks=settings.validation_tasks)
