@@ -68,6 +68,22 @@ def chosen():
             yield f"| {link}, {method} | {best} of {training['iterations']} | {value} | {skipped} |"
 
 
+def compared():
+    """The rows of docs/records.md that say the same of comparisons of algorithms, by seeds."""
+    for folder in sorted((ROOT / "experiments/results").glob("compare-*")):
+        results = json.loads((folder / "results.json").read_text())
+        settings = results["settings"]
+        link = f"[{folder.name}](../experiments/results/{folder.name})"
+        for name in results["arguments"]:
+            histories = [history_of(folder / f"{name}-{seed}") for seed in settings["seeds"]]
+            best = [max(rows, key=lambda row: float(row["val_accuracy"])) for rows in histories]
+            taken = " / ".join(f"{float(row['iterations']):,.0f}" for row in best)
+            ends = [f"{float(rows[-1]['iterations']):,.0f}" for rows in histories]
+            value = " / ".join(f"{100 * float(row['val_accuracy']):.2f}" for row in best)
+            tasks = f"{settings['validation_tasks']:,} tasks"
+            yield f"| {link}, {name} | {taken} of {' / '.join(ends)} | {value} % of {tasks} |"
+
+
 def over_hours():
     """The rows of the table of docs/results.md that says what was reached after how many hours."""
     for name in (
@@ -93,7 +109,9 @@ def history_of(folder):
 
 
 @pytest.mark.parametrize(
-    ("rows", "page"), [(chosen, "records"), (over_hours, "results")], ids=["chosen", "over_hours"]
+    ("rows", "page"),
+    [(chosen, "records"), (compared, "records"), (over_hours, "results")],
+    ids=["chosen", "compared", "over_hours"],
 )
 def test_docs_have_a_row_of_each_run(rows, page):
     rows = list(rows())
