@@ -67,7 +67,7 @@ def run(command: Sequence[str], workers: int) -> int:
     """
     addresses = free_addresses(workers)
     ended: queue.SimpleQueue = queue.SimpleQueue()  # the only one for handlers of signals
-    processes, printers = [], []
+    processes, threads = [], []
     handlers = {
         number: signal.signal(number, lambda number, _: ended.put((None, number)))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -86,11 +86,10 @@ def run(command: Sequence[str], workers: int) -> int:
             processes.append(process)
             _keep_to_cores(process.pid, index, workers)
             printer = threading.Thread(target=_print, args=(index, process.stdout), daemon=True)
-            printer.start()
-            printers.append(printer)
-            threading.Thread(
-                target=_watch, args=(index, process, printer, ended), daemon=True
-            ).start()
+            watch = (index, process, printer, ended)
+            threads += [printer, threading.Thread(target=_watch, args=watch, daemon=True)]
+            for thread in threads[-2:]:
+                thread.start()
         for _ in range(workers):
             index, code = ended.get()
             if index is None:
@@ -101,7 +100,7 @@ def run(command: Sequence[str], workers: int) -> int:
                 return 128 - code if code < 0 else code
         return 0
     finally:
-        stop(processes, printers)
+        stop(processes, threads)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -129,25 +128,22 @@ def tf_config(addresses: Sequence[str], index: int) -> str:
     return json.dumps({"cluster": {"worker": [*addresses]}, "task": task})
 
 
-def stop(processes: Sequence[subprocess.Popen], printers: Sequence[threading.Thread]) -> None:
+def stop(processes: Sequence[subprocess.Popen], threads: Sequence[threading.Thread]) -> None:
     """Ends processes with all that they have started: asks them first.
 
     Args:
         processes: Each leads a group, which it may have left behind.
-        printers: Each reads what a group prints, and ends with the last of it that can print.
+        threads: They end with a process, or with the last of its group that can print.
     """
     overdue = time.monotonic() + PATIENCE
     _signal_groups(processes, signal.SIGTERM)
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0, overdue - time.monotonic()))
-    for printer in printers:
-        printer.join(max(0, overdue - time.monotonic()))
+    for thread in threads:
+        thread.join(max(0, overdue - time.monotonic()))
     _signal_groups(processes, signal.SIGKILL)
     for process in processes:
         process.wait()
-    for printer in printers:
-        printer.join(MOMENT)
+    for thread in threads:
+        thread.join(MOMENT)
 
 
 def _signal_groups(processes: Sequence[subprocess.Popen], number: signal.Signals) -> None:
@@ -168,9 +164,20 @@ def _watch(
     index: int, process: subprocess.Popen, printer: threading.Thread, ended: queue.SimpleQueue
 ) -> None:
     """Says when a worker has ended, whether or not its output has."""
-    code = process.wait()
+    code = _code(process)
     printer.join(MOMENT)
     ended.put((index, code))
+
+
+def _code(process: subprocess.Popen) -> int:
+    """Waits for a process and returns its exit code, negative for a signal.
+
+    The system keeps its number, by which `stop` finds its group, until that has ended it.
+    """
+    if not hasattr(os, "waitid"):
+        return process.wait()
+    end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 
 def _keep_to_cores(process: int, index: int, workers: int) -> None:
