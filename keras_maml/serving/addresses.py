@@ -1,6 +1,7 @@
 """Addresses that a server listens at."""
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -27,6 +28,8 @@ def is_loopback(host: str) -> bool:
 def bind(host: str, port: int) -> list[socket.socket]:
     """Returns sockets of all addresses that a host has; they are bound and do not listen yet.
 
+    Those that the system does not have, such as IPv6 where it is off, are left out.
+
     Args:
         host: A name or an address.
         port: The port; 0 for one that is free.
@@ -37,15 +40,19 @@ def bind(host: str, port: int) -> list[socket.socket]:
     with contextlib.ExitStack() as unless_all:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            sockets = []
-            for family, kind, protocol, _, where in dict.fromkeys(found):
-                bound = unless_all.enter_context(socket.socket(family, kind, protocol))
-                if os.name != "nt":  # where it would let two servers have one port
-                    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:  # a host that has IPv4, too, has a socket for it
-                    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                bound.bind(where)
-                sockets.append(bound)
+            sockets: list[socket.socket] = []
+            missing = []
+            for family, _, _, _, (name, _, *rest) in dict.fromkeys(found):
+                # Of a port that is chosen, all have the first one's.
+                at = sockets[0].getsockname()[1] if sockets else port
+                try:
+                    sockets.append(unless_all.enter_context(_bound(family, (name, at, *rest))))
+                except OSError as error:
+                    if error.errno not in _NOT_HERE:
+                        raise
+                    missing.append(error)
+            if not sockets:
+                raise missing[0]
         except OSError as error:
             raise OSError(
                 f"A server cannot listen at {address(host, port)} ({error}): choose another port, "
@@ -53,3 +60,18 @@ def bind(host: str, port: int) -> list[socket.socket]:
             ) from error
         unless_all.pop_all()
     return sockets
+
+
+_NOT_HERE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def _bound(family: int, where: tuple) -> socket.socket:
+    with contextlib.ExitStack() as unless_bound:
+        bound = unless_bound.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        if os.name != "nt":  # where it would let two servers have one port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # a host that has IPv4, too, has a socket for it
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(where)
+        unless_bound.pop_all()
+    return bound

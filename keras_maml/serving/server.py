@@ -165,6 +165,7 @@ def serve(
     import uvicorn
 
     check(host, port, grpc_port, token, settings.get("name", NAME))
+    beside = None
     if grpc_port is not None:
         from keras_maml.serving import prediction_service
 
@@ -181,9 +182,18 @@ def serve(
     app = create_app(personalizer, token=token, timeout=timeout, **settings)
     grace = math.ceil(2 * timeout) + _SENDING_SECONDS
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
-    sockets = bind(host, port)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if beside is not None:  # it takes no more requests, either
+                beside.stop(grace=grace)
+            super().handle_exit(sig, frame)
+
+    server, sockets = Server(config), bind(host, port)
     with contextlib.suppress(KeyboardInterrupt), _sigterm_as_sigint():
-        uvicorn.Server(config).run(sockets)
+        server.run(sockets)
+        if not server.started:
+            raise OSError("The server could not start; what is printed above says why.")
 
 
 def check(host: str, port: int, grpc_port: int | None, token: str | None, name: str) -> None:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from keras_maml import cli
-from keras_maml.serving import personalization, server
+from keras_maml.serving import addresses, personalization, server
 from keras_maml.serving.stores import SQLiteStore
 
 
@@ -267,6 +267,33 @@ def test_a_server_that_stops_waits_as_long_as_requests_may_take(personalizer, mo
     assert signal.getsignal(signal.SIGTERM) is before
     # To arrive, and to be computed.
     assert waits[0] >= 2 * server.TIMEOUT and waits[1] >= 600
+
+
+def test_a_server_that_could_not_start_says_so(personalizer, monkeypatch):
+    uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serving")
+
+    def run(self, sockets):
+        for opened in sockets:
+            opened.close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    with pytest.raises(OSError, match="could not start"):
+        server.serve(personalizer, port=0)
+
+
+def test_addresses_that_the_system_lacks_are_left_out(monkeypatch):
+    def found(host, port, type):
+        names = {"both": ["192.0.2.1", "127.0.0.1", "127.0.0.2"], "none": ["192.0.2.1"]}[host]
+        return [(socket.AF_INET, type, 6, "", (name, port)) for name in names]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    sockets = addresses.bind("both", 0)
+    names, ports = zip(*(bound.getsockname() for bound in sockets), strict=True)
+    for bound in sockets:
+        bound.close()
+    assert names == ("127.0.0.1", "127.0.0.2") and len(set(ports)) == 1
+    with pytest.raises(OSError, match="cannot listen at none:0 .*choose another port"):
+        addresses.bind("none", 0)
 
 
 def test_a_computation_that_hangs_blocks_nobody_for_ever(personalizer):
