@@ -21,6 +21,7 @@ from keras_maml.episodes.omniglot_source import (
     assemble,
     find_archives,
 )
+from keras_maml.episodes.plain_arrays import is_missing
 from keras_maml.progress import progress
 
 PART = 256
@@ -170,7 +171,7 @@ class TfdsClassesBuilder(ImageClassesBuilder, skip_registration=True):
         if isinstance(label, bytes):
             return label.decode()
         named = isinstance(feature, tfds.features.ClassLabel)
-        if label != label or (named and not 0 <= label < feature.num_classes):
+        if is_missing(label) or (named and not 0 <= label < feature.num_classes):
             raise ValueError(
                 f"{self._source.name} holds an example without label ({label}). Pool other splits "
                 f"than {self._splits}."

@@ -14,12 +14,17 @@ class Lent:
     """Stands in for a callable attribute: another form for one thread, itself for the others."""
 
     def __init__(self, own: Callable, form: Callable) -> None:
-        self._own, self._form, self._thread = own, form, threading.get_ident()
+        self._own, self._form = own, form
+        self._thread: int | None = threading.get_ident()
 
     @property
     def is_mine(self) -> bool:
         """Whether it is lent to the thread that asks."""
         return self._thread == threading.get_ident()
+
+    def give_back(self) -> None:
+        """Is itself for all from now on; who has kept it, as an import in a call does, may."""
+        self._thread = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls what the thread that asks has."""
@@ -39,10 +44,12 @@ def lend(owner: Any, name: str, form: Callable) -> Iterator[None]:
     own = getattr(owner, name)
     while isinstance(own, Lent):  # what other threads get is never a lent form
         own = own._own
-    put(name, Lent(own, form))
+    lent = Lent(own, form)
+    put(name, lent)
     try:
         yield
     finally:
+        lent.give_back()
         if had:
             put(name, before)
         else:

@@ -47,7 +47,7 @@ def with_floats_of(known: Any, spec: Any) -> Any:
         return spec
     merged = [
         tf.TensorSpec(new.shape, old.dtype)
-        if new.dtype.is_integer and old.dtype.is_floating
+        if new.dtype.is_integer and old.dtype.is_floating and len(new.shape) == len(old.shape)
         else new
         for old, new in zip(before, now, strict=True)
     ]

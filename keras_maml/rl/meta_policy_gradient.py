@@ -451,8 +451,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
     def restore(self, path: str | os.PathLike) -> None:
         """Loads what `save` has saved; the collect policy gets the initial weights.
 
-        The learning rate of the outer step is a setting and stays the agent's own. With workers,
-        all of them have to call it, and all get what the first one reads.
+        The learning rate of the outer step is a setting and stays the agent's own, for who goes on
+        with another one in another folder: `train` asks for that of the folder. With workers, all
+        of them have to call it, and all get what the first one reads.
 
         Args:
             path: Of the file; of several workers the first one's counts.

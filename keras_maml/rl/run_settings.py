@@ -54,6 +54,7 @@ def layers_of(model: keras.Model) -> dict[str, Any]:
     for number, layer in enumerate(layers):
         arguments = {} if isinstance(layer, keras.Model) else described(_config(layer))
         plain = {name: value for name, value in arguments.items() if _is_plain(value)}
+        plain["policy"] = layer.dtype_policy.name
         said[str(number)] = {"kind": type(layer).__name__} | plain
     return said
 

@@ -213,8 +213,7 @@ class Personalizer:
         length = len(self._version)
         if record[:length] != self._version:
             raise OtherLearnerError(
-                f"The weights of {customer!r} were adapted from another learner: adapt again. (So "
-                "must be those kept before checksums counted what layers are set to.)"
+                f"The weights of {customer!r} were adapted from another learner: adapt again."
             )
         return np.frombuffer(record, _FORMATS[record[length : length + 1]], offset=length + 1)
 

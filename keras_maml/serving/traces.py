@@ -247,6 +247,7 @@ def build_loss(learner: MAML) -> Any:
     )
     theta, state = learner.parameters(), as_tensors(state_variables(learner.model))
     objective = learner.objective()
-    predictions = objective.forward(theta, Carry(theta.initial, state=state), x).predictions
-    objective.loss(y, predictions, None)
+    carry = Carry(theta.initial, state=state)
+    predictions = objective.forward(theta, carry, x).predictions
+    objective.losses(theta, carry, y, predictions, None)
     return predictions

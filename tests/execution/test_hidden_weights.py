@@ -8,7 +8,7 @@ import zoo
 from keras import layers
 
 from keras_maml import MAML
-from keras_maml.execution.lending import Lent
+from keras_maml.execution.lending import Lent, lend
 
 
 class Scaled(layers.Layer):
@@ -161,3 +161,15 @@ def test_a_loss_may_call_the_model_again_and_take_moments():
         model(np.ones([1, 3]))
         results.append(meta_gradients(lambda model=model: model, noisy(model, moments)))
     assert_equal(*results)
+
+
+def test_what_was_lent_and_kept_is_itself_again():
+    class Owner:
+        def name(self):
+            return "own"
+
+    owner = Owner()
+    with lend(owner, "name", lambda: "lent"):
+        kept = owner.name
+        assert kept() == "lent"
+    assert kept() == owner.name() == "own"

@@ -38,6 +38,15 @@ def test_bytes_tokens_and_classes_stay_what_they_are():
     assert dtypes(tokens) == ["int64", "float32"]
 
 
+def test_classes_after_one_hot_targets_are_classes():
+    learner = make_learner(keras.Input((1,)), keras.layers.Dense(2, "softmax"))
+    learner.adapt(WHOLE, np.eye(2))
+    assert dtypes(learner) == ["float32", "float32"]
+    learner.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
+    learner.adapt(WHOLE, WHOLE[:, 0] - 1)
+    assert dtypes(learner) == ["float32", "int64"]
+
+
 def test_a_model_that_does_not_say_takes_floats_once_it_has_seen_some():
     class Subclass(keras.Model):
         def __init__(self):

@@ -85,7 +85,7 @@ def test_another_run_may_not_move_in(whole):
     folder, *_ = whole
     before = files_of(folder)
     for changes, seed, message in (
-        ({}, 1, "(seed: 0 there, 1 asked for)"),
+        ({}, 1, r"\(seed: 0 there, 1 asked for\)"),
         ({"rate": 0.5}, 0, r"\(outer.learning_rate: 0.00999.* there, 0.5 asked for\)"),
         ({"outer": Proximal()}, 0, r"\(outer.kind: 'Adam' there, 'Proximal' asked for"),
         ({"activation": "tanh"}, 0, r"activation: 'relu' there, 'tanh' asked for\)"),
