@@ -142,17 +142,20 @@ def _check_same_features(name: str, support: Any, query: Any) -> None:
             )
 
 
-def check_averages(optimizer: keras.optimizers.Optimizer, trained: Sequence) -> None:
+def check_averages(optimizer: keras.optimizers.Optimizer, learner: keras.Model) -> None:
     """Raises ValueError where an optimizer averages other variables than it trains.
 
     Keras pairs its averages with the variables by their places.
 
     Args:
         optimizer: A built optimizer.
-        trained: The variables.
+        learner: Whose variables are trained; they are not asked for without averages.
     """
     averaged = averaged_by(optimizer)
-    if averaged is not None and [*map(id, averaged)] != [*map(id, trained)]:
+    if averaged is None:
+        return
+    trained = learner.trainable_variables
+    if [*map(id, averaged)] != [*map(id, trained)]:
         raise ValueError(
             f"The optimizer keeps moving averages of {counted(len(averaged), 'variable')} "
             f"(use_ema=True), and others are trained now, {len(trained)}: layers were frozen, or "

@@ -121,6 +121,14 @@ def test_a_gradient_that_would_miss_a_weight_is_refused(way):
         meta_gradients(lambda: Model(way))
 
 
+def with_loss(make):
+    """The same of a plain model and the loss that is made for it."""
+    keras.utils.set_random_seed(0)
+    model = Model()
+    model(np.ones([1, 3]))
+    return meta_gradients(lambda: model, make(model))
+
+
 def penalty(model, how):
     """A penalty of all weights, which a loss reads, and the same as regularisers."""
     if how == "loss":
@@ -134,13 +142,10 @@ def penalty(model, how):
 
 
 def test_a_loss_sees_the_weights_that_made_the_predictions():
-    results = []
-    for how in ("loss", "regularizer"):
-        keras.utils.set_random_seed(0)
-        model = Model()
-        model(np.ones([1, 3]))
-        results.append(meta_gradients(lambda model=model: model, penalty(model, how)))
-    assert_equal(*results)
+    ours, theirs = (
+        with_loss(lambda model, how=how: penalty(model, how)) for how in ("loss", "regularizer")
+    )
+    assert_equal(ours, theirs)
 
 
 def test_a_loss_may_call_the_model_again_and_take_moments():
@@ -154,13 +159,11 @@ def test_a_loss_may_call_the_model_again_and_take_moments():
     def own(x):
         return tf.reduce_mean((x - tf.reduce_mean(x)) ** 2)
 
-    results = []
-    for moments in (lambda x: tf.nn.moments(x, [0, 1])[1], own):
-        keras.utils.set_random_seed(0)
-        model = Model()
-        model(np.ones([1, 3]))
-        results.append(meta_gradients(lambda model=model: model, noisy(model, moments)))
-    assert_equal(*results)
+    def tensorflows(x):
+        return tf.nn.moments(x, [0, 1])[1]
+
+    ours, theirs = (with_loss(lambda model, m=m: noisy(model, m)) for m in (tensorflows, own))
+    assert_equal(ours, theirs)
 
 
 def test_what_was_lent_and_kept_is_itself_again():
