@@ -21,7 +21,7 @@ class UnknownCustomerError(LookupError):
 
 
 class OtherLearnerError(ValueError):
-    """A customer's weights were adapted from another learner, or before checksums changed."""
+    """A customer's weights are of another learner, of before checksums changed, or damaged."""
 
 
 class Personalizer:
@@ -153,7 +153,7 @@ class Personalizer:
 
         Raises:
             UnknownCustomerError: The customer has no weights.
-            OtherLearnerError: They were adapted from another learner.
+            OtherLearnerError: They were adapted from another learner, or are damaged.
             ValueError: The inputs do not fit the model.
         """
         answers = self.predict_many([customer], _with_axis(x))
@@ -215,7 +215,13 @@ class Personalizer:
             raise OtherLearnerError(
                 f"The weights of {customer!r} were adapted from another learner: adapt again."
             )
-        return np.frombuffer(record, _FORMATS[record[length : length + 1]], offset=length + 1)
+        dtype, numbers = _FORMATS.get(record[length : length + 1]), record[length + 1 :]
+        if dtype is None or len(numbers) != self.opened.size * dtype.itemsize:
+            raise OtherLearnerError(
+                f"The record of {customer!r} is damaged: it has {len(numbers)} bytes after its "
+                f"head, for {self.opened.size} numbers. Adapt again."
+            )
+        return np.frombuffer(numbers, dtype)
 
 
 def _names(customers: Any) -> list[str]:

@@ -109,6 +109,18 @@ def test_weights_of_another_learner_are_refused(learner, opened, episodes):
         Personalizer(other, store).predict("ada", x_query[0])
 
 
+@pytest.mark.parametrize("end", [-1, -4, 16, 17])
+def test_damaged_records_ask_to_adapt_again(opened, episodes, end):
+    x, y, x_query = episodes
+    store = MemoryStore()
+    personalizer = Personalizer(opened, store)
+    personalizer.adapt("ada", x[0], y[0])
+    [record] = store.get(["ada"])
+    store.put({"ada": record[:end]})
+    with pytest.raises(OtherLearnerError, match="The record of 'ada' is damaged.*Adapt again"):
+        personalizer.predict("ada", x_query[0])
+
+
 def test_what_is_opened_stays_as_it_is_while_the_learner_changes(learner, opened, episodes):
     x, y, x_query = episodes
     personalizer = Personalizer(opened)
