@@ -19,7 +19,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml import validation
-from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.execution import tracing
 from keras_maml.execution.forms import Route
 from keras_maml.execution.lending import lend, lending
@@ -171,12 +170,9 @@ class DeviceFunctions:
         self._steps = learner.evaluation_steps if steps is None else steps
         validation.check_count("steps", self._steps)
         self._every_step = every_step
-        if batch_normalization is not None:
-            how = "batch_normalization", batch_normalization, BATCH_NORMALIZATIONS
-            validation.check_choice(*how)
+        self._served = served = ServedLearner(learner, batch_normalization)
         check_ready(learner, caller)
         build_loss(learner)
-        self._served = served = ServedLearner(learner, batch_normalization)
         if batch_normalization is None:
             warn_of_single_queries(served, stacklevel=5)
         self._spec = x, y = plain(learner.support_spec)
