@@ -14,11 +14,14 @@ from keras_maml.learners.maml import MAML
 from keras_maml.private_keras import flatten_layers
 
 
-def FirstOrderMAML(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802 - an algorithm's name
+def FirstOrderMAML(  # noqa: N802 - an algorithm's name
+    model: keras.Model, inner_learning_rate: Any = None, **kwargs: Any
+) -> MAML:
     """MAML whose meta-gradient takes the inner gradients for constants.
 
     Args:
         model: Any `keras.Model`.
+        inner_learning_rate: As of `keras_maml.MAML`.
         **kwargs: Of `keras_maml.MAML`.
 
     Source: Finn, Abbeel, Levine, ICML 2017, section 5.2.
@@ -28,16 +31,23 @@ def FirstOrderMAML(model: keras.Model, **kwargs: Any) -> MAML:  # noqa: N802 - a
         >>> FirstOrderMAML(model, inner_learning_rate=0.1).first_order
         True
     """
-    return MAML(model, meta_gradient="first_order", **kwargs)
+    return MAML(model, inner_learning_rate, meta_gradient="first_order", **kwargs)
 
 
-def ANIL(model: keras.Model, *, adapted_layers: Any = "head", **kwargs: Any) -> MAML:  # noqa: N802
+def ANIL(  # noqa: N802
+    model: keras.Model,
+    inner_learning_rate: Any = None,
+    *,
+    adapted_layers: Any = "head",
+    **kwargs: Any,
+) -> MAML:
     """Almost no inner loop: only the last layer with weights is adapted.
 
         w <- w - alpha grad_w L_support(theta, w),    w the head; the body theta is meta-trained.
 
     Args:
         model: Any `keras.Model`.
+        inner_learning_rate: As of `keras_maml.MAML`.
         adapted_layers: The head, where that is more or less than the last layer with weights.
         **kwargs: Of `keras_maml.MAML`. The authors' settings: one step with rate 0.1.
 
@@ -48,14 +58,21 @@ def ANIL(model: keras.Model, *, adapted_layers: Any = "head", **kwargs: Any) -> 
         >>> len(ANIL(keras.Sequential(stack)).partition().initial)
         2
     """
-    return MAML(model, adapted_layers=adapted_layers, **kwargs)
+    return MAML(model, inner_learning_rate, adapted_layers=adapted_layers, **kwargs)
 
 
-def BOIL(model: keras.Model, *, adapted_layers: Any = "body", **kwargs: Any) -> MAML:  # noqa: N802
+def BOIL(  # noqa: N802
+    model: keras.Model,
+    inner_learning_rate: Any = None,
+    *,
+    adapted_layers: Any = "body",
+    **kwargs: Any,
+) -> MAML:
     """Body only in the inner loop: all but the last layer with weights are adapted.
 
     Args:
         model: Any `keras.Model`.
+        inner_learning_rate: As of `keras_maml.MAML`.
         adapted_layers: The body, where that is not all but the last layer with weights.
         **kwargs: Of `keras_maml.MAML`. The authors' settings: one step with rate 0.5.
 
@@ -66,7 +83,7 @@ def BOIL(model: keras.Model, *, adapted_layers: Any = "body", **kwargs: Any) -> 
         >>> [tuple(weight.shape) for weight in BOIL(keras.Sequential(stack)).partition().initial]
         [(1, 2), (2,)]
     """
-    return MAML(model, adapted_layers=adapted_layers, **kwargs)
+    return MAML(model, inner_learning_rate, adapted_layers=adapted_layers, **kwargs)
 
 
 def MetaSGD(model: keras.Model, inner_learning_rate: float = 0.1, **kwargs: Any) -> MAML:  # noqa: N802

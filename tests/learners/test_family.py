@@ -224,6 +224,24 @@ def test_moving_averages_are_of_what_is_meta_trained(kind):
         learner.fit(data, verbose=0)
 
 
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        keras_maml.FirstOrderMAML,
+        keras_maml.ANIL,
+        keras_maml.BOIL,
+        keras_maml.MetaSGD,
+        keras_maml.MetaCurvature,
+        keras_maml.MAMLPlusPlus,
+        keras_maml.Reptile,
+        keras_maml.ImplicitMAML,
+    ],
+)
+def test_the_second_argument_is_the_inner_rate(algorithm):
+    rule = algorithm(dense_model(), 0.3).update_rule.get_config()
+    assert 0.3 in rule.values()
+
+
 def test_cavia_without_context_parameters_says_so():
     with pytest.raises(ValueError, match="the model has none"):
         keras_maml.CAVIA(dense_model())
