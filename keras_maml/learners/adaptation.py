@@ -4,6 +4,7 @@ A copy of the wrapped model takes the fast weights, when it is needed: all copie
 program, and for that no copy is.
 """
 
+import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from keras_maml.execution.functional import (
 )
 from keras_maml.learners.adapted import TransductiveModel, warn_of_one_alone
 from keras_maml.learners.deferred import deferred
+from keras_maml.learners.specs import check_bytes
 from keras_maml.private_keras import flatten_layers
 
 # From tensors of all variables of a model and its inputs to its predictions.
@@ -61,16 +63,18 @@ def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: s
     )
     inductive = inductive or not batch_normalizations(model)
     compile_model = learner.compiler()
+    seen = keras.tree.map_structure(tf.TensorSpec.from_tensor, support[0])
+    predicting = functools.partial(shared_predict, program, whole=not inductive, seen=seen)
 
     def make() -> keras.Model:
         copy = copy_with_values(model, support[0], values)
         made = copy if inductive else TransductiveModel(copy)
         compile_model(made)
-        predict = shared_predict(program, lambda: as_tensors(list(copy.variables)), not inductive)
+        predict = predicting(lambda: as_tensors(list(copy.variables)))
         vars(made)["predict"] = types.MethodType(predict, made)
         return made
 
-    ready = {"predict": shared_predict(program, lambda: values, not inductive)}
+    ready = {"predict": predicting(lambda: values)}
     return deferred(type(model) if inductive else TransductiveModel, make, ready)
 
 
@@ -121,7 +125,9 @@ def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
     return tracing.function(predict, reduce_retracing=True)
 
 
-def shared_predict(program: Program, values: Callable[[], Tensors], whole: bool) -> Callable:
+def shared_predict(
+    program: Program, values: Callable[[], Tensors], *, whole: bool, seen: Any
+) -> Callable:
     """Returns a method `predict` for arrays with a program that others have compiled before.
 
     Keras would trace every new model anew.
@@ -130,6 +136,7 @@ def shared_predict(program: Program, values: Callable[[], Tensors], whole: bool)
         program: See `prediction_program`.
         values: Returns what it takes.
         whole: Whether all examples are one batch.
+        seen: Specifications of the inputs that the model was adapted to.
     """
     warned = not whole
 
@@ -148,6 +155,7 @@ def shared_predict(program: Program, values: Callable[[], Tensors], whole: bool)
             own = type(self).predict
             return own(self, x, batch_size=batch_size, verbose=verbose, **kwargs)
         of_model, x = values(), as_tensors(x)
+        check_bytes(seen, x)
         count = len(keras.tree.flatten(x)[0])
         size = count if whole else batch_size or 256
         if count == 1 and not warned:

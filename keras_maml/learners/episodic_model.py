@@ -513,6 +513,9 @@ class EpisodicModel(CompiledModel):
             if ranks != self._ranks:  # which a program for several would lose sight of
                 self._ranks = ranks
                 self.forget_programs()
+        if self.support_spec is not None:
+            for half in spec:
+                specs.check_bytes(self.support_spec[0], half[0])
         without_targets = caller.startswith("predict") or caller == "build_on"
         if self._compile_loss is not None and not without_targets:
             checks.check_query_targets(caller, spec)

@@ -40,6 +40,26 @@ def support_spec(support: Any, model: keras.Model) -> tuple[Any, Any]:
     )
 
 
+def check_bytes(known: Any, x: Any) -> None:
+    """Raises ValueError where inputs are bytes, and those that a learner has seen were floats.
+
+    The functions of `keras_maml.episodes` divide bytes by 255, and nothing else does: to cast them
+    here would make them 255 times as large as what the learner knows.
+
+    Args:
+        known: Specifications or tensors of the inputs that it has seen.
+        x: Those of other inputs.
+    """
+    before, now = keras.tree.flatten(known), keras.tree.flatten(x)
+    for old, new in zip(before, now, strict=False):  # another structure is found elsewhere
+        if tf.as_dtype(old.dtype).is_floating and tf.as_dtype(new.dtype) == tf.uint8:
+            raise ValueError(
+                f"The inputs are uint8, and those that the learner has seen were {old.dtype.name}. "
+                "Pass x / 255 if they came from keras_maml.episodes, which divides bytes by 255; "
+                "or else x.astype('float32')."
+            )
+
+
 def with_floats_of(known: Any, spec: Any) -> Any:
     """Returns a specification, with floats for whole numbers where floats were known before."""
     before, now = keras.tree.flatten(known), keras.tree.flatten(spec)

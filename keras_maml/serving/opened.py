@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.learners.maml import MAML
+from keras_maml.learners.specs import check_bytes
 from keras_maml.serving.export import FACTS, check_ready, warn_of_single_queries
 from keras_maml.serving.fast_weights import ServedLearner
 from keras_maml.serving.traces import Tracer
@@ -114,6 +115,8 @@ def _tensor(name: str, value: Any, spec: tf.TensorSpec) -> tf.Tensor:
         with np.errstate(over="ignore"):  # found by isfinite
             fits = array.dtype.kind in "iuf" and np.isfinite(array.astype(dtype)).all()
         expected = "finite numbers"
+        if name.startswith("x"):
+            check_bytes(spec, array)
     elif spec.dtype == tf.string:
         texts = array.ravel().tolist() if array.dtype.kind in "USO" else [None]
         fits, expected = all(isinstance(text, (str, bytes)) for text in texts), "text"

@@ -2,8 +2,10 @@
 
 import keras
 import numpy as np
+import pytest
 
 from keras_maml import MAML
+from keras_maml.serving.personalization import Personalizer
 
 WHOLE = np.array([[1], [2]])
 
@@ -22,9 +24,30 @@ def test_whole_numbers_are_floats_where_inputs_and_outputs_are():
     learner = make_learner(keras.Input((1,)), keras.layers.Dense(1))
     learner.adapt(WHOLE, 2 * WHOLE)
     assert dtypes(learner) == ["float32", "float32"]
-    learner.adapt(WHOLE.astype("uint8"), WHOLE[:, 0])
+    learner.adapt(WHOLE.astype("int16"), WHOLE[:, 0].astype("uint8"))
     assert dtypes(learner) == ["float32", "float32"]  # as it was known to be
     assert [leaf.shape.as_list() for leaf in learner.support_spec] == [[None, 1], [None]]
+
+
+def test_bytes_are_refused_where_floats_were_learned_from():
+    learner = make_learner(keras.Input((1,)), keras.layers.Dense(1))
+    images = np.array([[100], [200]], "uint8")
+    adapted = learner.adapt(images / 255, WHOLE)
+    refused = pytest.raises(ValueError, match="inputs are uint8, .* were float32. Pass x / 255")
+    with refused:
+        learner.adapt(images, WHOLE)
+    with refused:
+        learner.predict(((images[None], WHOLE[None]), (images[None],)), verbose=0)
+    with refused:
+        adapted.predict(images, verbose=0)
+    personalizer = Personalizer(learner)
+    with refused:
+        personalizer.adapt("ada", images, WHOLE)
+    personalizer.adapt("ada", images / 255, WHOLE)
+    with refused:
+        personalizer.predict("ada", images)
+    adapted = learner.adapt(images.astype("float32"), WHOLE)  # if that is what is meant
+    assert adapted.predict(images / 255, verbose=0).shape == (2, 1)
 
 
 def test_bytes_tokens_and_classes_stay_what_they_are():
