@@ -32,7 +32,6 @@ SMALLER = [
     # Reinforcement learning
     (r"\b40 \* 20\b", "2 * 3"),
     (r"tasks=40\)", "tasks=2)"),
-    (r"sample_tasks\(40", "sample_tasks(2"),
     (r"steps=200", "steps=5"),
     (r"iterations=\d+", "iterations=1"),
 ]
