@@ -40,9 +40,10 @@ import keras_maml
 from experiments.shared.checkpoint import Checkpoint
 from experiments.shared.command_line import as_typed
 from experiments.shared.training_clock import TrainingClock
-from keras_maml.files import TEMPORARY, lock, remove_leftovers, write_json
+from keras_maml.files import TEMPORARY, lock, read_csv, remove_leftovers, write_json
 from keras_maml.validation import check_count
 
+LENGTHS = {"iterations", "baseline_iterations"}
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
 
 
@@ -59,9 +60,10 @@ class Run:
 
     Raises:
         FileExistsError: The folder holds something else than a run of these settings (a run of
-            fewer ``iterations``, ``methods``, ``algorithms`` or ``seeds`` is continued, unless its
-            last ``cooldown_iterations`` have begun, and one with other settings named ``test_...``
-            or ``target_...`` is tested again).
+            fewer ``methods``, ``algorithms`` or ``seeds`` is continued, and one with other settings
+            named ``test_...`` or ``target_...`` is tested again; one of other ``iterations`` goes
+            on or ends earlier, unless more are done, or its last ``cooldown_iterations`` or the
+            way to ``final_max_kl`` have begun).
         BlockingIOError: Another run is using the folder.
         ValueError: The data are not those that the run began with.
     """
@@ -115,26 +117,42 @@ class Run:
                 f"{self.folder} holds a run with other settings ({'; '.join(changed)}). Choose "
                 "another --output, or give the settings it was started with to continue it."
             )
-        self._check_cooldown(found)
+        self._check_length(found)
         if data is not None:
             self._keep_to_data(data)
         write_json(path, self.settings)
         remove_leftovers(self.folder)
         return is_new
 
-    def _check_cooldown(self, found: dict[str, Any]) -> None:
-        """Refuses to lengthen a run whose learning rate has begun to fall towards its end."""
-        cooldown = self.settings.get("cooldown_iterations", 0)
-        if not cooldown or found["iterations"] == self.settings["iterations"]:
-            return
-        begins = found["iterations"] - cooldown
-        done = Checkpoint(self.folder).steps_done(self.settings["epoch_iterations"])
-        if done > begins:
+    def _check_length(self, found: dict[str, Any]) -> None:
+        """Refuses another length than began, where what is done would have been different."""
+        for name in LENGTHS & set(self.settings):
+            there, asked = found[name], self.settings[name]
+            if there == asked:
+                continue
+            done, since = self._iterations_done(), None
+            if self.settings.get("cooldown_iterations"):
+                since = min(there, asked) - self.settings["cooldown_iterations"]
+            elif self.settings.get("final_max_kl") is not None:
+                since = 0
+            reason = ""
+            if since is not None and done > since:
+                what = "max_kl" if "final_max_kl" in self.settings else "learning rate"
+                reason = f" of {there} iterations whose {what} has fallen since iteration {since}"
+            elif done <= asked or there < asked:
+                continue
             raise FileExistsError(
-                f"{self.folder} holds a run of {found['iterations']} iterations whose learning "
-                f"rate has fallen since iteration {begins}, and {done} are done: it cannot become "
-                f"one of {self.settings['iterations']}. Choose another --output."
+                f"{self.folder} holds a run{reason}, and {done} are done: it cannot become one of "
+                f"{asked}. Choose another --output."
             )
+
+    def _iterations_done(self) -> int:
+        """Returns how many iterations that part of the run has which has most."""
+        histories = [*self.folder.rglob("history.csv")]
+        parts = {self.folder, *(path.parent for path in histories)}
+        ends = [rows[-1]["iterations"] for rows in map(read_csv, histories) if rows]
+        each = self.settings["epoch_iterations"]
+        return int(max([*ends, *(Checkpoint(part).steps_done(each) for part in parts)]))
 
     def _keep_to_data(self, checksums: dict[str, str]) -> None:
         """Notes what the data are when a run begins, and refuses others later."""
@@ -337,8 +355,8 @@ def defaults_of(settings: Any) -> dict[str, Any]:
 
 def _continues(name: str, there: Any, asked: Any) -> bool:
     """Whether a run with one value of a setting can go on with another."""
-    if name in ("iterations", "baseline_iterations"):
-        return there <= asked
+    if name in LENGTHS:
+        return True  # see Run._check_length
     if name in ("methods", "algorithms", "seeds"):
         return {*there} <= {*asked}
     return there == asked or name.startswith(("test_", "target_"))

@@ -1,5 +1,6 @@
 """Runs: they resume bit for bit, and never write over another run."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -18,6 +19,7 @@ from experiments import demo, sinusoid
 from experiments.shared import command_line, interruption, runs
 from experiments.shared.interruption import INTERRUPTION
 from keras_maml import callbacks, episodes, query_losses
+from keras_maml.files import write_csv
 
 pytestmark = pytest.mark.usefixtures("without_xla")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -121,6 +123,34 @@ def test_a_run_is_made_longer_only_before_its_rate_falls(tmp_path, done, refused
         assert runs.Run(tmp_path, longer).settings["iterations"] == 60
 
 
+@dataclasses.dataclass(frozen=True)
+class Agents:
+    iterations: int = 600
+    epoch_iterations: int = 5
+    final_max_kl: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("asked", "refused"),
+    [
+        ({"iterations": 335}, None),
+        ({"iterations": 800}, None),
+        ({"iterations": 330}, "holds a run, and 332 are done: it cannot become one of 330"),
+        (
+            {"iterations": 800, "final_max_kl": 0.01},
+            "600 iterations whose max_kl has fallen since iteration 0, and 332 are done",
+        ),
+    ],
+)
+def test_a_run_ends_earlier_unless_more_is_done(tmp_path, asked, refused):
+    begun = {name: value for name, value in asked.items() if name != "iterations"}
+    runs.Run(tmp_path, Agents(**begun))
+    (tmp_path / "maml").mkdir()
+    write_csv(tmp_path / "maml/history.csv", [{"iterations": 331.0}, {"iterations": 332.0}])
+    with pytest.raises(FileExistsError, match=refused) if refused else contextlib.nullcontext():
+        assert runs.Run(tmp_path, Agents(**asked)).settings["iterations"] == asked["iterations"]
+
+
 def test_results_are_those_of_a_run_that_knows_a_newer_setting(tmp_path):
     this = runs.Run(tmp_path, Cooling(cooldown_iterations=0))
     record = this.finish([1])
@@ -200,8 +230,8 @@ def test_another_run_may_not_move_in(tmp_path):
     before = (tmp_path / "settings.json").read_bytes()
     with pytest.raises(FileExistsError, match=r"other settings \(meta_batch_size: 25 there, 7"):
         runs.Run(tmp_path, dataclasses.replace(TINY, meta_batch_size=7))
-    with pytest.raises(FileExistsError, match="iterations: 20 there, 10 asked for"):
-        runs.Run(tmp_path, dataclasses.replace(TINY, iterations=10))
+    with pytest.raises(FileExistsError, match="evaluation_steps: 2 there, 3 asked for"):
+        runs.Run(tmp_path, dataclasses.replace(TINY, evaluation_steps=3))
     assert (tmp_path / "settings.json").read_bytes() == before
 
 
@@ -211,7 +241,7 @@ def test_a_folder_that_a_run_is_using_is_refused(tmp_path):
         runs.Run(tmp_path, TINY)
     del run
     with pytest.raises(FileExistsError):  # and what is refused keeps nobody out
-        runs.Run(tmp_path, dataclasses.replace(TINY, iterations=10))
+        runs.Run(tmp_path, dataclasses.replace(TINY, meta_batch_size=7))
     runs.Run(tmp_path, TINY)
 
 
