@@ -61,6 +61,8 @@ class Settings:
     test_random_rate: float = 0.5  # the same, of the random initialisation
     physics: str = "paper"  # or gymnasium (robots only)
     seed: int = 0  # of weights, tasks, resets and actions
+    # A folder of a run whose policies training begins with.
+    initial_policy: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,11 @@ def check(settings: Settings) -> None:
     check_choice("baseline", settings.baseline, BASELINES)
     check_count("seed", settings.seed)
     check_positive("max_kl", settings.max_kl)
+    if settings.initial_policy == "":
+        raise ValueError(
+            "initial_policy must be the folder of a run, got an empty name. Leave it out to begin "
+            "with random weights."
+        )
     if settings.final_max_kl is not None:
         check_positive("final_max_kl", settings.final_max_kl)
     for name in ("later", "", "pretrained", "random"):

@@ -35,6 +35,7 @@ def train_agent(
     epoch_iterations: int,
     seed: int,
     tensorboard: pathlib.Path,
+    initial: pathlib.Path | None = None,
 ) -> list[dict[str, float]]:
     """Trains, or continues, or loads what was trained.
 
@@ -49,6 +50,7 @@ def train_agent(
         epoch_iterations: Meta-iterations between checkpoints.
         seed: An integer from 0.
         tensorboard: Where event files go.
+        initial: A folder like ``folder``, of another run, whose best weights training begins with.
 
     Returns:
         The history, a row per meta-iteration.
@@ -61,6 +63,8 @@ def train_agent(
     """
     check_epochs(iterations, epoch_iterations)
     checkpoint = Checkpoint(folder, agent, tasks)
+    if initial is not None:
+        begin_with(agent, initial)
     checkpoint.restore()
     history, workers = checkpoint.history, agent.workers
     done, first = len(history), workers is None or workers.index == 0
@@ -122,6 +126,39 @@ def train_agent(
     return history
 
 
+def begin_with(agent: MetaPolicyGradientAgent, folder: pathlib.Path) -> None:
+    """Gives an agent the best weights of another run.
+
+    Args:
+        agent: The agent.
+        folder: That of the method in the folder of the run.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: Its policy has weights of other shapes.
+    """
+    path = best_path(folder)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"initial_policy must be the folder of a run that has trained this method, and {path} "
+            "is not there."
+        )
+    with np.load(path, allow_pickle=False) as file:
+        theirs = [file[f"arr_{index}"].shape for index in range(len(file.files) - 1)]
+    ours = [tuple(variable.shape) for variable in agent.learned_variables]
+    if theirs != ours:
+        raise ValueError(
+            f"initial_policy must have a policy like that of the run, with weights of shapes "
+            f"{ours}; {folder} has {theirs}."
+        )
+    _read(path, agent.learned_variables)
+
+
+def best_path(folder: pathlib.Path) -> pathlib.Path:
+    """Returns where the weights of the best epoch are."""
+    return folder / "checkpoints" / "best.npz"
+
+
 class Checkpoint:
     """The state of an agent after the last epoch, and the weights of the best one.
 
@@ -138,7 +175,7 @@ class Checkpoint:
         self.history: list[dict[str, float]] = []
         self._history_path = folder / "history.csv"
         self._last = folder / "checkpoints" / "last.npz"
-        self._best = folder / "checkpoints" / "best.npz"
+        self._best = best_path(folder)
         self._agent, self._tasks = agent, tasks
 
     def save(self, epoch_iterations: int | None = None) -> None:
@@ -159,24 +196,26 @@ class Checkpoint:
     def restore(self) -> None:
         """Loads the last state, if there is one."""
         if self._last.exists():
-            done = self._read(self._last, self._agent.saved_variables)
+            done = _read(self._last, self._agent.saved_variables)
             self.history.extend(read_csv(self._history_path)[:done])
 
     def restore_best(self) -> None:
         """Loads the weights of the best epoch, if there is one."""
         if self._best.exists():
-            self._read(self._best, self._agent.learned_variables)
+            _read(self._best, self._agent.learned_variables)
 
     def _write(self, path: pathlib.Path, variables: Sequence[Any]) -> None:
         values = [np.asarray(variable) for variable in variables]
         with whole(path) as temporary:
             np.savez(temporary, *values, iterations=len(self.history))
 
-    def _read(self, path: pathlib.Path, variables: Sequence[Any]) -> int:
-        with np.load(path, allow_pickle=False) as file:
-            for index, variable in enumerate(variables):
-                variable.assign(file[f"arr_{index}"])
-            return int(file["iterations"])
+
+def _read(path: pathlib.Path, variables: Sequence[Any]) -> int:
+    """Loads variables, and returns after how many meta-iterations they were saved."""
+    with np.load(path, allow_pickle=False) as file:
+        for index, variable in enumerate(variables):
+            variable.assign(file[f"arr_{index}"])
+        return int(file["iterations"])
 
 
 def epoch_returns(

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 import keras_maml.rl
 from experiments.shared.agent_settings import ADAPTING, TITLES, Problem, Settings, check, rates
-from experiments.shared.agent_training import epoch_returns, train_agent
+from experiments.shared.agent_training import begin_with, epoch_returns, train_agent
 from experiments.shared.command_line import run_command, with_defaults
 from experiments.shared.runs import Run
 from keras_maml import Workers, evaluation, plots
@@ -131,7 +131,9 @@ def check_start(problem: Problem, settings: Settings, files: Files) -> None:
     options = {"render_mode": "rgb_array"} if files.film else {}
     for method in settings.methods:
         environment = make_environment(problem, settings, method, 1, **options)
-        make_agent(settings, method, environment, 1)
+        agent = make_agent(settings, method, environment, 1)
+        if initial := initial_of(settings, method):
+            begin_with(agent, initial)
         environment.reset()
         if files.film:
             try:
@@ -248,8 +250,15 @@ def train(
         epoch_iterations=settings.epoch_iterations,
         seed=settings.seed,
         tensorboard=this.folder / "tensorboard" / method,
+        initial=initial_of(settings, method),
     )
     return agent, history
+
+
+def initial_of(settings: Settings, method: str) -> pathlib.Path | None:
+    """Returns whose weights the training of a method begins with; None for random ones."""
+    named = settings.initial_policy is not None and method != "random"
+    return pathlib.Path(settings.initial_policy, method) if named else None
 
 
 def tasks_of_iteration(settings: Settings, method: str) -> int:
@@ -343,6 +352,10 @@ def table(
         f"{settings.test_tasks} test tasks, {settings.test_rollouts} rollouts each, mean and 95 % "
         f"interval over tasks; seed {settings.seed}.\n"
     )
+    if settings.initial_policy is not None:
+        title += (
+            f"begun with the policies of {settings.initial_policy}, whose training comes on top\n"
+        )
     return title + tabulate.tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 

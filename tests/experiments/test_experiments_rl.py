@@ -146,6 +146,41 @@ def test_a_finished_run_is_shown_and_not_trained_again(uninterrupted, capsys):
     assert (uninterrupted / "results.json").read_bytes() == before
 
 
+def test_training_begins_with_the_policy_of_another_run(uninterrupted, tmp_path):
+    begun = dataclasses.replace(
+        SETTINGS, methods=("maml",), initial_policy=str(uninterrupted), iterations=2, max_kl=1e-12
+    )
+    output = tmp_path / "run"
+    reinforcement_learning.run(navigation.PROBLEM, begun, Files(output=str(output)))
+    paths = (folder / "maml/checkpoints/best.npz" for folder in (uninterrupted, output))
+    theirs, ours = (np.load(path) for path in paths)  # whose steps were next to nothing
+    assert len(ours.files) == 6
+    for name in set(ours.files) - {"iterations"}:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-5)
+    assert f"begun with the policies of {uninterrupted}" in (output / "results.txt").read_text()
+    before = (output / "maml/history.csv").read_bytes()
+    again = dataclasses.replace(begun, iterations=4)  # goes on, and does not begin anew
+    reinforcement_learning.run(navigation.PROBLEM, again, Files(output=str(output)))
+    assert (output / "maml/history.csv").read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"methods": ("oracle",)}, FileNotFoundError, "oracle/checkpoints/best.npz is not there"),
+        ({"units": (5,)}, ValueError, r"of shapes \[\(2, 5\).* has \[\(2, 4\)"),
+    ],
+)
+def test_another_policy_to_begin_with_is_refused(uninterrupted, tmp_path, changes, error, said):
+    settings = {"methods": ("maml",), "initial_policy": str(uninterrupted)} | changes
+    settings = dataclasses.replace(SETTINGS, **settings)
+    with pytest.raises(error, match=said):
+        reinforcement_learning.run(
+            navigation.PROBLEM, settings, Files(output=str(tmp_path / "run"))
+        )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_films_show_the_first_task_and_the_unlikest(uninterrupted, capsys):
     settings = dataclasses.replace(SETTINGS, methods=("maml",))
