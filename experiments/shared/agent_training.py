@@ -63,14 +63,14 @@ def train_agent(
     """
     check_epochs(iterations, epoch_iterations)
     checkpoint = Checkpoint(folder, agent, tasks)
-    if initial is not None:
-        begin_with(agent, initial)
     checkpoint.restore()
     history, workers = checkpoint.history, agent.workers
     done, first = len(history), workers is None or workers.index == 0
     worker, count = agent.collect_policy.shard
     if workers is not None:
         done = int(workers.of_first(done))
+    if initial is not None and not done:
+        begin_with(agent, initial)
     if first and 0 < len(history) < iterations:
         print(f"{folder.name}: continuing after {len(history)} of {iterations} iterations.")
     between = [f"return_{step}" for step in range(1, agent.inner_steps)]  # inner steps
@@ -152,6 +152,11 @@ def begin_with(agent: MetaPolicyGradientAgent, folder: pathlib.Path) -> None:
             f"{ours}; {folder} has {theirs}."
         )
     _read(path, agent.learned_variables)
+
+
+def has_begun(folder: pathlib.Path) -> bool:
+    """Returns whether there is a state from which a training goes on."""
+    return (folder / "checkpoints" / "last.npz").exists()
 
 
 def best_path(folder: pathlib.Path) -> pathlib.Path:

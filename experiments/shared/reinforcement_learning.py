@@ -25,7 +25,7 @@ import tensorflow as tf
 
 import keras_maml.rl
 from experiments.shared.agent_settings import ADAPTING, TITLES, Problem, Settings, check, rates
-from experiments.shared.agent_training import begin_with, epoch_returns, train_agent
+from experiments.shared.agent_training import begin_with, epoch_returns, has_begun, train_agent
 from experiments.shared.command_line import run_command, with_defaults
 from experiments.shared.runs import Run
 from keras_maml import Workers, evaluation, plots
@@ -105,7 +105,7 @@ def run(
         raise ValueError(
             f"tasks must be a multiple of the {workers.count} workers, got {settings.tasks}."
         )
-    this = Run(files.output or f"runs/{settings.task}", settings, workers=workers)
+    this = Run(folder_of(settings, files), settings, workers=workers)
     learned = {}
     if not this.has_finished():
         learned = {
@@ -125,6 +125,11 @@ def run(
     return this.results
 
 
+def folder_of(settings: Settings, files: Files) -> pathlib.Path:
+    """Returns the folder of the run."""
+    return pathlib.Path(files.output or f"runs/{settings.task}")
+
+
 def check_start(problem: Problem, settings: Settings, files: Files) -> None:
     """Fails before anything is written, if a setting is out of range or nothing can be drawn."""
     check(settings)
@@ -132,7 +137,8 @@ def check_start(problem: Problem, settings: Settings, files: Files) -> None:
     for method in settings.methods:
         environment = make_environment(problem, settings, method, 1, **options)
         agent = make_agent(settings, method, environment, 1)
-        if initial := initial_of(settings, method):
+        initial = initial_of(settings, method)
+        if initial and not has_begun(folder_of(settings, files) / method):
             begin_with(agent, initial)
         environment.reset()
         if files.film:

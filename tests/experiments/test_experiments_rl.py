@@ -147,18 +147,21 @@ def test_a_finished_run_is_shown_and_not_trained_again(uninterrupted, capsys):
 
 
 def test_training_begins_with_the_policy_of_another_run(uninterrupted, tmp_path):
+    initial = tmp_path / "initial"
+    shutil.copytree(uninterrupted, initial)
     begun = dataclasses.replace(
-        SETTINGS, methods=("maml",), initial_policy=str(uninterrupted), iterations=2, max_kl=1e-12
+        SETTINGS, methods=("maml",), initial_policy=str(initial), iterations=2, max_kl=1e-12
     )
     output = tmp_path / "run"
     reinforcement_learning.run(navigation.PROBLEM, begun, Files(output=str(output)))
-    paths = (folder / "maml/checkpoints/best.npz" for folder in (uninterrupted, output))
-    theirs, ours = (np.load(path) for path in paths)  # whose steps were next to nothing
-    assert len(ours.files) == 6
-    for name in set(ours.files) - {"iterations"}:
+    paths = (folder / "maml/checkpoints/best.npz" for folder in (initial, output))
+    theirs, ours = (dict(np.load(path)) for path in paths)  # whose steps were next to nothing
+    assert len(ours) == 6
+    for name in set(ours) - {"iterations"}:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-5)
-    assert f"begun with the policies of {uninterrupted}" in (output / "results.txt").read_text()
+    assert f"begun with the policies of {initial}" in (output / "results.txt").read_text()
     before = (output / "maml/history.csv").read_bytes()
+    shutil.rmtree(initial)
     again = dataclasses.replace(begun, iterations=4)  # goes on, and does not begin anew
     reinforcement_learning.run(navigation.PROBLEM, again, Files(output=str(output)))
     assert (output / "maml/history.csv").read_bytes().startswith(before)
