@@ -130,15 +130,16 @@ class Run:
             there, asked = found[name], self.settings[name]
             if there == asked:
                 continue
-            done, since = self._iterations_done(), None
+            done, since, what = self._iterations_done(), None, ""
             if self.settings.get("cooldown_iterations"):
                 since = min(there, asked) - self.settings["cooldown_iterations"]
+                what = "learning rate"
             elif self.settings.get("final_max_kl") is not None:
-                since = 0
+                since, what = 0, "max_kl"
             reason = ""
             if since is not None and done > since:
-                what = "max_kl" if "final_max_kl" in self.settings else "learning rate"
-                reason = f" of {there} iterations whose {what} has fallen since iteration {since}"
+                falls = "has fallen" if there < asked else "would have fallen"
+                reason = f" of {there} iterations whose {what} {falls} since iteration {since}"
             elif done <= asked or there < asked:
                 continue
             raise FileExistsError(
