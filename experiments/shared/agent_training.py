@@ -144,14 +144,16 @@ def begin_with(agent: MetaPolicyGradientAgent, folder: pathlib.Path) -> None:
             "is not there."
         )
     with np.load(path, allow_pickle=False) as file:
-        theirs = [file[f"arr_{index}"].shape for index in range(len(file.files) - 1)]
+        values = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
+    theirs = [value.shape for value in values]
     ours = [tuple(variable.shape) for variable in agent.learned_variables]
     if theirs != ours:
         raise ValueError(
             f"initial_policy must have a policy like that of the run, with weights of shapes "
             f"{ours}; {folder} has {theirs}."
         )
-    _read(path, agent.learned_variables)
+    for variable, value in zip(agent.learned_variables, values, strict=True):
+        variable.assign(value)
 
 
 def has_begun(folder: pathlib.Path) -> bool:
