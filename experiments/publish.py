@@ -49,7 +49,7 @@ adapted = learner.adapt(x_support, y_support)  # a keras.Model
 | weights | $weights |
 | command | `$command` |
 | commit | $commits |
-| training | $iterations meta-iterations, $hours hours; the best on validation tasks: $best |
+| training | $iterations meta-iterations, $hours hours with stops; best on validation tasks: $best |
 | differs from the full setting | $departures |
 | data | $data$checksum |
 | licence of the data | $licence |

@@ -1,6 +1,7 @@
 """What README shows of results and speed is what docs say, and docs link to files that exist."""
 
 import csv
+import itertools
 import json
 import pathlib
 import re
@@ -55,17 +56,21 @@ def chosen():
             (row,) = (row for row in history if float(row["iterations"]) == best)
             tasks = results["settings"]["validation_tasks"]
             value = f"{100 * float(row['val_accuracy']):.2f} % of {tasks:,} tasks"
-            yield f"| {link} | {best:,.0f} of {len(history) * epoch:,} | {value} | |"
+            iterations = f"{best:,.0f} of {len(history) * epoch:,}"
+            yield f"| {link} | {iterations} | {value} | {hours_of(history)} | |"
         for method, training in results.get("training", {}).items():
             best, skipped = training["iterations_of_best_epoch"], training["skipped"]
-            history = folder / method
-            value = "not kept"
+            path = folder / method / "history.csv"
+            value, hours = "not kept", ""
+            if path.exists():
+                hours = hours_of(history_of(path.parent))
             if "return_of_best_epoch" in training:
                 value = f"{training['return_of_best_epoch']:.1f}"
-            elif (history / "history.csv").exists():
-                of_epoch = history_of(history)[best - epoch : best]
+            elif path.exists():
+                of_epoch = history_of(path.parent)[best - epoch : best]
                 value = f"{statistics.fmean(float(row['return']) for row in of_epoch):.1f}"
-            yield f"| {link}, {method} | {best} of {training['iterations']} | {value} | {skipped} |"
+            iterations = f"{best} of {training['iterations']}"
+            yield f"| {link}, {method} | {iterations} | {value} | {hours} | {skipped} |"
 
 
 def compared():
@@ -94,6 +99,7 @@ def over_hours():
         "mini-imagenet-5way-1shot-first-order",
     ):
         rows = history_of(ROOT / "experiments/results" / name)
+        rows = [row | {"seconds": at} for row, at in zip(rows, without_stops(rows), strict=True)]
         cells = [f"[{name}](../experiments/results/{name})"]
         for hours in (0.25, 0.5, 1, 2, 3):
             so_far = [row for row in rows if float(row["seconds"]) <= 3600 * hours]
@@ -101,6 +107,23 @@ def over_hours():
             cells.append(f"{best:.1f} %" if len(so_far) < len(rows) else "")
         best, end = (max(float(row[key]) for row in rows) for key in ("val_accuracy", "seconds"))
         yield f"| {' | '.join(cells)} | {100 * best:.1f} % after {end / 3600:.1f} h |"
+
+
+def hours_of(history):
+    """The hours of a training: without stops, and with them if that is more."""
+    net, gross = (f"{at[-1] / 3600:.2f}" for at in (without_stops(history), seconds(history)))
+    return net if net == gross else f"{net} ({gross})"
+
+
+def without_stops(history):
+    """The seconds after every epoch: one that took more than twice the median counts as that."""
+    epochs = [later - at for at, later in itertools.pairwise([0.0, *seconds(history)])]
+    usual = statistics.median(epochs)
+    return list(itertools.accumulate(usual if it > 2 * usual else it for it in epochs))
+
+
+def seconds(history):
+    return [float(row["seconds"]) for row in history]
 
 
 def history_of(folder):
