@@ -52,16 +52,15 @@ def select(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.Var
         >>> [tuple(variable.shape) for variable in select(model, "head")]
         [(2, 3), (3,)]
     """
-    chosen = _layers(model, adapted_layers)
+    chosen = _chosen(model, adapted_layers)
     own = {id(variable) for variable in task_variables(model)}
-    meta_only = {
+    chosen -= {
         id(variable)
         for layer in _task_layers(model)
         for variable in layer.variables
         if id(variable) not in own
     }
-    ids = {id(variable) for layer in chosen for variable in layer.trainable_variables} - meta_only
-    selected = [variable for variable in model.trainable_variables if id(variable) in ids]
+    selected = [variable for variable in model.trainable_variables if id(variable) in chosen]
     if not selected and adapted_layers != "all":
         raise ValueError(
             f"adapted_layers={names_of(adapted_layers)!r} chooses no trainable weights: there is "
@@ -83,42 +82,66 @@ def _task_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in flatten_layers(model) if hasattr(layer, "task_variables")]
 
 
-def _layers(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.layers.Layer]:
-    """Returns the layers that are chosen."""
-    if isinstance(adapted_layers, str) and adapted_layers == "all":
-        return [model]
-    layers = [layer for layer in flatten_layers(model) if layer is not model]
-    if isinstance(adapted_layers, str):
-        leaves = [layer for layer in layers if not list(layer._layers)]
-        with_weights = [layer for layer in leaves if layer.trainable_variables]
-        heads = {id(layer) for layer in _heads(model, with_weights)}
-        chosen = adapted_layers == "head"
-        return [layer for layer in with_weights if (id(layer) in heads) == chosen]
-    by_name = {layer.name: layer for layer in layers}
-    wanted = names_of(adapted_layers)
-    unknown = [name for name in wanted if name not in by_name]
-    if unknown:
+def _chosen(model: keras.Model, adapted_layers: str | Sequence) -> set[int]:
+    """Returns the identities of the trainable variables of the layers that are chosen."""
+    everything = _ids([model])
+    if adapted_layers == "all":
+        return everything
+    if adapted_layers == "head":
+        return _ids(_heads(model))
+    if adapted_layers == "body":
+        return everything - _ids(_heads(model))
+    return _ids([_find(entry, flatten_layers(model)[1:]) for entry in adapted_layers])
+
+
+def _ids(layers: list[keras.layers.Layer]) -> set[int]:
+    return {id(variable) for layer in layers for variable in layer.trainable_variables}
+
+
+def _find(entry: str | keras.layers.Layer, layers: list) -> keras.layers.Layer:
+    """Returns the layer that is meant, which has a name of its own, since it is saved by that."""
+    (name,) = names_of([entry])
+    found = [layer for layer in layers if layer.name == name]
+    if len(found) > 1:
         raise ValueError(
-            f"adapted_layers names {unknown}, which the model does not have. Its layers are "
-            f"{sorted(by_name)}."
+            f"adapted_layers names {name!r}, which {len(found)} layers of the model are called. "
+            "Give each a name of its own."
         )
-    return [by_name[name] for name in wanted]
+    if not found:
+        raise ValueError(
+            f"adapted_layers names {name!r}, which the model does not have. Its layers are "
+            f"{sorted(layer.name for layer in layers)}."
+        )
+    if entry not in (name, found[0]):
+        raise ValueError(
+            f"adapted_layers has a layer {name!r} that is not the model's own, which is another of "
+            "that name. Take it from the model, or name it."
+        )
+    return found[0]
 
 
-def _heads(model: keras.Model, with_weights: list[keras.layers.Layer]) -> list[keras.layers.Layer]:
-    """Returns the last layer with weights; for several outputs that before each of them."""
+def _heads(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the last layer with weights; for several outputs that before each of them.
+
+    A layer counts with all that it is made of, as a wrapper or an attention does; a model within
+    a model is what it is made of.
+    """
     tensors = keras.tree.flatten(getattr(model, "outputs", None) or [])
     if len(tensors) < 2:
-        return with_weights[-1:]
+        layers = [layer for layer in model._layers if layer.trainable_variables][-1:]
+        return [head for layer in layers for head in _heads_of(layer)]
     heads = []
     while tensors:
         operation, inputs = made_by(tensors.pop())
-        layer = isinstance(operation, keras.layers.Layer)
-        inside = {id(one) for one in flatten_layers(operation)} if layer else set()
-        own = [layer for layer in with_weights if id(layer) in inside]
-        heads += own[-1:]
+        layer = isinstance(operation, keras.layers.Layer) and operation.trainable_variables
+        own = _heads_of(operation) if layer else []
+        heads += own
         tensors += [] if own else inputs
     return heads
+
+
+def _heads_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    return _heads(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def partition(model: keras.Model, adapted_layers: str | Sequence, rule: UpdateRule) -> Parameters:
