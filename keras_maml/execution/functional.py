@@ -6,7 +6,7 @@ tensors: assigning variables would cut the gradient.
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -35,11 +35,25 @@ class WeightScope(keras.StatelessScope):
 
     def __enter__(self) -> "WeightScope":
         self._outside = custom_depth()
+        self._reads = []
         return super().__enter__()
+
+    @contextlib.contextmanager
+    def reads(self) -> Iterator[set[int]]:
+        """Collects the identities of the variables that are read within."""
+        self._reads.append(set())
+        try:
+            yield self._reads[-1]
+        finally:
+            read = self._reads.pop()
+            if self._reads:
+                self._reads[-1] |= read
 
     def get_current_value(self, variable: keras.Variable) -> tf.Tensor | None:
         """Returns the value of a variable, None for its own."""
         value = super().get_current_value(variable)
+        if self._reads:
+            self._reads[-1].add(id(variable))
         if value is not None and variable.trainable and custom_depth() > self._outside:
             raise NotImplementedError(
                 f"The weight {variable.path!r} is read inside of a function with a gradient of its "

@@ -44,13 +44,13 @@ class Memo:
 
     @contextlib.contextmanager
     def lent(
-        self, model: keras.Model, scope: keras.StatelessScope, training: Any, normalizing: Any
+        self, model: keras.Model, scope: Any, training: Any, normalizing: Any
     ) -> Iterator[None]:
         """Lends a model's layers calls that remember; inside `forms.differentiable_forms` only.
 
         Args:
             model: The model.
-            scope: The scope that gives its variables their values.
+            scope: The `functional.WeightScope` that gives its variables their values.
             training: What else outputs depend on: hashable.
             normalizing: What those of trainable batch normalisation depend on besides: hashable.
         """
@@ -72,7 +72,7 @@ class Memo:
         call: Callable,
         key: Any,
         variables: Sequence[keras.Variable],
-        scope: keras.StatelessScope,
+        scope: Any,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -86,9 +86,11 @@ class Memo:
         for seen in self._visible_from(graph):
             if (*key, id(seen)) in self._results:
                 return self._results[*key, id(seen)][0]
-        results = call(*args, **kwargs)
+        with scope.reads() as read:
+            results = call(*args, **kwargs)
         same = all(a is b for a, b in zip(given, values(), strict=True))
-        if same and losses == len(scope.losses):  # or it does more than to return something
+        alone = read <= set(map(id, variables))  # the key knows of no other layer's weights
+        if alone and same and losses == len(scope.losses):  # or it does more than to return
             # All of it is kept, so that ids stay theirs.
             self._results[*key, id(graph)] = results, graph, given, arguments
         return results

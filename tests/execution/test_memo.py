@@ -67,6 +67,32 @@ def test_remembering_changes_no_number(name, settings, monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
+def weights_read_elsewhere(how):
+    """A model that reads its head's weights outside of the head, in an operation or a layer."""
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(4, "tanh")(inputs)
+    head = keras.layers.Dense(1, use_bias=False, name="head")
+    ours = head(hidden)
+    if how == "an argument":
+        return keras.Model(inputs, ours + keras.ops.matmul(hidden, head.kernel))
+    return keras.Model(inputs, ours + keras.layers.Lambda(lambda x: x @ head.kernel)(hidden))
+
+
+@pytest.mark.parametrize("how", ["an argument", "a closure"])
+def test_what_reads_weights_of_another_layer_is_computed_anew(how, monkeypatch):
+    losses, rng = [], np.random.default_rng(0)
+    episode = rng.normal(size=(1, 5, 3)), rng.normal(size=(1, 5, 1))
+    for remembers in (True, False):
+        if not remembers:
+            monkeypatch.setattr(objective, "Memo", lambda adapted: None)
+        keras.utils.set_random_seed(0)
+        model = weights_read_elsewhere(how)
+        learner = MAML(model, 0.2, adapted_layers=["head"], inner_steps=3, task_map="sequential")
+        learner.compile("sgd", "mse", jit_compile=False)
+        losses.append(learner.evaluate((episode, episode), verbose=0))
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
 def counting_model():
     counting = Counting()
     stack = [keras.layers.Dense(4, "tanh"), counting, keras.layers.Dense(1)]
