@@ -1,22 +1,25 @@
 """What an update rule is: a Keras layer that takes inner steps, and may learn how."""
 
+import contextlib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_maml.algorithm.inner_loop import Carry, Parameters
-from keras_maml.execution.functional import Tensors
+from keras_maml.execution.functional import Tensors, WeightScope
+from keras_maml.execution.tracing import transparent
 
 
 class UpdateRule(keras.layers.Layer):
     """The base of update rules.
 
     Inside `begin` and `step`, the rule's variables have the values of the meta-step at hand, so
-    that the meta-gradient reaches them: use them as they are, and never assign them.
+    that the meta-gradient reaches them: use them as they are, and never assign them. A function
+    with a gradient of its own must take them as arguments.
     """
 
     def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -82,10 +85,11 @@ class UpdateRule(keras.layers.Layer):
         with self._values_of(parameters):
             return self.step(carry.fast, gradients, carry.slots, step)
 
-    def _values_of(self, parameters: Parameters) -> keras.StatelessScope:
-        return keras.StatelessScope(
-            state_mapping=zip(self.trainable_variables, parameters.rule, strict=True)
-        )
+    @contextlib.contextmanager
+    def _values_of(self, parameters: Parameters) -> Iterator[None]:
+        values = zip(self.trainable_variables, parameters.rule, strict=True)
+        with transparent(), WeightScope(state_mapping=values):
+            yield
 
 
 def typed(rate: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:

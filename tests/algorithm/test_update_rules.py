@@ -269,3 +269,42 @@ def test_a_schedule_gives_the_rate_of_every_step():
 def test_wrong_parts_are_refused_at_once(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaled(update_rules.UpdateRule):
+    """A rule whose step reads a learned scale within something that hides what it reads."""
+
+    def __init__(self, within=lambda function: function, **kwargs):
+        super().__init__(**kwargs)
+        self._within = within
+
+    def build(self, shapes):
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def step(self, weights, gradients, slots, step):
+        scaled = self._within(lambda gradient: 0.3 * self.scale * gradient)
+        return [w - scaled(g) for w, g in zip(weights, gradients, strict=True)], slots
+
+
+def with_own_gradient(function):
+    return tf.custom_gradient(lambda x: (function(x), lambda upstream: function(upstream)))
+
+
+def meta_gradients_of(monkeypatch, within):
+    monkeypatch.setitem(RULES, "scaled", lambda: Scaled(within))
+    return make_learner("scaled", {"jit_compile": False}).meta_gradients(*make_episodes())[1]
+
+
+@pytest.mark.parametrize("within", [lambda function: tf.recompute_grad(function), tf.function])
+def test_what_a_rule_reads_is_learned_within_what_hides_it(within, monkeypatch):
+    plain = float(meta_gradients_of(monkeypatch, lambda function: function)[-1])
+    hidden = float(meta_gradients_of(monkeypatch, within)[-1])
+    assert plain != 0.0 and hidden == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_rule_that_hides_what_it_reads_is_refused(monkeypatch):
+    with pytest.raises(
+        NotImplementedError, match="scale' is read inside of a function with a grad"
+    ):
+        meta_gradients_of(monkeypatch, with_own_gradient)
