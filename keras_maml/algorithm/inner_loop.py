@@ -155,7 +155,7 @@ class InnerLoop:
             The fast weights and what came with them.
         """
         carry = self.begin(parameters, state)
-        if isinstance(self.steps, int):
+        if not tf.is_tensor(self.steps):
             for step in range(self.steps):
                 carry = self.step(task, parameters, carry, step)
             return carry

@@ -27,6 +27,15 @@ class MetaGradient:
     regularization = 0.0
     needs_query = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; a setting once, since compiled steps have taken its value."""
+        if name in vars(self) and name in self.get_config():
+            raise AttributeError(
+                f"{name} is a setting of the meta-gradient, and these do not change: give the "
+                f"learner another {type(self).__name__}."
+            )
+        super().__setattr__(name, value)
+
     def __call__(
         self,
         run: Run,

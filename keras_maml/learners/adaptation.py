@@ -46,7 +46,7 @@ def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: s
         The adapted copy of the learner's model, compiled as the learner is.
     """
     model, inductive = learner.model, batch_normalization == "inductive"
-    fast, state = _adapt(learner, support, tf.constant(steps))
+    fast, state = _adapt(learner, support, tf.constant(steps, tf.int32))
     pairs = [*zip(learner.partition().initial, fast, strict=True)]
     pairs += [
         (variable, value)

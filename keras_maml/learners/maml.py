@@ -518,7 +518,7 @@ class MAML(LearnerOfParts):
         steps = self.evaluation_steps
         # A loop is as fast as copies of a step and compiles sooner, but not for tasks at once.
         unrolled = steps < 2 or run.route == "vectorized"
-        return InnerLoop(self.update_rule, steps if unrolled else tf.constant(steps))
+        return InnerLoop(self.update_rule, steps if unrolled else tf.constant(steps, tf.int32))
 
     def _map_tasks(
         self,

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 
 class Setting:
     """An attribute that is checked when it is set, and that compiled steps depend on.
@@ -41,8 +43,16 @@ class Setting:
 
     def __set__(self, instance: Any, value: Any) -> None:
         self._check(self._name, value)
+        value = _own(value)
         settings = instance.__dict__.setdefault("_settings", {})
         if self._name in settings and settings[self._name] == value:
             return
         settings[self._name] = value
         instance.forget_programs()
+
+
+def _own(value: Any) -> Any:
+    """Returns a value that nobody else changes, without types of NumPy, which trace otherwise."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(value) if isinstance(value, list) else value

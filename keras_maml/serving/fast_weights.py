@@ -196,7 +196,7 @@ class ServedLearner:
         learner, objective = self.learner, self._objective(run.route)
         own_steps = tf.is_tensor(steps)
         if not own_steps and not every_step and steps > MAX_UNROLLED_STEPS:
-            steps = tf.constant(steps)
+            steps = tf.constant(steps, tf.int32)
 
         def one(element: Any) -> Any:
             state, support, rest, of_task = element

@@ -147,6 +147,25 @@ def test_a_wrong_value_changes_nothing(learner, name, value, message):
     assert learner.get_config() == config
 
 
+def test_numbers_of_numpy_are_numbers(learner):
+    learner.inner_steps = np.int64(1)
+    assert type(learner.inner_steps) is int
+    support, query = ([half[0] for half in pair] for pair in EPISODES)
+    ours, theirs = (learner.adapt(*support, steps=steps) for steps in (3, np.int64(3)))
+    assert np.array_equal(ours.predict(query[0]), theirs.predict(query[0]))
+
+
+def test_parts_cannot_change_unseen(learner):
+    names = [learner.model.layers[0].name]
+    learner.adapted_layers = names
+    adapted = len(learner.partition().initial)
+    names.append(learner.model.layers[1].name)
+    assert len(learner.partition().initial) == adapted == 2
+    learner.meta_gradient = meta_gradients.Implicit(2.0)
+    with pytest.raises(AttributeError, match="give the learner another Implicit"):
+        learner.meta_gradient.regularization = 100.0
+
+
 class Doubled(meta_gradients.Exact):
     """A meta-gradient of a user's own."""
 
