@@ -32,7 +32,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.execution import convolution
-from keras_maml.execution.lending import Lent, lend, lending
+from keras_maml.execution.lending import Lent, lend, lending, unlent
 from keras_maml.execution.linear import add_bias, before_bias, matrix_product
 from keras_maml.execution.normalization import moments, standardize
 from keras_maml.execution.random import hashed_uniform
@@ -76,6 +76,8 @@ def differentiable_forms(
             stack.enter_context(lend(tf.nn, "relu", _portable_relu))
             stack.enter_context(lend(tf, "repeat", _portable_repeat))
         for layer in flatten_layers(model):
+            if _is_changed(layer):
+                continue
             form = _form_of(layer, _FORMS_OF_ROUTES[route]) or _form_of(layer, _FORMS)
             if isinstance(layer, keras.layers.BatchNormalization):
                 form = _bind(_normalize, layer, batch_statistics, write_statistics)
@@ -189,6 +191,15 @@ def _computes_as(layer: keras.layers.Layer, ancestor: type) -> bool:
     """Whether a layer has no method of its own for what it computes, which it knows better."""
     return all(
         getattr(type(layer), name, None) is getattr(ancestor, name, None) for name in _METHODS
+    )
+
+
+def _is_changed(layer: keras.layers.Layer) -> bool:
+    """Whether this one layer has been given another method for what it computes."""
+    own = ((name, unlent(vars(layer).get(name))) for name in _METHODS)
+    return any(
+        method is not None and getattr(method, "__func__", method) is not getattr(type(layer), name)
+        for name, method in own
     )
 
 

@@ -35,16 +35,20 @@ class Lent:
         return self if instance is None else functools.partial(self, instance)
 
 
+def unlent(attribute: Any) -> Any:
+    """Returns what a callable attribute is where it is not lent."""
+    while isinstance(attribute, Lent):
+        attribute = attribute._own
+    return attribute
+
+
 @contextlib.contextmanager
 def lend(owner: Any, name: str, form: Callable) -> Iterator[None]:
     """Shadows a callable attribute of a layer, module or class, past Keras's own tracking."""
     attributes = vars(owner)
     had, before = name in attributes, attributes.get(name)
     put = functools.partial(setattr, owner) if isinstance(owner, type) else attributes.__setitem__
-    own = getattr(owner, name)
-    while isinstance(own, Lent):  # what other threads get is never a lent form
-        own = own._own
-    lent = Lent(own, form)
+    lent = Lent(unlent(getattr(owner, name)), form)  # other threads never get a lent form
     put(name, lent)
     try:
         yield

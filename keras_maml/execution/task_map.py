@@ -9,6 +9,7 @@ caller's graph, so XLA compiles either.
 import contextlib
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -230,12 +231,8 @@ def refused_loops() -> Iterator[None]:
             raise NotImplementedError(message)
         return True
 
-    logger = tf.get_logger()
-    logger.addFilter(refuse)
-    try:
+    with _filtered(refuse):
         yield
-    finally:
-        logger.removeFilter(refuse)
 
 
 @contextlib.contextmanager
@@ -247,12 +244,24 @@ def _failed_operations() -> Iterator[list[str]]:
         operations.extend(_operation_names(record.getMessage()))
         return record.levelno < logging.ERROR
 
-    logger = tf.get_logger()
-    logger.addFilter(collect)
-    try:
+    with _filtered(collect):
         yield operations
+
+
+@contextlib.contextmanager
+def _filtered(keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Filters what TensorFlow logs in this thread."""
+    thread = threading.get_ident()
+
+    def of_thread(record: logging.LogRecord) -> bool:
+        return record.thread != thread or keep(record)
+
+    logger = tf.get_logger()
+    logger.addFilter(of_thread)
+    try:
+        yield
     finally:
-        logger.removeFilter(collect)
+        logger.removeFilter(of_thread)
 
 
 def _operation_names(message: str) -> list[str]:

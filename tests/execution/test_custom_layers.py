@@ -350,3 +350,19 @@ def test_an_adapted_model_has_the_vocabulary_that_was_learned():
     predictions = learner.predict(((x, y), (x, y)), verbose=0)
     adapted = learner.adapt(x[0], y[0])
     np.testing.assert_allclose(adapted.predict(x[0], verbose=0), predictions[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("task_map", ["vectorized", "sequential"])
+def test_a_method_given_to_one_layer_alone_counts(task_map):
+    pool, random = layers.MaxPooling2D(), np.random.default_rng(0)
+    own = pool.call
+    pool.call = lambda x: 10 * own(x)
+    stack = [pool, layers.Flatten(), layers.Dense(1)]
+    model = keras.Sequential([keras.Input((4, 4, 1)), *stack])
+    x, y = random.normal(size=(2, 3, 4, 4, 1)), random.normal(size=(2, 3, 1))
+    learner = MAML(model, 0.0, task_map=task_map)
+    learner.compile("sgd", "mse", jit_compile=False)
+    expected = np.mean(
+        [np.mean((np.asarray(model(a)) - b) ** 2) for a, b in zip(x, y, strict=True)]
+    )
+    assert learner.evaluate(((x, y), (x, y)), verbose=0)[0] == pytest.approx(expected, rel=1e-5)

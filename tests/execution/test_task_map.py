@@ -1,6 +1,7 @@
 """All tasks at once where the layers allow it; one after another, and said so, where not."""
 
 import logging
+import threading
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import zoo
 
 from keras_maml import MAML
 from keras_maml.execution.placement import PROCESSOR
-from keras_maml.execution.task_map import map_sequentially
+from keras_maml.execution.task_map import _failed_operations, map_sequentially, refused_loops
 from keras_maml.execution.tasks import Tasks
 
 CASE = zoo.CASES["transposed_convolution"]
@@ -136,3 +137,18 @@ def test_a_sequential_map_without_results_has_none():
     assert tf.function(lambda x: map_sequentially(lambda e: {}, x))(tf.ones([2, 1])) == {}
     assert map_sequentially(lambda e: e + 1, tf.constant([1, 2])).numpy().tolist() == [2, 3]
     assert np.array_equal(map_sequentially(lambda e: (e, -e), tf.constant([1]))[1], [-1])
+
+
+def test_what_other_threads_log_is_neither_lost_nor_an_error():
+    logged = []
+    handler = logging.Handler()
+    handler.emit = logged.append
+    tf.get_logger().addHandler(handler)
+    try:
+        with refused_loops(), _failed_operations():
+            other = threading.Thread(target=tf.get_logger().error, args=["uses a while_loop"])
+            other.start()
+            other.join()
+    finally:
+        tf.get_logger().removeHandler(handler)
+    assert [record.getMessage() for record in logged] == ["uses a while_loop"]
