@@ -76,15 +76,25 @@ class AdaptationSummary(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Opens the event file and writes the graph of a meta-step."""
         self._writer = tf.summary.create_file_writer(self._log_dir)
+        self._seen = self._written = None
         support, query = next(iter(self._episodes))
         with self._writer.as_default():
             tf.summary.graph(self.model.meta_step_graph(support, query))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Evaluates and writes: after the first epoch, the last, and every few between."""
-        if 0 < epoch < self.params["epochs"] - 1 and (epoch + 1) % self._every:
-            return
-        learner = self.model
+        """Evaluates and writes: after the first epoch and every few; the last one at the end."""
+        self._seen = epoch
+        if self._written is None or (epoch + 1) % self._every == 0:
+            self._write(epoch)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Writes what the last epoch came to, if that is not there, and closes the event file."""
+        if self._seen != self._written:  # only now is it known to have been the last
+            self._write(self._seen)
+        self._writer.close()
+
+    def _write(self, epoch: int) -> None:
+        learner, self._written = self.model, epoch
         with _averaged_weights(learner), self._writer.as_default(step=epoch):
             result = evaluation.evaluate(
                 learner,
@@ -101,10 +111,6 @@ class AdaptationSummary(keras.callbacks.Callback):
                 image = plots.to_array(self._figure(learner))
                 tf.summary.image("adaptation", image[None])
         self._writer.flush()
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the event file."""
-        self._writer.close()
 
 
 @contextlib.contextmanager

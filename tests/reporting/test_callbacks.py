@@ -34,6 +34,25 @@ def log_dir(tmp_path_factory):
     return folder
 
 
+def test_a_run_that_goes_on_and_stops_early_has_its_first_and_last_epoch(tmp_path):
+    learner = MAML(networks.sinusoid_regressor(seed=0), 0.01)
+    learner.compile("adam", "mean_squared_error", jit_compile=False)
+    validation = episodes.sinusoid(meta_batch_size=5, tasks=5, seed=1)
+    stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=2)
+    training = episodes.sinusoid(meta_batch_size=5)
+    summary = callbacks.AdaptationSummary(tmp_path, validation, tasks=5, every=10)
+    learner.fit(
+        training,
+        steps_per_epoch=1,
+        initial_epoch=3,
+        epochs=9,
+        callbacks=[stop, summary],
+        verbose=0,
+    )
+    events = tags(tmp_path / "adaptation")[0].Tensors("loss by inner step/step 00")
+    assert [event.step for event in events] == [3, 5]
+
+
 def test_what_is_shown_is_the_average_of_the_weights_and_training_is_left_alone(tmp_path):
     validation = episodes.sinusoid(meta_batch_size=5, tasks=10, seed=1)
     seen = []
