@@ -40,8 +40,9 @@ def select(model: keras.Model, adapted_layers: str | Sequence) -> list[keras.Var
         model: A built model.
         adapted_layers: ``"all"``; ``"head"``, the last layer with weights (Raghu et al. 2020,
             ANIL), in the order in which the model was put together, or the last before each of
-            several outputs; ``"body"``, all but that (Oh et al. 2021, BOIL); or layers or their
-            names.
+            several outputs, with all that the layer is made of, and looked for in models within the
+            model; ``"body"``, all but that (Oh et al. 2021, BOIL); or layers of the model or their
+            names, of which no two layers have the same.
 
     Raises:
         ValueError: The model has no such layer, or none of them has trainable weights.
