@@ -47,7 +47,7 @@ class _FixedRule(UpdateRule):
         if self._clip_value is not None:
             bound = self._clip_value
             return [tf.minimum(tf.maximum(g, -bound), bound) for g in gradients]
-        if self._clip_norm is not None:
+        if self._clip_norm is not None and gradients:
             dtype = gradients[0].dtype
             squares = tf.add_n([tf.reduce_sum(tf.cast(g, dtype) ** 2) for g in gradients])
             # Of the root where it is more than the bound only: its derivative at 0 is infinite.

@@ -142,6 +142,16 @@ def _check_same_features(name: str, support: Any, query: Any) -> None:
             )
 
 
+def check_trainable(learner: keras.Model, caller: str) -> None:
+    """Raises ValueError where a built learner has no variable that training would change."""
+    if not learner.trainable_variables:
+        raise ValueError(
+            f"{caller} needs weights to train, and {learner.name} has none that are trainable. Set "
+            "trainable=True for the model or for some of its layers; evaluate, predict and adapt "
+            "take it as it is."
+        )
+
+
 def check_averages(optimizer: keras.optimizers.Optimizer, learner: keras.Model) -> None:
     """Raises ValueError where an optimizer averages other variables than it trains.
 

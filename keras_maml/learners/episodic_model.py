@@ -528,6 +528,7 @@ class EpisodicModel(CompiledModel):
         else:
             checks.check_values(episode, *known[:2])
         if caller in ("fit", "train_on_batch"):
+            checks.check_trainable(self, caller)
             checks.check_averages(self.optimizer, self)
         classes, vocabulary, support_spec = known
         self.support_spec = specs.with_floats_of(self.support_spec, support_spec)

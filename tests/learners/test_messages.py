@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import zoo
 
-from keras_maml import MAML, episodes, networks
+from keras_maml import MAML, episodes, networks, update_rules
 from keras_maml.learners import checks
 
 X, Y = np.ones((2, 5, 3), "float32"), np.ones((2, 5, 1), "float32")
@@ -102,6 +102,18 @@ def test_one_batch_is_no_dataset():
     data = tf.data.Dataset.from_tensors(((X, Y), (X, Y)))
     with pytest.raises(TypeError, match="takes one meta-batch of arrays, .* or call fit, evaluate"):
         make_learner().train_on_batch(data)
+
+
+@pytest.mark.parametrize("use", ["fit", "train_on_batch"])
+def test_a_model_with_nothing_to_train_is_measured_and_not_trained(use):
+    rule = update_rules.GradientDescent(0.1, clip_norm=1.0)
+    learner = MAML(zoo.CASES["dense"].build(), update_rule=rule)
+    learner.model.trainable = False
+    learner.compile("sgd", "mean_squared_error", jit_compile=False)
+    with pytest.raises(ValueError, match=f"{use} needs weights to train, .* Set trainable=True"):
+        getattr(learner, use)(((X, Y), (X, Y)))
+    after, before = learner.test_on_batch(((X, Y), (X, Y)))
+    assert after == before == pytest.approx(np.mean((learner.model(X[0]) - Y[0]) ** 2), rel=1e-5)
 
 
 def test_something_else_than_episodes():
