@@ -242,7 +242,7 @@ def _before_loop(task: Task, parameters: Parameters, carry: Carry) -> None:
 def loss_gradients(
     loss_function: Callable[[Tensors], tuple[tf.Tensor, Any]],
     weights: Tensors,
-    scale: float | tf.Tensor | None = None,
+    scale: float | tf.Tensor | Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tuple[tf.Tensor, Any, Tensors]:
     """Differentiates a loss with respect to a list of weights.
 
@@ -250,7 +250,8 @@ def loss_gradients(
         loss_function: Maps weights to ``(scalar loss, anything else)``.
         weights: Tensors of any shape and floating dtype.
         scale: What the loss is multiplied by, and the gradients are divided by again, so that
-            numbers in between are not too small for half precision; None for nothing.
+            numbers in between are not too small for half precision, or a function of the loss that
+            returns it; None for nothing.
 
     Returns:
         The loss, what came with it, and the gradients: dense tensors, zero for a weight that
@@ -259,6 +260,7 @@ def loss_gradients(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(weights)
         loss, auxiliary = loss_function(weights)
+        scale = scale(loss) if callable(scale) else scale
         target = loss if scale is None else loss * tf.cast(scale, loss.dtype)
     gradients = tape.gradient(target, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]

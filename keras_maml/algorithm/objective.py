@@ -53,9 +53,9 @@ class Objective:
         training: Whether dropout and its like are active.
         route: How the trace will run, see `forms.differentiable_forms`.
         regularization: lambda of a proximal term lambda / 2 ||fast - initial||^2 of the inner loss.
-        loss_scale: What inner losses are multiplied by while they are differentiated, for layers
-            that compute in half precision; None for nothing.
-        meta_loss_scale: The same of the loss after adaptation.
+        loss_scale: Maps an inner loss to what it is multiplied by while it is differentiated, for
+            layers that compute in half precision; None for nothing.
+        meta_loss_scale: What the loss after adaptation is multiplied by, likewise.
     """
 
     model: keras.Model
@@ -66,7 +66,7 @@ class Objective:
     training: bool = False
     route: Route = "plain"
     regularization: float = 0.0
-    loss_scale: float | None = None
+    loss_scale: Callable[[tf.Tensor], tf.Tensor] | None = None
     meta_loss_scale: tf.Tensor | None = None
 
     def task(self, support: Any, query: Any = None) -> "EpisodeTask":
@@ -123,7 +123,7 @@ class EpisodeTask:
     memo: Memo | None = None
 
     @property
-    def loss_scale(self) -> float | None:
+    def loss_scale(self) -> Callable[[tf.Tensor], tf.Tensor] | None:
         """See `Objective.loss_scale`."""
         return self.objective.loss_scale
 

@@ -25,6 +25,11 @@ from keras_maml.private_keras import flatten_layers, replace_sublayer
 INNER_LOSS_SCALE = 1024.0
 
 
+def inner_loss_scale(loss: tf.Tensor) -> tf.Tensor:
+    """Returns what to scale an inner loss by: a large one by less, or its gradients overflow."""
+    return INNER_LOSS_SCALE / tf.maximum(tf.abs(tf.stop_gradient(loss)), 1)
+
+
 class LearnerOfParts(EpisodicModel):
     """An episodic model with parts: what adapts, update rule, meta-gradient, query loss.
 
@@ -233,7 +238,7 @@ class LearnerOfParts(EpisodicModel):
             training,
             route,
             self.meta_gradient.regularization,
-            INNER_LOSS_SCALE if computes_in_half(self.model) else None,
+            inner_loss_scale if computes_in_half(self.model) else None,
             self.optimizer.scale_loss(1.0) if training and self._scales_losses else None,
         )
 

@@ -14,12 +14,12 @@ def tiny_error(y, predictions):
     return 1e-7 * keras.losses.mean_squared_error(y, predictions)
 
 
-def make_learner(policy, optimizer=None, **settings):
+def make_learner(policy, optimizer=None, loss=tiny_error, rate=1e6, **settings):
     keras.utils.set_random_seed(0)
     stack = [layers.Dense(8, "tanh", dtype=policy), layers.Dense(1, dtype=policy)]
-    learner = MAML(keras.Sequential([keras.Input((3,)), *stack]), 1e6, **settings)
+    learner = MAML(keras.Sequential([keras.Input((3,)), *stack]), rate, **settings)
     optimizer = optimizer or keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e4))
-    learner.compile(optimizer, tiny_error, jit_compile=False)
+    learner.compile(optimizer, loss, jit_compile=False)
     return learner
 
 
@@ -43,6 +43,16 @@ def test_the_meta_gradient_is_nearly_that_of_float32(settings):
     error = np.linalg.norm(flat(gradients) - flat(exact)) / np.linalg.norm(flat(exact))
     assert error < 0.02  # float16 has eleven bits
     assert float(loss) == pytest.approx(float(expected), rel=0.02)
+
+
+def test_large_losses_do_not_overflow():
+    data = [(x, 300 * y) for x, y in DATA]
+    settings = {"optimizer": keras.optimizers.SGD(), "loss": "mse", "rate": 1e-3}
+    expected, exact = make_learner("float32", **settings).meta_gradients(*data)
+    loss, gradients = make_learner("mixed_float16", **settings).meta_gradients(*data)
+    assert float(expected) > 1e4
+    assert float(loss) == pytest.approx(float(expected), rel=0.02)
+    assert np.linalg.norm(flat(gradients) - flat(exact)) < 0.02 * np.linalg.norm(flat(exact))
 
 
 def test_without_scaling_most_numbers_would_be_zero():
