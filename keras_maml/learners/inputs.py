@@ -33,6 +33,7 @@ def meta_batches(
     class_weight: dict[int, float] | None = None,
     sample_weight: Any = None,
     loss: Any = None,
+    needs_query: bool = True,
 ) -> tf.data.Dataset:
     """Turns episodes of any kind into a dataset of meta-batches.
 
@@ -49,6 +50,8 @@ def meta_batches(
         sample_weight: Weights ``(support, query)`` of the examples of arrays,
             ``[tasks, examples]``; they may as well be a third entry of each pair.
         loss: What `compile` was given, which says what targets are.
+        needs_query: Whether support sets alone, ``((x_support, y_support),)``, stay so, instead of
+            being their own query sets; those of arrays have ``sample_weight=(support,)``.
 
     Returns:
         The meta-batches.
@@ -61,11 +64,12 @@ def meta_batches(
         raise ValueError(
             f"{caller} takes episodes alone, {validation.EPISODE}: the targets are in them."
         )
+    complete = _as_it_is if needs_query else _with_query
     if isinstance(x, (tuple, list)):
         episode = _episode(x)
         if sample_weight is not None:
             episode = _weighted(episode, sample_weight, caller)
-        dataset = _of_arrays(episode, batch_size, shuffle)
+        dataset = _of_arrays(complete(episode), batch_size, shuffle)
     else:
         for name, value in (("batch_size", batch_size), ("sample_weight", sample_weight)):
             if value is not None:
@@ -74,7 +78,7 @@ def meta_batches(
                     "batched with dataset.batch, and sample weights are a third entry of a "
                     "support or query set: (x, y, sample_weight)."
                 )
-        dataset = x if isinstance(x, tf.data.Dataset) else _of_python(x, caller)
+        dataset = complete(x) if isinstance(x, tf.data.Dataset) else _of_python(x, caller, complete)
     if class_weight is None:
         return dataset
     weights = _table(class_weight)
@@ -91,6 +95,18 @@ def _episode(x: Any) -> Any:
     return tuple(
         tuple(map(arrays, half)) if isinstance(half, (tuple, list)) else arrays(half) for half in x
     )
+
+
+def _as_it_is(x: Any) -> Any:
+    return x
+
+
+def _with_query(x: Any) -> Any:
+    """Makes support sets alone, of a meta-batch or a dataset, their own query sets."""
+    if isinstance(x, tf.data.Dataset):
+        alone = isinstance(x.element_spec, tuple) and len(x.element_spec) == 1
+        return x.map(lambda support: (support, support)) if alone else x
+    return x * 2 if len(x) == 1 else x
 
 
 def support_set(
@@ -121,22 +137,6 @@ def support_set(
         return support
     with input_errors():
         return _with_class_weights(support, _table(class_weight), loss)
-
-
-def with_query(x: Any) -> Any:
-    """Makes support sets alone, ``((x, y),)``, episodes that are measured by the support set.
-
-    Args:
-        x: As in `meta_batches`.
-
-    Returns:
-        The same, or episodes in the place of support sets.
-    """
-    if isinstance(x, (tuple, list)) and len(x) == 1:
-        return x[0], x[0]
-    if isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, tuple):
-        return x.map(lambda support: (support, support)) if len(x.element_spec) == 1 else x
-    return x
 
 
 def are_labels(targets: Any, axes: int) -> bool:
@@ -278,18 +278,22 @@ def split_tasks(x: Any, fraction: float, sample_weight: Any = None) -> tuple[Any
     )
 
 
-def _of_python(x: Any, caller: str) -> tf.data.Dataset:
+def _of_python(x: Any, caller: str, complete: Callable[[Any], Any]) -> tf.data.Dataset:
     """Makes a dataset of a `keras.utils.PyDataset` or a generator."""
+
+    def read(batch: Any) -> Any:
+        return complete(_episode(batch))
+
     if isinstance(x, keras.utils.PyDataset):
-        first = _episode(x[0])
-        passes: Callable[[], Iterator] = lambda: _one_pass(x)  # noqa: E731
+        first = read(x[0])
+        passes: Callable[[], Iterator] = lambda: map(read, _one_pass(x))  # noqa: E731
     elif inspect.isgenerator(x):
         first = next(x, None)
         if first is None:
             raise ValueError(f"{caller} got a generator without a single episode.")
-        first = _episode(first)
         stream = itertools.chain([first], x)
-        passes = lambda: map(_episode, stream)  # noqa: E731
+        first = read(first)
+        passes = lambda: map(read, stream)  # noqa: E731
     else:
         raise TypeError(
             f"{caller} takes a tf.data.Dataset, a keras.utils.PyDataset or a generator of "
@@ -308,13 +312,13 @@ def _one_pass(dataset: keras.utils.PyDataset) -> Iterator[Any]:
     dataset.on_epoch_begin()
     numbers = itertools.count() if dataset.num_batches is None else range(dataset.num_batches)
     for number in numbers:
-        yield _episode(dataset[number])
+        yield dataset[number]
     dataset.on_epoch_end()
 
 
 def _weighted(episode: Any, sample_weight: Any, caller: str) -> Any:
-    pair = isinstance(sample_weight, (tuple, list)) and len(sample_weight) == 2
-    if not pair or len(episode) != 2 or any(len(half) != 2 for half in episode):
+    fits = isinstance(sample_weight, (tuple, list)) and len(sample_weight) == len(episode)
+    if not fits or len(episode) > 2 or any(len(half) != 2 for half in episode):
         raise ValueError(
             f"{caller} takes sample_weight=(support, query), weights [tasks, examples] for "
             "episodes that have none yet."

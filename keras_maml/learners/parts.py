@@ -188,8 +188,7 @@ class LearnerOfParts(EpisodicModel):
             self.forget_programs()
 
     def _prepare(self, x: Any, y: Any, caller: str, **how: Any) -> tf.data.Dataset:
-        if not self.meta_gradient.needs_query and caller in ("fit", "train_on_batch", "build_on"):
-            x = inputs.with_query(x)
+        how["needs_query"] = self.meta_gradient.needs_query or caller.startswith("predict")
         return super()._prepare(x, y, caller, **how)
 
     def _check(self, episode: Any, caller: str) -> tuple[int | None, int | None]:

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_maml import MAML
+from keras_maml.learners import inputs
 from keras_maml.learners.inputs import is_stream
 
 RANDOM = np.random.default_rng(0)
@@ -144,6 +145,35 @@ def test_the_last_tasks_validate(weighted):
     assert history.keys() == expected.keys()
     for name, values in history.items():
         assert values == pytest.approx(expected[name])
+
+
+def test_support_sets_alone_are_measured_wherever_episodes_may_come_from():
+    class Alone(keras.utils.PyDataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, number):
+            return (S,)
+
+    def read(data, **how):
+        dataset = inputs.meta_batches(data, caller="evaluate", needs_query=False, **how)
+        return keras.tree.map_structure(np.array, next(iter(dataset)))
+
+    for alone in ((S,), tf.data.Dataset.from_tensors((S,)), Alone(), (batch for batch in Alone())):
+        keras.tree.map_structure(np.testing.assert_array_equal, read(alone), (S, S))
+    weighted = (*S, RANDOM.uniform(0.2, 3, S[1].shape).astype("float32"))
+    found = read((S,), sample_weight=(weighted[2],))
+    keras.tree.map_structure(np.testing.assert_array_equal, found, (weighted, weighted))
+    _, (last,) = inputs.split_tasks((S,), 0.5, (weighted[2],))
+    keras.tree.map_structure(np.testing.assert_array_equal, last, tuple(a[2:] for a in weighted))
+
+    learner = make_learner()
+    learner.meta_gradient = "reptile"
+    learner.optimizer.learning_rate = 0.0
+    history = learner.fit(Alone(), validation_data=Alone(), verbose=0).history
+    assert history["loss"] == history["val_loss"] == pytest.approx(learner.evaluate(Alone())[:1])
+    with pytest.raises(ValueError, match="must be .*x_support, y_support"):
+        learner.predict((S,), verbose=0)
 
 
 def test_lists_are_taken_as_tuples_and_lists_of_numbers_as_arrays():
