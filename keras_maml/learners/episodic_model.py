@@ -453,23 +453,19 @@ class EpisodicModel(CompiledModel):
         how["loss"] = self.loss
         dataset = inputs.meta_batches(x, y, caller=caller, **how)
         checks.check_episode_spec(dataset.element_spec)  # which may leave sizes open
-        if isinstance(x, tf.data.Dataset) and not inputs.is_stream(x):
-            with checks.input_errors():
-                episode = next(iter(dataset.take(1)), None)
-            if episode is None:
-                raise ValueError(f"{caller} got a dataset without a single episode.")
-        elif isinstance(x, (tuple, list)):  # all of them, however they will be cut up
-            whole = how | {"batch_size": None}
-            with checks.input_errors():
+        stream = not isinstance(x, tf.data.Dataset) or inputs.is_stream(x)
+        with checks.input_errors():
+            if isinstance(x, (tuple, list)):  # all of them, however they will be cut up
+                whole = how | {"batch_size": None}
                 episode = next(iter(inputs.meta_batches(x, y, caller=caller, **whole)))
-        else:  # reading it would lose what was read
-            episode = inputs.of_spec(dataset.element_spec)
-            if episode is None:
-                raise ValueError(
-                    f"{caller} got a dataset that can be read once only, and does not say how "
-                    f"large examples are: {dataset.element_spec}. Give tf.data.Dataset."
-                    "from_generator an output_signature with all sizes after tasks and examples."
-                )
+            elif not stream:
+                episode = next(iter(dataset.take(1)), None)
+            elif self.built_by_values:
+                dataset, episode = inputs.with_first(dataset)
+            else:  # reading it would lose what was read, or take a way through Python
+                episode = _of_spec(dataset.element_spec, caller)
+        if episode is None:
+            raise ValueError(f"{caller} got a dataset without a single episode.")
         classes, vocabulary = self._check(episode, caller)
         if self.several_workers and not self.agreed_before(caller):
             read = isinstance(x, (tuple, list)) or not inputs.is_stream(dataset)
@@ -565,6 +561,11 @@ class EpisodicModel(CompiledModel):
             self.optimizer.build(self.trainable_variables)
         return classes, vocabulary
 
+    @property
+    def built_by_values(self) -> bool:
+        """Whether a learner is built by the values of episodes, not by their shapes alone."""
+        return False
+
     def build_parts(self) -> None:
         """Builds what a learner trains besides the model, once that is built."""
 
@@ -587,6 +588,17 @@ class EpisodicModel(CompiledModel):
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Returns what `fit` calls before the callbacks that it is given."""
         return []
+
+
+def _of_spec(spec: Any, caller: str) -> Any:
+    episode = inputs.of_spec(spec)
+    if episode is None:
+        raise ValueError(
+            f"{caller} got a dataset that can be read once only, and does not say how large "
+            f"examples are: {spec}. Give tf.data.Dataset.from_generator an output_signature with "
+            "all sizes after tasks and examples."
+        )
+    return episode
 
 
 def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argument: str) -> None:

@@ -162,7 +162,7 @@ def ways_of(support: Any) -> int | None:
     targets = support[1]
     if are_labels(targets, axes=2):
         ways = int(tf.reduce_max(targets)) + 1
-        return ways if ways > 1 else None  # of one class, or made of a specification alone
+        return ways if ways > 1 else None
     return targets.shape[-1] if targets.shape.rank == 3 and targets.shape[-1] > 1 else None
 
 
@@ -231,6 +231,27 @@ def of_spec(spec: Any) -> Any:
     return tf.nest.map_structure(
         lambda s: tf.zeros([1, s.shape[1] or 2, *s.shape[2:]], s.dtype), spec
     )
+
+
+def with_first(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, Any]:
+    """Reads the first meta-batch of a dataset that may be read once only.
+
+    Args:
+        dataset: The meta-batches.
+
+    Returns:
+        The same meta-batches, the first included, by way of Python; and the first, None if there
+        are none.
+    """
+    begun = iter(dataset)
+    first = next(begun, None)
+
+    def passes() -> Iterator[Any]:
+        nonlocal begun
+        rest, begun = begun, None
+        return iter(dataset) if rest is None else itertools.chain([first], rest)
+
+    return tf.data.Dataset.from_generator(passes, output_signature=dataset.element_spec), first
 
 
 def _of_arrays(episode: Any, batch_size: int | None, shuffle: bool) -> tf.data.Dataset:

@@ -196,9 +196,17 @@ class LearnerOfParts(EpisodicModel):
         self._set_ways(episode, caller)
         return super()._check(episode, caller)
 
+    @property
+    def built_by_values(self) -> bool:
+        """Whether heads take as many classes as episodes have labels of."""
+        return bool(self._heads_of_any_ways())
+
+    def _heads_of_any_ways(self) -> list[keras.layers.Layer]:
+        return [layer for layer in flatten_layers(self.model) if hasattr(layer, "set_ways")]
+
     def _set_ways(self, episode: Any, caller: str) -> None:
         """Gives heads that take any number of classes as many as the support sets have."""
-        heads = [layer for layer in flatten_layers(self.model) if hasattr(layer, "set_ways")]
+        heads = self._heads_of_any_ways()
         ways = inputs.ways_of(episode[0]) if heads else None
         if ways is None or all(head.ways == ways for head in heads):
             return

@@ -158,6 +158,34 @@ def test_a_shared_head_is_one_vector_copied_to_every_class():
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("kind", ["generator", "stream", "py_dataset"])
+def test_a_head_has_as_many_ways_as_data_that_can_be_read_once(kind):
+    batches = [keras.tree.map_structure(lambda a, i=i: a[i:][:1], classes(5)) for i in range(3)]
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return len(batches)
+
+        def __getitem__(self, number):
+            return batches[number]
+
+    once = iter(batches)
+    data = {
+        "generator": lambda: (batch for batch in batches),
+        "stream": lambda: tf.data.Dataset.from_generator(
+            lambda: once,
+            output_signature=keras.tree.map_structure(tf.TensorSpec.from_tensor, batches[0]),
+        ),
+        "py_dataset": Batches,
+    }[kind]()
+    model = keras.Sequential([keras.Input((3,)), layers.SharedHead(activation="softmax")])
+    learner = keras_maml.MAML(model, RATE)
+    learner.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
+    results = learner.evaluate(data, verbose=0)
+    assert model.layers[-1].ways == 5
+    assert results == pytest.approx(learner.evaluate(classes(5), verbose=0), rel=1e-5)
+
+
 def test_a_learner_trained_5_way_adapts_to_3_and_12_classes(tmp_path):
     learner = head_learner(inner_steps=5)
     learner.fit(classes(5), epochs=10, verbose=0)
