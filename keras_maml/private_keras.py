@@ -20,9 +20,9 @@ __all__ = [
     "is_functional",
     "made_by",
     "no_automatic_dependency_tracking",
+    "own_variables",
     "replace_sublayer",
     "replace_variables",
-    "wrapped_function",
 ]
 
 
@@ -53,9 +53,9 @@ def made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
     return operation, operation._inbound_nodes[node].input_tensors
 
 
-def wrapped_function(metric: keras.metrics.MeanMetricWrapper) -> tuple:
-    """Returns the function of a metric and its keyword arguments, which have no config."""
-    return metric._fn, metric._fn_kwargs
+def own_variables(metric: keras.metrics.Metric) -> list[keras.Variable]:
+    """Returns the variables of a metric without those of metrics that it keeps."""
+    return list(metric._variables)
 
 
 def replace_variables(

@@ -1,5 +1,7 @@
 """Compiled losses and metrics of one task, and of the predictions before adaptation."""
 
+import inspect
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.execution.functional import WeightScope
-from keras_maml.private_keras import CompileLoss, CompileMetrics, wrapped_function
+from keras_maml.private_keras import CompileLoss, CompileMetrics, own_variables
 
 
 class MetricsBefore(CompileMetrics):
@@ -30,17 +32,68 @@ class MetricsBefore(CompileMetrics):
 
 
 def clone_metrics(metrics: Any) -> Any:
-    """Copies a nest of metrics as passed to `compile`; names and functions stay as they are."""
+    """Copies a nest of metrics as passed to `compile`; names and functions stay as they are.
+
+    The copies have counted nothing yet.
+    """
 
     def clone(metric: Any) -> Any:
-        if isinstance(metric, keras.metrics.Metric):
-            if type(metric) is keras.metrics.MeanMetricWrapper:  # its function has no config
-                function, arguments = wrapped_function(metric)
-                return type(metric)(function, metric.name, metric.dtype, **arguments)
-            return type(metric).from_config(metric.get_config())
-        return metric
+        if not isinstance(metric, keras.metrics.Metric):
+            return metric
+        config = _whole_config(metric)
+        if config is not None:
+            return type(metric).from_config(config)
+        copied = _copied(metric, {})
+        copied.reset_state()
+        return copied
 
     return keras.tree.map_structure(clone, metrics) if metrics is not None else None
+
+
+def _whole_config(metric: keras.metrics.Metric) -> dict[str, Any] | None:
+    """Returns the configuration of a metric if that says all that its constructor takes.
+
+    Keras does not ask for it: a metric that is compiled need not have a `get_config` of its own.
+    """
+    if isinstance(metric, keras.metrics.MeanMetricWrapper):  # its function has no config
+        return None
+    config, parameters = metric.get_config(), inspect.signature(type(metric)).parameters.values()
+    named = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    others = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    whole = named <= config.keys() and (others or config.keys() <= named)
+    return config if whole else None
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    """Copies what a metric counts in, wherever it keeps that, and shares the rest.
+
+    Args:
+        value: A metric, or what one keeps.
+        copies: What is copied already, by id.
+    """
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, keras.metrics.Metric):
+        copy = copies[id(value)] = object.__new__(type(value))
+        keras.metrics.Metric.__init__(copy, dtype=value.dtype, name=value.name)
+        of_keras = {*vars(copy)}
+        for v in own_variables(value):
+            copies[id(v)] = copy.add_variable(v.shape, "zeros", v.dtype, v.aggregation, v.name)
+        for name, kept in vars(value).items():
+            if name not in of_keras:
+                setattr(copy, name, _copied(kept, copies))
+        return copy
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _copied(value.__self__, copies))
+    if isinstance(value, tf.Variable):
+        return tf.Variable(value, trainable=False)
+    if isinstance(value, dict):
+        return {key: _copied(entry, copies) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_copied(entry, copies) for entry in value]
+    if type(value) is tuple:
+        return tuple(_copied(entry, copies) for entry in value)
+    return value
 
 
 def stateless_result(metrics: CompileMetrics | None, y: Any, predictions: Any, weight: Any) -> dict:
