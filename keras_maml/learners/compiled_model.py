@@ -15,6 +15,7 @@ from keras_maml.execution.workers import Workers
 from keras_maml.learners.adapted import WrappedModel
 from keras_maml.learners.patience import PATIENCE, first_call_explained
 from keras_maml.learners.settings import Setting
+from keras_maml.learners.without_xla import first_step_without_xla_where_it_fails
 from keras_maml.private_keras import flatten_layers
 
 
@@ -76,7 +77,10 @@ class CompiledModel(WrappedModel):
         made = getattr(self, name)
         if made is not before:
             message = functools.partial(self.slow_to_compile, f"{kind} step")
-            setattr(self, name, first_call_explained(made, message))
+            made = first_call_explained(made, message)
+            if kind == "train":
+                made = first_step_without_xla_where_it_fails(self, made)
+            setattr(self, name, made)
 
     def slow_to_compile(self, what: str) -> str:
         """Returns what to say of a step whose first call takes long.

@@ -70,6 +70,19 @@ def test_what_xla_refuses_runs_without_it(step, refused, caplog):
     assert re.match(f"XLA cannot compile {refused}.*; the learner goes on", said)
 
 
+def test_steps_that_were_taken_are_not_taken_again():
+    def step(x):
+        learner.optimizer.iterations.assign_add(1)
+        return tf.function(tf.math.special.bessel_j0, jit_compile=True)(x)
+
+    learner = Learner(step)
+    learner.optimizer = keras.optimizers.SGD()
+    call = without_xla_where_it_fails(lambda learner, x: learner.step(x))
+    with pytest.raises(ValueError, match="BesselJ0 .* came after 1 step.* jit_compile=False"):
+        call(learner, tf.ones([2]))
+    assert int(learner.optimizer.iterations) == 1 and learner.jit_compile
+
+
 @pytest.mark.parametrize("kind", [tf.errors.InvalidArgumentError, tf.errors.UnimplementedError])
 def test_an_error_of_the_user_is_raised_as_it_is(kind, caplog):
     def step(x):
@@ -97,6 +110,37 @@ class Scan(keras.layers.Layer):
             outputs.append(sums * rows[i])
             sums += rows[i]
         return keras.ops.stack(outputs, -1)
+
+
+class Refused(keras.layers.Layer):
+    """Is what XLA lacks an operation for, as soon as it is told."""
+
+    refused = False
+
+    def call(self, x):
+        return x + 0 * tf.math.special.bessel_j0(tf.stop_gradient(x)) if self.refused else x
+
+
+def test_steps_before_a_refusal_are_not_repeated(caplog):
+    case = zoo.CASES["dense"]
+    refused, seen = Refused(), []
+    learner = MAML(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1), refused]), 0.1)
+    learner.compile("sgd", "mse")
+
+    def refuse(epoch, logs=None):
+        seen.append(epoch)
+        if epoch == 1:
+            refused.refused, learner.inner_steps = True, 2
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=refuse)
+    once = iter([zoo.episodes(case, seed=seed) for seed in range(3)])
+    spec = keras.tree.map_structure(tf.TensorSpec.from_tensor, zoo.episodes(case))
+    data = tf.data.Dataset.from_generator(lambda: once, output_signature=spec)
+    data = data.take(1)  # an epoch
+    history = learner.fit(data, epochs=3, callbacks=[callback], verbose=0)
+    assert seen == history.epoch == [0, 1, 2]
+    assert int(learner.optimizer.iterations) == 3 and not learner.jit_compile
+    assert len(caplog.messages) == 1 and next(once, None) is None
 
 
 @pytest.mark.slow
