@@ -162,6 +162,7 @@ class EpisodicModel(CompiledModel):
     def compiler(self) -> Callable[[keras.Model], None]:
         """Returns what compiles other models as this one is compiled now."""
         config, optimizer = self._compile_config.config, self.optimizer
+        config = {**config, "jit_compile": self.jit_compile}  # off once XLA has refused the model
 
         def compile_model(model: keras.Model) -> None:
             of_its_own = type(optimizer).from_config(optimizer.get_config())

@@ -143,6 +143,15 @@ def test_steps_before_a_refusal_are_not_repeated(caplog):
     assert len(caplog.messages) == 1 and next(once, None) is None
 
 
+def test_what_is_adapted_after_xla_has_refused_is_compiled_without_it():
+    learner = MAML(zoo.CASES["dense"].build(), 0.1)
+    learner.compile("sgd", zoo.CASES["dense"].loss)
+    assert learner.jit_compile
+    learner.jit_compile = False  # as it is after a fallback
+    (support, _) = zoo.episodes(zoo.CASES["dense"])
+    assert not learner.adapt(support[0][0], support[1][0]).jit_compile
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_a_layer_that_scans_has_the_meta_gradient_of_one_that_does_not():
