@@ -43,9 +43,9 @@ from keras_maml.private_keras import flatten_layers
 
 BatchStatistics = Literal["batch", "stored"]
 
-# How a trace will run: vectorised over tasks, task by task but compiled by XLA, neither, or on a
-# device that knows few operations, and first derivatives only.
-Route = Literal["vectorized", "compiled", "plain", "portable"]
+# How a trace will run: vectorised over tasks, task by task but compiled by XLA, neither, on a
+# device that knows few operations, and first derivatives only, or as Keras runs it.
+Route = Literal["vectorized", "compiled", "plain", "portable", "native"]
 
 
 @contextlib.contextmanager
@@ -61,7 +61,8 @@ def differentiable_forms(
     Args:
         model: The model; nested models are included.
         route: How the trace will run. Convolutions differ: patches times a matrix, XLA's
-            forward convolution, TensorFlow's own operations (see `convolution`).
+            forward convolution, TensorFlow's own operations (see `convolution`). ``"native"``
+            lends batch normalisation only: the others compute, and refuse, what they always do.
         batch_statistics: What trainable `BatchNormalization` layers normalise with: ``"batch"``
             takes the batch at hand, ``"stored"`` the layer's moving statistics. Frozen layers
             always use what they have stored.
@@ -78,7 +79,7 @@ def differentiable_forms(
         for layer in flatten_layers(model):
             if _is_changed(layer):
                 continue
-            form = _form_of(layer, _FORMS_OF_ROUTES[route]) or _form_of(layer, _FORMS)
+            form = _form_of(layer, _FORMS_OF_ROUTES[route])
             if isinstance(layer, keras.layers.BatchNormalization):
                 form = _bind(_normalize, layer, batch_statistics, write_statistics)
             if form is not None:
@@ -99,7 +100,7 @@ def call_on_batch(model: keras.Model, x: Any, training: bool | None = None) -> A
     borrowed = (vars(layer).get("call") for layer in batch_normalizations(model))
     if any(isinstance(call, Lent) and call.is_mine for call in borrowed):
         return model(x, training=training)
-    with differentiable_forms(model, route="plain", write_statistics=False):
+    with differentiable_forms(model, route="native", write_statistics=False):
         return model(x, training=training)
 
 
@@ -424,11 +425,13 @@ _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _CONVOLVE_DEPTHWISE: dict[type, Callable] = dict.fromkeys(_DEPTHWISE, _convolve_depthwise)
 _FORMS_OF_ROUTES = {
-    "vectorized": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once) | _CONVOLVE_DEPTHWISE,
-    "compiled": dict.fromkeys(_CONVOLUTIONS, _convolve_in_turns) | _CONVOLVE_DEPTHWISE,
-    "plain": {},
+    "vectorized": _FORMS | dict.fromkeys(_CONVOLUTIONS, _convolve_at_once) | _CONVOLVE_DEPTHWISE,
+    "compiled": _FORMS | dict.fromkeys(_CONVOLUTIONS, _convolve_in_turns) | _CONVOLVE_DEPTHWISE,
+    "plain": _FORMS,
     # LiteRT converts a native convolution with a computed kernel to one that is wrong.
-    "portable": dict.fromkeys(_CONVOLUTIONS, _convolve_at_once)
+    "portable": _FORMS
+    | dict.fromkeys(_CONVOLUTIONS, _convolve_at_once)
     | _CONVOLVE_DEPTHWISE
     | dict.fromkeys(_RECURRENT, functools.partial(recur, unroll=True)),
+    "native": {},
 }

@@ -118,6 +118,7 @@ def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
             [(variable, value) for variable, value in pairs if id(variable) in state],
             x,
             training=False,
+            route="native",
             batch_statistics="stored" if batch_normalization == "inductive" else "batch",
         )
         return result.predictions

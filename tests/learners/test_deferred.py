@@ -6,6 +6,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import zoo
 
 from keras_maml import MAML
@@ -74,6 +75,17 @@ def test_whatever_is_done_with_it_first_is_done_with_a_model(learner, copies, us
     use(adapted)
     assert len(copies) == 1
     assert adapted.compiled
+
+
+@pytest.mark.parametrize("normalization", ["inductive", "transductive"])
+def test_it_refuses_the_inputs_that_a_model_refuses(normalization):
+    stack = [keras.layers.Embedding(5, 2), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+    learner = MAML(keras.Sequential([keras.Input((), dtype="int32"), *stack]), 0.1)
+    learner.compile("sgd", "mse", jit_compile=False)
+    adapted = learner.adapt([0, 1, 4], [1.0, 2.0, 3.0], batch_normalization=normalization)
+    for predict in (lambda x: adapted.predict(x, verbose=0), lambda x: adapted(x)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"7 is not in \[0, 5\)"):
+            predict(np.array([0, 7]))
 
 
 def test_training_it_changes_its_predictions(learner):
