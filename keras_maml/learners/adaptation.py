@@ -1,11 +1,9 @@
 """From a learner and the support set of one task to a model of its own.
 
-A copy of the wrapped model takes the fast weights, when it is needed: all copies predict with one
-program, and for that no copy is.
+A copy of the wrapped model takes the fast weights, when it is needed: until then, all that a
+learner adapts predict with one program, and from then on each as Keras does.
 """
 
-import functools
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,18 +62,24 @@ def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: s
     inductive = inductive or not batch_normalizations(model)
     compile_model = learner.compiler()
     seen = keras.tree.map_structure(tf.TensorSpec.from_tensor, support[0])
-    predicting = functools.partial(shared_predict, program, whole=not inductive, seen=seen)
 
     def make() -> keras.Model:
         copy = copy_with_values(model, support[0], values)
         made = copy if inductive else TransductiveModel(copy)
         compile_model(made)
-        predict = predicting(lambda: as_tensors(list(copy.variables)))
-        vars(made)["predict"] = types.MethodType(predict, made)
         return made
 
-    ready = {"predict": predicting(lambda: values)}
-    return deferred(type(model) if inductive else TransductiveModel, make, ready)
+    kind = type(model) if inductive else TransductiveModel
+    ready = {}
+    if not inductive or _predicts_as_keras(kind):
+        ready["predict"] = shared_predict(program, values, whole=not inductive, seen=seen)
+    return deferred(kind, make, ready)
+
+
+def _predicts_as_keras(kind: type[keras.Model]) -> bool:
+    """Whether a class leaves it to Keras how its models predict."""
+    names = ("predict", "predict_step", "make_predict_function")
+    return all(getattr(kind, name) is getattr(keras.Model, name) for name in names)
 
 
 def _adapt(learner: Any, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
@@ -126,16 +130,14 @@ def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
     return tracing.function(predict, reduce_retracing=True)
 
 
-def shared_predict(
-    program: Program, values: Callable[[], Tensors], *, whole: bool, seen: Any
-) -> Callable:
+def shared_predict(program: Program, values: Tensors, *, whole: bool, seen: Any) -> Callable:
     """Returns a method `predict` for arrays with a program that others have compiled before.
 
     Keras would trace every new model anew.
 
     Args:
         program: See `prediction_program`.
-        values: Returns what it takes.
+        values: Of all variables.
         whole: Whether all examples are one batch.
         seen: Specifications of the inputs that the model was adapted to.
     """
@@ -155,7 +157,7 @@ def shared_predict(
         if kwargs or verbose not in (0, "auto") or not arrays:
             own = type(self).predict
             return own(self, x, batch_size=batch_size, verbose=verbose, **kwargs)
-        of_model, x = values(), as_tensors(x)
+        x = as_tensors(x)
         check_bytes(seen, x)
         count = len(keras.tree.flatten(x)[0])
         size = count if whole else batch_size or 256
@@ -163,7 +165,7 @@ def shared_predict(
             warned = True
             warn_of_one_alone()
         parts = [
-            program(of_model, keras.tree.map_structure(lambda t, i=i: t[i : i + size], x))
+            program(values, keras.tree.map_structure(lambda t, i=i: t[i : i + size], x))
             for i in range(0, count, size)
         ]
         return keras.tree.map_structure(lambda *outputs: np.concatenate(outputs), *parts)

@@ -143,10 +143,13 @@ class TransductiveModel(WrappedModel):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Calls the wrapped model, normalising with the statistics of ``x``."""
-        if keras.tree.flatten(x)[0].shape[0] == 1 and "_warned" not in self.__dict__:
+        self._warn_of_one_alone(keras.tree.flatten(x)[0].shape[0])
+        return super().call(x, training)
+
+    def _warn_of_one_alone(self, count: int | None) -> None:
+        if count == 1 and "_warned" not in self.__dict__:
             self.__dict__["_warned"] = True
             warn_of_one_alone()
-        return super().call(x, training)
 
     def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
         """Exports as `keras.Model.export` does; what the wrapped model takes, this one does."""
@@ -163,6 +166,7 @@ class TransductiveModel(WrappedModel):
         """Predicts as `keras.Model.predict` does, all examples of arrays as one batch."""
         if not isinstance(x, tf.data.Dataset) and hasattr(keras.tree.flatten(x)[0], "shape"):
             batch_size = len(keras.tree.flatten(x)[0])
+            self._warn_of_one_alone(batch_size)  # whose number is unknown in Keras's program
         return super().predict(x, batch_size=batch_size, **kwargs)
 
 

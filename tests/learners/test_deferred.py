@@ -96,6 +96,25 @@ def test_training_it_changes_its_predictions(learner):
     assert not np.any(adapted.predict(XQ, verbose=0))
 
 
+def test_changing_it_changes_its_predictions(learner):
+    adapted = learner.adapt(X, Y)
+    adapted.predict(XQ, verbose=0)
+    adapted.layers[-1].activation = keras.activations.softplus
+    np.testing.assert_allclose(adapted.predict(XQ, verbose=0), adapted(XQ), rtol=1e-6)
+
+
+def test_it_predicts_as_its_class_does():
+    class Doubling(keras.Model):
+        def predict_step(self, data):
+            return 2 * super().predict_step(data)
+
+    inputs = keras.Input(X.shape[1:])
+    learner = MAML(Doubling(inputs, keras.layers.Dense(1)(inputs)), 0.1)
+    learner.compile("sgd", "mse", jit_compile=False)
+    adapted = learner.adapt(X, Y)
+    np.testing.assert_allclose(adapted.predict(XQ, verbose=0), 2 * adapted(XQ), rtol=1e-6)
+
+
 def test_many_threads_that_use_it_first_get_one_model(learner, copies):
     adapted, results = learner.adapt(X, Y), []
     start = threading.Barrier(8)
