@@ -29,6 +29,9 @@ from keras_maml.private_keras import flatten_layers
 # From tensors of all variables of a model and its inputs to its predictions.
 Program = Callable[[Tensors, Any], Any]
 
+# Of each layer: whether it is trainable, and how many classes it has if that may change.
+Traits = list[tuple[bool, int | None]]
+
 
 def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: str) -> keras.Model:
     """Adapts to one task; see `keras_maml.MAML.adapt`.
@@ -44,35 +47,39 @@ def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: s
         The adapted copy of the learner's model, compiled as the learner is.
     """
     model, inductive = learner.model, batch_normalization == "inductive"
+    transductive = not inductive and bool(batch_normalizations(model))
+    kind = TransductiveModel if transductive else type(model)
+    # Taken now: the learner's model may have other classes, or others of its layers frozen, later.
+    partition, states, variables = learner.partition(), state_variables(model), model.variables
+    traits, compile_model = _traits(model), learner.compiler()
+    spec, program = _for_any_number(support[0]), None
+    if not learner.run_eagerly and (transductive or _predicts_as_keras(kind)):
+        program = learner.compiled_function(
+            ("predict", batch_normalization, str(spec)),
+            lambda: prediction_program(model, batch_normalization, spec),
+        )
     fast, state = _adapt(learner, support, tf.constant(steps, tf.int32))
-    pairs = [*zip(learner.partition().initial, fast, strict=True)]
+    pairs = [*zip(partition.initial, fast, strict=True)]
     pairs += [
         (variable, value)
-        for variable, value in zip(state_variables(model), state, strict=True)
+        for variable, value in zip(states, state, strict=True)
         if inductive or is_step(variable)
     ]
     adapted = {id(variable): value for variable, value in pairs}
     values = [
         adapted[id(variable)] if id(variable) in adapted else tf.convert_to_tensor(variable)
-        for variable in model.variables
+        for variable in variables
     ]
-    program = learner.compiled_function(
-        ("predict", batch_normalization), lambda: prediction_program(model, batch_normalization)
-    )
-    inductive = inductive or not batch_normalizations(model)
-    compile_model = learner.compiler()
-    seen = keras.tree.map_structure(tf.TensorSpec.from_tensor, support[0])
 
     def make() -> keras.Model:
-        copy = copy_with_values(model, support[0], values)
-        made = copy if inductive else TransductiveModel(copy)
+        copy = copy_with_values(model, support[0], values, traits)
+        made = TransductiveModel(copy) if transductive else copy
         compile_model(made)
         return made
 
-    kind = type(model) if inductive else TransductiveModel
     ready = {}
-    if not inductive or _predicts_as_keras(kind):
-        ready["predict"] = shared_predict(program, values, whole=not inductive, seen=seen)
+    if program is not None:
+        ready["predict"] = shared_predict(program, values, whole=transductive, spec=spec)
     return deferred(kind, make, ready)
 
 
@@ -94,9 +101,7 @@ def _adapt(learner: Any, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tenso
 
     if learner.run_eagerly:
         return adapt(support, steps)
-    spec = keras.tree.map_structure(  # for any number of examples
-        lambda array: tf.TensorSpec([None, *array.shape[1:]], array.dtype), support
-    )
+    spec = _for_any_number(support)
     program = learner.compiled_function(
         ("adapt", str(spec)),
         lambda: tracing.function(adapt).get_concrete_function(spec, tf.TensorSpec([], tf.int32)),
@@ -104,12 +109,20 @@ def _adapt(learner: Any, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tenso
     return program(support, steps)
 
 
-def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
-    """Returns a program that adapted copies of a model share, for inputs of any number.
+def _for_any_number(examples: Any) -> Any:
+    """Returns the specifications of any number of examples like these."""
+    return keras.tree.map_structure(
+        lambda array: tf.TensorSpec([None, *array.shape[1:]], array.dtype), examples
+    )
+
+
+def prediction_program(model: keras.Model, batch_normalization: str, spec: Any) -> Program:
+    """Returns a program that adapted copies of a model share, as the model is now.
 
     Args:
         model: The model that they are copies of.
         batch_normalization: ``"inductive"`` or ``"transductive"``, see `keras_maml.MAML`.
+        spec: Specifications of the inputs.
     """
     state = {id(variable) for variable in state_variables(model)}
     variables = list(model.variables)
@@ -127,10 +140,11 @@ def prediction_program(model: keras.Model, batch_normalization: str) -> Program:
         )
         return result.predictions
 
-    return tracing.function(predict, reduce_retracing=True)
+    specs = [tf.TensorSpec(variable.shape, variable.dtype) for variable in variables]
+    return tracing.function(predict).get_concrete_function(specs, spec)
 
 
-def shared_predict(program: Program, values: Tensors, *, whole: bool, seen: Any) -> Callable:
+def shared_predict(program: Program, values: Tensors, *, whole: bool, spec: Any) -> Callable:
     """Returns a method `predict` for arrays with a program that others have compiled before.
 
     Keras would trace every new model anew.
@@ -139,7 +153,7 @@ def shared_predict(program: Program, values: Tensors, *, whole: bool, seen: Any)
         program: See `prediction_program`.
         values: Of all variables.
         whole: Whether all examples are one batch.
-        seen: Specifications of the inputs that the model was adapted to.
+        spec: Specifications of the inputs that the program takes; the model itself takes others.
     """
     warned = not whole
 
@@ -154,11 +168,12 @@ def shared_predict(program: Program, values: Tensors, *, whole: bool, seen: Any)
         arrays = not isinstance(x, tf.data.Dataset) and all(
             isinstance(array, (np.ndarray, tf.Tensor)) for array in keras.tree.flatten(x)
         )
-        if kwargs or verbose not in (0, "auto") or not arrays:
+        if arrays:
+            x = as_tensors(x)
+            check_bytes(spec, x)
+        if kwargs or verbose not in (0, "auto") or not arrays or _for_any_number(x) != spec:
             own = type(self).predict
             return own(self, x, batch_size=batch_size, verbose=verbose, **kwargs)
-        x = as_tensors(x)
-        check_bytes(seen, x)
         count = len(keras.tree.flatten(x)[0])
         size = count if whole else batch_size or 256
         if count == 1 and not warned:
@@ -173,16 +188,26 @@ def shared_predict(program: Program, values: Tensors, *, whole: bool, seen: Any)
     return predict
 
 
-def copy_with_values(model: keras.Model, x: Any, values: Sequence[tf.Tensor]) -> keras.Model:
+def _traits(model: keras.Model) -> Traits:
+    return [
+        (layer.trainable, layer.ways if hasattr(layer, "set_ways") else None)
+        for layer in flatten_layers(model)
+    ]
+
+
+def copy_with_values(
+    model: keras.Model, x: Any, values: Sequence[tf.Tensor], traits: Traits
+) -> keras.Model:
     """Copies a model and gives the variables of the copy other values.
 
     Args:
         model: A built model.
         x: A few inputs, to build a subclassed model with.
         values: What the variables of the copy are to hold, in their order.
+        traits: What its layers are to be, in their order.
 
     Returns:
-        A model of the same class; the layers that were frozen are.
+        A model of the same class.
 
     Raises:
         ValueError: The model cannot be copied, because it is a subclass without `get_config`.
@@ -196,11 +221,14 @@ def copy_with_values(model: keras.Model, x: Any, values: Sequence[tf.Tensor]) ->
             f"{type(model).__name__} cannot be copied: {error} Give it a get_config() that "
             "returns the arguments of its constructor."
         ) from error
+    for layer, (trainable, ways) in zip(flatten_layers(copy), traits, strict=True):
+        if ways is not None:
+            layer.set_ways(ways)
+        if layer.trainable != trainable:
+            layer.trainable = trainable
     for variable, value in zip(copy.variables, values, strict=True):
         variable.assign(value)
     for ours, theirs in zip(flatten_layers(model), flatten_layers(copy), strict=True):
-        if theirs.trainable != ours.trainable:
-            theirs.trainable = ours.trainable
         if isinstance(theirs, (keras.layers.IntegerLookup, keras.layers.StringLookup)):
             _copy_vocabulary(ours, theirs)
         if isinstance(theirs, keras.layers.Normalization):

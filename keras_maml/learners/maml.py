@@ -435,7 +435,7 @@ class MAML(LearnerOfParts):
             A new model, compiled with the learner's loss and metrics: a copy of the wrapped model
             with the statistics of the support set in its batch normalisation; or that copy, wrapped
             so that it normalises transductively. The copy is made, in a tenth of a second, when
-            more is asked of it than to `predict` arrays.
+            more is asked of it than to `predict` arrays like those of the support set.
 
         Raises:
             ValueError: The learner is not compiled, or the support set is malformed. At the first

@@ -77,6 +77,19 @@ def test_whatever_is_done_with_it_first_is_done_with_a_model(learner, copies, us
     assert adapted.compiled
 
 
+def test_what_is_frozen_later_stays_as_it_was():
+    stack = [keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+    learner = MAML(keras.Sequential([keras.Input(X.shape[1:]), *stack]), 0.1)
+    learner.compile("sgd", "mse", jit_compile=False)
+    models = [learner.adapt(X, Y, batch_normalization="transductive") for _ in range(2)]
+    expected = models[0].predict(XQ, verbose=0)
+    stack[0].trainable = False
+    learner.adapt(X, Y, batch_normalization="transductive")
+    twice = np.concatenate([XQ, XQ])  # which has the same statistics
+    np.testing.assert_allclose(models[0].predict(twice, verbose=0)[: len(XQ)], expected, 1e-5)
+    np.testing.assert_allclose(models[1](XQ), expected, 1e-5)
+
+
 @pytest.mark.parametrize("normalization", ["inductive", "transductive"])
 def test_it_refuses_the_inputs_that_a_model_refuses(normalization):
     stack = [keras.layers.Embedding(5, 2), keras.layers.BatchNormalization(), keras.layers.Dense(1)]

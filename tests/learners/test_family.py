@@ -124,6 +124,18 @@ def test_context_parameters_are_adapted_and_not_meta_trained():
     assert np.all(adapted.layers[0].context)
 
 
+def test_an_adapted_model_keeps_its_number_of_classes():
+    learner = head_learner()
+    (x, y), (x_query, _) = classes(3)
+    models = [learner.adapt(x[0], y[0]) for _ in range(2)]
+    expected = models[0].predict(x_query[0], verbose=0)
+    more, (x_more, _) = classes(5)
+    assert learner.adapt(more[0][0], more[1][0]).predict(x_more[0], verbose=0).shape == (10, 5)
+    np.testing.assert_allclose(models[0].predict(x_query[0, :2], verbose=0), expected[:2], 1e-5)
+    np.testing.assert_allclose(models[1](x_query[0]), expected, 1e-5)
+    assert models[1].layers[-1].get_config()["ways"] == 3
+
+
 @pytest.mark.usefixtures("float64")
 def test_a_shared_head_is_one_vector_copied_to_every_class():
     learner = head_learner()
