@@ -1,6 +1,7 @@
 """The parts that a learner is a choice of: set, replaced, built, counted and saved."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -174,7 +175,19 @@ class LearnerOfParts(EpisodicModel):
 
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Returns what `fit` calls before the user's callbacks, which may save the learner."""
-        return [keras.callbacks.LambdaCallback(on_epoch_end=self._end_epoch)]
+        ways = [(head, head.ways) for head in self._heads()]
+
+        def go_on(*_: Any, **logs: Any) -> None:
+            self._give_ways(ways)  # other callbacks may have met tasks with more or fewer classes
+
+        return [
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=self._end_epoch,
+                on_train_batch_begin=go_on,
+                on_test_batch_begin=go_on,
+                on_train_end=go_on,
+            )
+        ]
 
     def _end_epoch(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.query_loss.end_epoch()
@@ -199,14 +212,11 @@ class LearnerOfParts(EpisodicModel):
     @property
     def built_by_values(self) -> bool:
         """Whether heads take as many classes as episodes have labels of."""
-        return bool(self._heads_of_any_ways())
-
-    def _heads_of_any_ways(self) -> list[keras.layers.Layer]:
-        return [layer for layer in flatten_layers(self.model) if hasattr(layer, "set_ways")]
+        return bool(self._heads())
 
     def _set_ways(self, episode: Any, caller: str) -> None:
         """Gives heads that take any number of classes as many as the support sets have."""
-        heads = self._heads_of_any_ways()
+        heads = self._heads()
         ways = inputs.ways_of(episode[0]) if heads else None
         if ways is None or all(head.ways == ways for head in heads):
             return
@@ -215,7 +225,15 @@ class LearnerOfParts(EpisodicModel):
                 f"The episodes to validate with have {ways} classes, those to train with "
                 f"{heads[0].ways}. Call evaluate for tasks with another number of classes."
             )
-        for head in heads:
+        self._give_ways([(head, ways) for head in heads])
+
+    def _heads(self) -> list[keras.layers.Layer]:
+        return [layer for layer in flatten_layers(self.model) if hasattr(layer, "set_ways")]
+
+    def _give_ways(self, heads: Sequence[tuple[keras.layers.Layer, int]]) -> None:
+        if all(head.ways == ways for head, ways in heads):
+            return
+        for head, ways in heads:
             head.set_ways(ways)
         self._known = {}
         self.forget_programs()

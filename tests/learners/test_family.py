@@ -136,6 +136,26 @@ def test_an_adapted_model_keeps_its_number_of_classes():
     assert models[1].layers[-1].get_config()["ways"] == 3
 
 
+def test_training_goes_on_with_its_number_of_classes_whatever_a_callback_evaluates():
+    learner = head_learner(inner_learning_rate=0.0)  # all classes stay as likely as each other
+    learner.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    trained, evaluated = [], []
+
+    def evaluate(batch, logs):
+        trained.append(logs["loss"])
+        evaluated.append(learner.evaluate(classes(7, tasks=1), verbose=0)[0])
+
+    validated = learner.fit(
+        classes(5, tasks=1),
+        validation_data=classes(5, tasks=1),
+        epochs=2,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=evaluate)],
+        verbose=0,
+    ).history["val_loss"]
+    assert trained == validated == pytest.approx([np.log(5)] * 2)
+    assert evaluated == pytest.approx([np.log(7)] * 2)
+
+
 @pytest.mark.usefixtures("float64")
 def test_a_shared_head_is_one_vector_copied_to_every_class():
     learner = head_learner()
