@@ -4,6 +4,7 @@ A copy of the wrapped model takes the fast weights, when it is needed: until the
 learner adapts predict with one program, and from then on each as Keras does.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,8 +34,13 @@ Program = Callable[[Tensors, Any], Any]
 Traits = list[tuple[bool, int | None]]
 
 
-def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: str) -> keras.Model:
-    """Adapts to one task; see `keras_maml.MAML.adapt`.
+def prepared(
+    learner: Any, support: Any, steps: int, batch_normalization: str
+) -> Callable[[], keras.Model]:
+    """Returns what adapts to one task; see `keras_maml.MAML.adapt`.
+
+    All that it needs of the learner's model is taken now: this may have another number of classes,
+    or others of its layers frozen, later.
 
     Args:
         learner: A compiled `keras_maml.MAML`, built for the support set.
@@ -44,43 +50,47 @@ def adapted_model(learner: Any, support: Any, steps: int, batch_normalization: s
         batch_normalization: How the model normalises, ``"inductive"`` or ``"transductive"``.
 
     Returns:
-        The adapted copy of the learner's model, compiled as the learner is.
+        A function that returns the adapted copy of the learner's model, compiled as the learner is.
     """
     model, inductive = learner.model, batch_normalization == "inductive"
     transductive = not inductive and bool(batch_normalizations(model))
     kind = TransductiveModel if transductive else type(model)
-    # Taken now: the learner's model may have other classes, or others of its layers frozen, later.
     partition, states, variables = learner.partition(), state_variables(model), model.variables
     traits, compile_model = _traits(model), learner.compiler()
+    adapt = _adaptation(learner, support, tf.constant(steps, tf.int32))
     spec, program = _for_any_number(support[0]), None
     if not learner.run_eagerly and (transductive or _predicts_as_keras(kind)):
         program = learner.compiled_function(
             ("predict", batch_normalization, str(spec)),
             lambda: prediction_program(model, batch_normalization, spec),
         )
-    fast, state = _adapt(learner, support, tf.constant(steps, tf.int32))
-    pairs = [*zip(partition.initial, fast, strict=True)]
-    pairs += [
-        (variable, value)
-        for variable, value in zip(states, state, strict=True)
-        if inductive or is_step(variable)
-    ]
-    adapted = {id(variable): value for variable, value in pairs}
-    values = [
-        adapted[id(variable)] if id(variable) in adapted else tf.convert_to_tensor(variable)
-        for variable in variables
-    ]
 
-    def make() -> keras.Model:
-        copy = copy_with_values(model, support[0], values, traits)
-        made = TransductiveModel(copy) if transductive else copy
-        compile_model(made)
-        return made
+    def adapted_model() -> keras.Model:
+        fast, state = adapt()
+        pairs = [*zip(partition.initial, fast, strict=True)]
+        pairs += [
+            (variable, value)
+            for variable, value in zip(states, state, strict=True)
+            if inductive or is_step(variable)
+        ]
+        adapted = {id(variable): value for variable, value in pairs}
+        values = [
+            adapted[id(variable)] if id(variable) in adapted else tf.convert_to_tensor(variable)
+            for variable in variables
+        ]
 
-    ready = {}
-    if program is not None:
-        ready["predict"] = shared_predict(program, values, whole=transductive, spec=spec)
-    return deferred(kind, make, ready)
+        def make() -> keras.Model:
+            copy = copy_with_values(model, support[0], values, traits)
+            made = TransductiveModel(copy) if transductive else copy
+            compile_model(made)
+            return made
+
+        ready = {}
+        if program is not None:
+            ready["predict"] = shared_predict(program, values, whole=transductive, spec=spec)
+        return deferred(kind, make, ready)
+
+    return adapted_model
 
 
 def _predicts_as_keras(kind: type[keras.Model]) -> bool:
@@ -89,8 +99,10 @@ def _predicts_as_keras(kind: type[keras.Model]) -> bool:
     return all(getattr(kind, name) is getattr(keras.Model, name) for name in names)
 
 
-def _adapt(learner: Any, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
-    """Returns the fast weights of one task and its state."""
+def _adaptation(
+    learner: Any, support: Any, steps: tf.Tensor
+) -> Callable[[], tuple[Tensors, Tensors]]:
+    """Returns what computes the fast weights of one task and its state."""
 
     def adapt(support: Any, steps: tf.Tensor) -> tuple[Tensors, Tensors]:
         theta, task = learner.parameters(), learner.objective().task(support)
@@ -99,14 +111,15 @@ def _adapt(learner: Any, support: Any, steps: tf.Tensor) -> tuple[Tensors, Tenso
         carry = task.with_statistics(theta, carry)
         return carry.fast, carry.state
 
-    if learner.run_eagerly:
-        return adapt(support, steps)
+    if learner.run_eagerly:  # with the model as it is now
+        results = adapt(support, steps)
+        return lambda: results
     spec = _for_any_number(support)
     program = learner.compiled_function(
         ("adapt", str(spec)),
         lambda: tracing.function(adapt).get_concrete_function(spec, tf.TensorSpec([], tf.int32)),
     )
-    return program(support, steps)
+    return functools.partial(program, support, steps)
 
 
 def _for_any_number(examples: Any) -> Any:

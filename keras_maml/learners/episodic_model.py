@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -57,6 +58,8 @@ class EpisodicModel(CompiledModel):
         self._ranks = None  # of the arrays of episodes that programs were traced for
         self._trained = None  # what was trainable when programs were traced
         self._loss_before = keras.metrics.Mean("loss_before")
+        # Held while the model gets another number of classes, or programs are made for one.
+        self.changing = threading.RLock()
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration, with the shapes of the support set once they are known."""

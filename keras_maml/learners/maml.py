@@ -419,6 +419,7 @@ class MAML(LearnerOfParts):
         """Adapts to one task; the learner itself does not change.
 
         Support sets of all sizes share a program, and so do the predictions of adapted models.
+        Threads may adapt side by side, and while `fit` runs, to as many classes as it trains with.
 
         Args:
             x_support: The support inputs ``[examples, ...]``, or a nest of such.
@@ -445,9 +446,11 @@ class MAML(LearnerOfParts):
         validation.check_count("steps", steps)
         validation.check_choice("batch_normalization", batch_normalization, BATCH_NORMALIZATIONS)
         support = inputs.support_set(x_support, y_support, sample_weight, class_weight, self.loss)
-        self._check_arrays(support, support, "adapt")
-        support = keras.tree.map_structure(lambda array: array[0], support)
-        return adaptation.adapted_model(self, support, steps, batch_normalization)
+        with self.changing:
+            self._check_arrays(support, support, "adapt")
+            support = keras.tree.map_structure(lambda array: array[0], support)
+            adapt = adaptation.prepared(self, support, steps, batch_normalization)
+        return adapt()  # beside other threads
 
     @without_xla_where_it_fails
     def trajectories(

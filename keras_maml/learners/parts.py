@@ -233,10 +233,11 @@ class LearnerOfParts(EpisodicModel):
     def _give_ways(self, heads: Sequence[tuple[keras.layers.Layer, int]]) -> None:
         if all(head.ways == ways for head, ways in heads):
             return
-        for head, ways in heads:
-            head.set_ways(ways)
-        self._known = {}
-        self.forget_programs()
+        with self.changing:
+            for head, ways in heads:
+                head.set_ways(ways)
+            self._known = {}
+            self.forget_programs()
 
     def partition(self) -> Parameters:
         """Returns all variables by what becomes of them, each task's own state left out."""

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_maml import MAML
+from keras_maml.layers import SharedHead
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,22 @@ def test_adapting_in_threads_leaves_the_model_as_it_is(learner, model):
     assert np.array_equal(model(x, training=False), before)
     assert not [layer.name for layer in model.layers if "call" in vars(layer)]
     assert tf.nn.moments.__module__.startswith("tensorflow")
+
+
+def test_threads_adapt_to_different_numbers_of_classes():
+    model = keras.Sequential([keras.Input((4,)), SharedHead()])
+    learner = MAML(model, 0.5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner.compile("sgd", loss, jit_compile=False)
+    query, _ = make_task(7)
+
+    def shapes(ways):
+        x, _ = make_task(2 * ways)
+        adapted = [learner.adapt(x, np.repeat(range(ways), 2)) for _ in range(4)]
+        return [adapted[-1](query).shape, *(one.predict(query, verbose=0).shape for one in adapted)]
+
+    for ways, found in zip((3, 5), in_threads(shapes, (3, 5)), strict=True):
+        assert found == [(7, ways)] * 5
 
 
 def test_the_users_own_calls_are_never_lent_forms(learner, model):
