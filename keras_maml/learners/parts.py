@@ -175,19 +175,15 @@ class LearnerOfParts(EpisodicModel):
 
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Returns what `fit` calls before the user's callbacks, which may save the learner."""
-        ways = [(head, head.ways) for head in self._heads()]
+        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=self._end_epoch)]
+        if ways := [(head, head.ways) for head in self._heads()]:
 
-        def go_on(*_: Any, **logs: Any) -> None:
-            self._give_ways(ways)  # other callbacks may have met tasks with more or fewer classes
+            def go_on(*_: Any, **logs: Any) -> None:
+                self._give_ways(ways)  # other callbacks may have met tasks with others
 
-        return [
-            keras.callbacks.LambdaCallback(
-                on_epoch_end=self._end_epoch,
-                on_train_batch_begin=go_on,
-                on_test_batch_begin=go_on,
-                on_train_end=go_on,
-            )
-        ]
+            hooks = ("on_train_batch_begin", "on_test_batch_begin", "on_train_end")
+            callbacks.append(keras.callbacks.LambdaCallback(**dict.fromkeys(hooks, go_on)))
+        return callbacks
 
     def _end_epoch(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.query_loss.end_epoch()
