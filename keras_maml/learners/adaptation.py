@@ -182,18 +182,18 @@ def shared_predict(program: Program, values: Tensors, *, whole: bool, spec: Any)
             isinstance(array, (np.ndarray, tf.Tensor)) for array in keras.tree.flatten(x)
         )
         if arrays:
-            x = as_tensors(x)
-            check_bytes(spec, x)
-        if kwargs or verbose not in (0, "auto") or not arrays or _for_any_number(x) != spec:
+            tensors = keras.tree.lists_to_tuples(as_tensors(x))  # as support sets are
+            check_bytes(spec, tensors)
+        if kwargs or verbose not in (0, "auto") or not arrays or _for_any_number(tensors) != spec:
             own = type(self).predict
             return own(self, x, batch_size=batch_size, verbose=verbose, **kwargs)
-        count = len(keras.tree.flatten(x)[0])
+        count = len(keras.tree.flatten(tensors)[0])
         size = count if whole else batch_size or 256
         if count == 1 and not warned:
             warned = True
             warn_of_one_alone()
         parts = [
-            program(values, keras.tree.map_structure(lambda t, i=i: t[i : i + size], x))
+            program(values, keras.tree.map_structure(lambda t, i=i: t[i : i + size], tensors))
             for i in range(0, count, size)
         ]
         return keras.tree.map_structure(lambda *outputs: np.concatenate(outputs), *parts)

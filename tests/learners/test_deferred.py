@@ -48,6 +48,19 @@ def test_predicting_needs_no_copy_and_a_copy_predicts_the_same(learner, copies):
     assert len(copies) == 1
 
 
+def test_predicting_from_a_list_of_inputs_needs_no_copy_and_other_kinds_of_numbers_do(copies):
+    inputs = [keras.Input(X.shape[1:]) for _ in range(2)]
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Add()(inputs)))
+    learner = MAML(model, 0.1)
+    learner.compile("sgd", "mse", jit_compile=False)
+    adapted = learner.adapt([X, X], Y)
+    expected = adapted.predict([XQ, XQ], verbose=0)
+    assert not copies
+    doubles = [tf.cast(XQ, "float64")] * 2
+    np.testing.assert_allclose(adapted.predict(doubles, verbose=0), expected, rtol=1e-6)
+    assert len(copies) == 1
+
+
 def test_it_keeps_the_weights_it_was_adapted_with(learner):
     early, late = learner.adapt(X, Y), learner.adapt(X, Y)
     expected = early.get_weights()
