@@ -270,7 +270,9 @@ class EpisodicModel(CompiledModel):
             )
             _check_ends(validation_data, validation_steps, "validation_data", "validation_steps")
         own = [*self._end_together(), *self.own_callbacks()]
-        callbacks = self._with_own(own, callbacks, [StopOnNonFinite()])
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks  # in a list of its own Keras calls all of them in turn
+        callbacks = [*self._with_own(own, callbacks), StopOnNonFinite()]
         with checks.input_errors():
             return super().fit(
                 training,
@@ -573,9 +575,7 @@ class EpisodicModel(CompiledModel):
     def build_parts(self) -> None:
         """Builds what a learner trains besides the model, once that is built."""
 
-    def _with_own(
-        self, own: list[keras.callbacks.Callback], given: Any, last: Sequence = ()
-    ) -> Any:
+    def _with_own(self, own: list[keras.callbacks.Callback], given: Any) -> Any:
         """Adds callbacks to those that a method was given."""
         if isinstance(given, keras.callbacks.CallbackList):
             given = copy.copy(given)  # the caller's may be used again
@@ -583,7 +583,7 @@ class EpisodicModel(CompiledModel):
             given.set_model(self)
             return given
         given = given if isinstance(given, Sequence) else [given]
-        return [*own, *(callback for callback in given if callback), *last]
+        return [*own, *(callback for callback in given if callback)]
 
     def _end_together(self) -> list[keras.callbacks.Callback]:
         workers = self.several_workers

@@ -178,8 +178,9 @@ def test_training_stops_at_the_first_loss_that_is_not_finite(steps_per_execution
     good, learner = make_learner(**options), make_learner(**options)
     learner.set_weights(good.get_weights())
     good.fit(dataset_with_nan_at(6).take(5), verbose=0)
+    callbacks = keras.callbacks.CallbackList(add_history=True, model=learner)
     with pytest.raises(FloatingPointError, match="at training step 6; .* weights of step 5"):
-        learner.fit(dataset_with_nan_at(6), verbose=0)
+        learner.fit(dataset_with_nan_at(6), verbose=0, callbacks=callbacks)
     for ours, theirs in zip(learner.get_weights(), good.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
