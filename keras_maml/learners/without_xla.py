@@ -89,7 +89,9 @@ def first_step_without_xla_where_it_fails(learner: Any, step: Callable) -> Calla
 
 def _steps_taken(learner: Any) -> int:
     optimizer = getattr(learner, "optimizer", None)
-    return 0 if optimizer is None else int(optimizer.iterations)
+    if optimizer is None or not tf.executing_eagerly():  # traced within a user's own function
+        return 0
+    return int(optimizer.iterations)
 
 
 def _leave_xla(learner: Any, said: str) -> None:
