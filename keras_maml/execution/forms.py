@@ -87,7 +87,9 @@ def differentiable_forms(
         yield
 
 
-def call_on_batch(model: keras.Model, x: Any, training: bool | None = None) -> Any:
+def call_on_batch(
+    model: keras.Model, x: Any, training: bool | None = None, route: Route = "native"
+) -> Any:
     """Calls a model whose batch normalisation takes the batch at hand, in training or not.
 
     Inside `differentiable_forms`, whose choice that is, an ordinary call.
@@ -96,11 +98,12 @@ def call_on_batch(model: keras.Model, x: Any, training: bool | None = None) -> A
         model: A model.
         x: Its inputs.
         training: Whether dropout and its like are active.
+        route: See `differentiable_forms`.
     """
     borrowed = (vars(layer).get("call") for layer in batch_normalizations(model))
     if any(isinstance(call, Lent) and call.is_mine for call in borrowed):
         return model(x, training=training)
-    with differentiable_forms(model, route="native", write_statistics=False):
+    with differentiable_forms(model, route=route, write_statistics=False):
         return model(x, training=training)
 
 
@@ -129,7 +132,7 @@ def first_call(model: keras.Model, x: Any) -> tuple[Any, int]:
         for layer in flatten_layers(model):
             if isinstance(layer, _CONVOLUTIONS):
                 stack.enter_context(lend(layer, "call", _bind(_measure, layer, sizes)))
-        predictions = call_on_batch(model, x)
+        predictions = call_on_batch(model, x, route="plain")
     return predictions, max(sizes)
 
 
