@@ -7,9 +7,8 @@ INSTALLED = $(VENV)/installed
 TOOLS = $(VENV)/tools
 TOOLS_INSTALLED = $(TOOLS)/installed
 # Tracing and compiling take most of the time, on one core. Three processes, each with whole files
-# of tests, keep two cores busy: now and then one waits for a process of its own. They take them as
-# they are listed, not those with few tests last, which would leave one process with a notebook.
-SIDE_BY_SIDE = -n 3 --dist loadfile --no-loadscope-reorder
+# of tests, keep two cores busy: now and then one waits for a process of its own.
+SIDE_BY_SIDE = -n 3 --dist loadfile
 # What XLA has compiled stays in memory until the process ends. With the slow tests that is more
 # than 24 GB, so every part has two processes of its own.
 PARTS = $(filter-out tests/typing/ tests/__pycache__/,$(wildcard tests/*/)) \
@@ -41,7 +40,7 @@ browser-demo: $(INSTALLED)
 test test-matrix: export XLA_FLAGS = --xla_backend_optimization_level=0
 
 test: lint
-	$(NOTEBOOKS) $(SIDE_BY_SIDE) docs/notebooks/sine_curves.ipynb tests keras_maml
+	$(NOTEBOOKS) $(SIDE_BY_SIDE) tests keras_maml docs/notebooks/sine_curves.ipynb
 
 test-all: lint
 	@failed=0; for part in $(PARTS); do \
