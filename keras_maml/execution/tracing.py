@@ -19,7 +19,7 @@ from tensorflow.python.eager.polymorphic_function import autograph_util as _auto
 from tensorflow.python.framework import ops as _ops
 from tensorflow.python.ops import custom_gradient as _custom_gradient
 
-from keras_maml.execution.lending import lend
+from keras_maml.execution.lending import lend, lending
 
 # There is no public way to these. What TensorFlow keeps by name are dictionaries with a "type".
 _REGISTRY = _ops._gradient_registry._registry
@@ -105,7 +105,7 @@ def transparent() -> Iterator[None]:
     `tf.recompute_grad` (and `keras.remat`) gives back its function, and inside any other gradient
     `custom_depth` is larger.
     """
-    with contextlib.ExitStack() as stack:
+    with lending, contextlib.ExitStack() as stack:
         stack.enter_context(lend(_FUNCTION, "__call__", _inline))
         stack.enter_context(lend(tf, "recompute_grad", lambda function: function))
         for name, counted in _COUNTED.items():
