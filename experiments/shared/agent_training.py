@@ -158,7 +158,12 @@ def begin_with(agent: MetaPolicyGradientAgent, folder: pathlib.Path) -> None:
 
 def has_begun(folder: pathlib.Path) -> bool:
     """Returns whether there is a state from which a training goes on."""
-    return (folder / "checkpoints" / "last.npz").exists()
+    return last_path(folder).exists()
+
+
+def last_path(folder: pathlib.Path) -> pathlib.Path:
+    """Returns where the state after the last epoch is."""
+    return folder / "checkpoints" / "last.npz"
 
 
 def best_path(folder: pathlib.Path) -> pathlib.Path:
@@ -181,7 +186,7 @@ class Checkpoint:
     def __init__(self, folder: pathlib.Path, agent: MetaPolicyGradientAgent, tasks: int) -> None:
         self.history: list[dict[str, float]] = []
         self._history_path = folder / "history.csv"
-        self._last = folder / "checkpoints" / "last.npz"
+        self._last = last_path(folder)
         self._best = best_path(folder)
         self._agent, self._tasks = agent, tasks
 

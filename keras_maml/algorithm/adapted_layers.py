@@ -92,7 +92,8 @@ def _chosen(model: keras.Model, adapted_layers: str | Sequence) -> set[int]:
         return _ids(_heads(model))
     if adapted_layers == "body":
         return everything - _ids(_heads(model))
-    return _ids([_find(entry, flatten_layers(model)[1:]) for entry in adapted_layers])
+    layers = flatten_layers(model)[1:]
+    return _ids([_find(entry, layers) for entry in adapted_layers])
 
 
 def _ids(layers: list[keras.layers.Layer]) -> set[int]:

@@ -202,7 +202,8 @@ def _is_changed(layer: keras.layers.Layer) -> bool:
     """Whether this one layer has been given another method for what it computes."""
     own = ((name, unlent(vars(layer).get(name))) for name in _METHODS)
     return any(
-        method is not None and getattr(method, "__func__", method) is not getattr(type(layer), name)
+        method is not None
+        and getattr(method, "__func__", method) is not getattr(type(layer), name, None)
         for name, method in own
     )
 
