@@ -469,7 +469,7 @@ class EpisodicModel(CompiledModel):
             elif self.built_by_values:
                 dataset, episode = inputs.with_first(dataset)
             else:  # reading it would lose what was read, or take a way through Python
-                episode = _of_spec(dataset.element_spec, caller)
+                episode = inputs.of_spec(dataset.element_spec, caller)
         if episode is None:
             raise ValueError(f"{caller} got a dataset without a single episode.")
         classes, vocabulary = self._check(episode, caller)
@@ -592,17 +592,6 @@ class EpisodicModel(CompiledModel):
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Returns what `fit` calls before the callbacks that it is given."""
         return []
-
-
-def _of_spec(spec: Any, caller: str) -> Any:
-    episode = inputs.of_spec(spec)
-    if episode is None:
-        raise ValueError(
-            f"{caller} got a dataset that can be read once only, and does not say how large "
-            f"examples are: {spec}. Give tf.data.Dataset.from_generator an output_signature with "
-            "all sizes after tasks and examples."
-        )
-    return episode
 
 
 def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argument: str) -> None:

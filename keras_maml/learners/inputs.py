@@ -216,18 +216,23 @@ def _graphs(dataset: tf.data.Dataset) -> Iterator[Any]:
         yield from _graphs(before)
 
 
-def of_spec(spec: Any) -> Any:
+def of_spec(spec: Any, caller: str) -> Any:
     """Makes a meta-batch of one task of zeros that fits a specification.
 
     Args:
         spec: A nest of `tf.TensorSpec`; tasks and examples may be unknown.
+        caller: Who asks, for messages.
 
-    Returns:
-        The meta-batch, or None if sizes of examples are unknown.
+    Raises:
+        ValueError: Sizes of examples are unknown.
     """
     shapes = [array.shape for array in tf.nest.flatten(spec)]
     if any(shape.rank is None or None in shape[2:] for shape in shapes):
-        return None
+        raise ValueError(
+            f"{caller} got a dataset that can be read once only, and does not say how large "
+            f"examples are: {spec}. Give tf.data.Dataset.from_generator an output_signature with "
+            "all sizes after tasks and examples."
+        )
     return tf.nest.map_structure(
         lambda s: tf.zeros([1, s.shape[1] or 2, *s.shape[2:]], s.dtype), spec
     )
