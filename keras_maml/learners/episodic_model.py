@@ -269,10 +269,11 @@ class EpisodicModel(CompiledModel):
                 validation_data, None, "validation_data", batch_size=size
             )
             _check_ends(validation_data, validation_steps, "validation_data", "validation_steps")
-        own = [*self._end_together(), *self.own_callbacks()]
+        first, last = self.own_callbacks()
+        first = [*self._end_together(), *first]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks  # in a list of its own Keras calls all of them in turn
-        callbacks = [*self._with_own(own, callbacks), StopOnNonFinite()]
+        callbacks = [*self._with_own(first, callbacks), *last, StopOnNonFinite()]
         with checks.input_errors():
             return super().fit(
                 training,
@@ -589,9 +590,11 @@ class EpisodicModel(CompiledModel):
         workers = self.several_workers
         return [] if workers is None else [agreement.EndTogether(workers)]
 
-    def own_callbacks(self) -> list[keras.callbacks.Callback]:
-        """Returns what `fit` calls before the callbacks that it is given."""
-        return []
+    def own_callbacks(
+        self,
+    ) -> tuple[list[keras.callbacks.Callback], list[keras.callbacks.Callback]]:
+        """Returns what `fit` calls before and after the callbacks that it is given."""
+        return [], []
 
 
 def _check_ends(dataset: tf.data.Dataset, steps: int | None, caller: str, argument: str) -> None:

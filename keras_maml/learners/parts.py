@@ -173,17 +173,20 @@ class LearnerOfParts(EpisodicModel):
         trained = {id(variable) for variable in self.trainable_variables}
         return [v for v in self.weights if id(v) not in trained]
 
-    def own_callbacks(self) -> list[keras.callbacks.Callback]:
-        """Returns what `fit` calls before the user's callbacks, which may save the learner."""
-        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=self._end_epoch)]
+    def own_callbacks(
+        self,
+    ) -> tuple[list[keras.callbacks.Callback], list[keras.callbacks.Callback]]:
+        """Returns what `fit` calls before the user's callbacks, which may save it, and after."""
+        first, last = [keras.callbacks.LambdaCallback(on_epoch_end=self._end_epoch)], []
         if ways := [(head, head.ways) for head in self._heads()]:
 
             def go_on(*_: Any, **logs: Any) -> None:
                 self._give_ways(ways)  # other callbacks may have met tasks with others
 
-            hooks = ("on_train_batch_begin", "on_test_batch_begin", "on_train_end")
-            callbacks.append(keras.callbacks.LambdaCallback(**dict.fromkeys(hooks, go_on)))
-        return callbacks
+            first.append(keras.callbacks.LambdaCallback(on_train_end=go_on))
+            hooks = ("on_train_batch_begin", "on_test_batch_begin")
+            last.append(keras.callbacks.LambdaCallback(**dict.fromkeys(hooks, go_on)))
+        return first, last
 
     def _end_epoch(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.query_loss.end_epoch()

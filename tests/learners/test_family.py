@@ -136,20 +136,26 @@ def test_an_adapted_model_keeps_its_number_of_classes():
     assert models[1].layers[-1].get_config()["ways"] == 3
 
 
-def test_training_goes_on_with_its_number_of_classes_whatever_a_callback_evaluates():
+@pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
+def test_training_goes_on_with_its_number_of_classes_whatever_a_callback_evaluates(hook):
     learner = head_learner(inner_learning_rate=0.0)  # all classes stay as likely as each other
     learner.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     trained, evaluated = [], []
 
-    def evaluate(batch, logs):
-        trained.append(logs["loss"])
+    def evaluate(*_, **logs):
         evaluated.append(learner.evaluate(classes(7, tasks=1), verbose=0)[0])
+        learner.reset_metrics()  # which are those of training as well
 
     validated = learner.fit(
         classes(5, tasks=1),
         validation_data=classes(5, tasks=1),
         epochs=2,
-        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=evaluate)],
+        callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs: trained.append(logs["loss"])
+            ),
+            keras.callbacks.LambdaCallback(**{hook: evaluate}),
+        ],
         verbose=0,
     ).history["val_loss"]
     assert trained == validated == pytest.approx([np.log(5)] * 2)
