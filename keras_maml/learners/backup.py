@@ -2,16 +2,20 @@
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_maml import private_keras
 from keras_maml.execution.workers import Workers
-from keras_maml.files import remove_leftovers, whole
+from keras_maml.files import lock, remove_leftovers, whole
 from keras_maml.learners import agreement
 
 _NAME = "epoch-{:06d}.weights.h5"
+# What gives folders free that this process keeps from others. A training that was interrupted, in
+# a notebook, leaves its folder to the next one here.
+_locks: dict[pathlib.Path, Callable[[], None]] = {}
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -26,8 +30,12 @@ class BackupAndRestore(keras.callbacks.Callback):
     Data that do not end begin anew when the program does: give them ``start=`` by `epochs_done`.
 
     Args:
-        folder: Where the state after the last epoch is kept; created when there is one.
+        folder: Where the state after the last epoch is kept; created if it is not there. Other
+            processes are kept out of it until training has ended.
         delete: Whether to delete that state when training has come to its end.
+
+    Raises:
+        BlockingIOError: A training in another process uses the folder.
 
     Example:
         >>> import keras_maml, tempfile
@@ -59,6 +67,12 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes over the last state."""
         learner, workers = self.model, self.model.several_workers
+        if _is_first(workers):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            folder = self._folder.resolve()
+            if folder not in _locks:
+                _locks[folder] = lock(folder)
+            remove_leftovers(folder)
         done = self.epochs_done(workers)
         if done and _is_first(workers):
             learner.load_weights(self._folder / _NAME.format(done))
@@ -71,7 +85,6 @@ class BackupAndRestore(keras.callbacks.Callback):
         """Keeps the state in the place of the one before."""
         if not _is_first(self.model.several_workers):
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         before = self._states()
         path = self._folder / _NAME.format(epoch + 1)
         with whole(path) as temporary:
@@ -83,14 +96,14 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Deletes the state, if asked to."""
         private_keras.begin_at(self.model, None)
-        if self._delete and _is_first(self.model.several_workers):
+        if not _is_first(self.model.several_workers):
+            return
+        if self._delete:
             for path in self._states():
                 path.unlink()
+        _locks.pop(self._folder.resolve(), lambda: None)()
 
     def _states(self) -> list[pathlib.Path]:
-        if not self._folder.exists():
-            return []
-        remove_leftovers(self._folder)
         return [*self._folder.glob("epoch-*.weights.h5")]
 
 

@@ -42,7 +42,7 @@ class AdaptationSummary(keras.callbacks.Callback):
             that a short run shows something, too.
 
     Raises:
-        ValueError: ``tasks``, ``steps`` or ``every`` is out of range.
+        ValueError: ``tasks``, ``steps`` or ``every`` is out of range, or there are fewer episodes.
 
     Example:
         >>> import keras_maml, tempfile
@@ -62,6 +62,7 @@ class AdaptationSummary(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         validation.check_count("tasks", tasks, minimum=1)
+        evaluation.check_enough(episodes, tasks)
         if steps is not None:
             validation.check_count("steps", steps)
         validation.check_count("every", every, minimum=1)

@@ -44,7 +44,7 @@ class Evaluation:
             batch_normalization: By default the first.
 
         Returns:
-            An array ``[steps + 1]``.
+            An array ``[steps + 1]``, NaN where a step has too few finite values for it.
 
         Raises:
             ValueError: There is no such statistic, metric or batch normalisation here.
@@ -53,7 +53,8 @@ class Evaluation:
         validation.check_choice("batch_normalization", mode, self.values)
         validation.check_choice("metric", metric, self.values[mode])
         validation.check_choice("statistic", statistic, STATISTICS)
-        return np.array([summary(column)[statistic] for column in self.values[mode][metric].T])
+        values = [summary(column)[statistic] for column in self.values[mode][metric].T]
+        return np.array(values, "float64")  # None becomes NaN
 
     def rows(self) -> list[dict[str, Value]]:
         """Returns a row per batch normalisation, metric and step.
@@ -157,6 +158,9 @@ def evaluate(
         )
     for mode in batch_normalizations:
         validation.check_choice("batch_normalizations", mode, BATCH_NORMALIZATIONS)
+    if len(set(batch_normalizations)) < len(batch_normalizations):
+        raise ValueError(f"batch_normalizations must differ, got {batch_normalizations!r}.")
+    check_enough(episodes, tasks)
     parts: dict[str, dict[str, list]] = {mode: {} for mode in batch_normalizations}
     done = 0
     with progress(None, tasks, "Adapting", "tasks") as bar:
@@ -177,11 +181,7 @@ def evaluate(
             done += len(values)
             if done >= tasks:
                 break
-    if done < tasks:
-        raise ValueError(
-            f"tasks={tasks} were asked for, but the dataset ended after {done}. Give it more "
-            "episodes, or ask for fewer tasks."
-        )
+    _check_enough(done, tasks)
     return Evaluation(
         {
             mode: {
@@ -191,6 +191,31 @@ def evaluate(
             for mode, metrics in parts.items()
         }
     )
+
+
+def check_enough(episodes: tf.data.Dataset, tasks: int) -> None:
+    """Checks before any work that there are enough episodes, as far as a dataset tells.
+
+    Args:
+        episodes: Meta-batches, of a size that is known or not.
+        tasks: How many tasks are asked for.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if isinstance(episodes, tf.data.Dataset):
+        meta_batches = int(episodes.cardinality())
+        size = tf.nest.flatten(episodes.element_spec)[0].shape[0]
+        if meta_batches >= 0 and size is not None:
+            _check_enough(meta_batches * size, tasks)
+
+
+def _check_enough(episodes: int, tasks: int) -> None:
+    if episodes < tasks:
+        raise ValueError(
+            f"tasks={tasks} were asked for, but the dataset ends after {episodes}. Give it more "
+            "episodes, or ask for fewer tasks."
+        )
 
 
 def summary(values: np.ndarray) -> dict[str, Value]:

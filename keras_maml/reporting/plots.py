@@ -50,14 +50,14 @@ def learning_curve(
     axes = figure.subplots()
     iterations = [row["iterations"] for row in history]
     for name, label, style in (
-        (metric, "training tasks", "C0-"),
-        (f"val_{metric}", "validation tasks", "C1-"),
-        (f"{metric}_before", "training tasks, before adaptation", "C0:"),
-        (f"val_{metric}_before", "validation tasks, before adaptation", "C1:"),
+        (metric, "training tasks", "C0.-"),
+        (f"val_{metric}", "validation tasks", "C1.-"),
+        (f"{metric}_before", "training tasks, before adaptation", "C0.:"),
+        (f"val_{metric}_before", "validation tasks, before adaptation", "C1.:"),
     ):
         if any(name in row for row in history):
             values = [row.get(name, np.nan) for row in history]
-            axes.plot(iterations, values, style, label=label)
+            axes.plot(iterations, values, style, ms=4, label=label)  # one point alone is seen, too
     if best is not None:
         axes.axvline(best, color="0.5", ls="--", lw=1, label="best on validation tasks")
     if published is not None:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import zoo
 
-from keras_maml import MAML, callbacks, episodes
+from keras_maml import MAML, callbacks, episodes, files
 
 CASE = zoo.CASES["dense"]
 
@@ -213,6 +213,26 @@ def test_backup_and_restore_continues_where_it_was_interrupted(tmp_path, kind):
     history = restarted.fit(meta_batches(), epochs=4, callbacks=[backup()], verbose=0)
     assert history.epoch == [2, 3]
     assert_same_state(restarted, whole)
+
+
+def test_a_folder_of_backups_is_kept_from_others_while_it_is_in_use(tmp_path):
+    learner, backup = make_learner(), callbacks.BackupAndRestore(tmp_path, delete=False)
+    learner.compile("sgd", CASE.loss, run_eagerly=True)
+    unlock = files.lock(tmp_path)  # as another process does
+    with pytest.raises(BlockingIOError, match="in use by another run"):
+        learner.fit(meta_batches(1), callbacks=[backup], verbose=0)
+    unlock()
+    tried = []
+
+    def use_it_too(*_):
+        with pytest.raises(BlockingIOError):
+            files.lock(tmp_path)
+        tried.append(backup.epochs_done())
+
+    ends = keras.callbacks.LambdaCallback(on_epoch_end=use_it_too)
+    learner.fit(meta_batches(1), callbacks=[backup, ends], verbose=0)
+    assert tried == [1]
+    files.lock(tmp_path)()
 
 
 def test_clipping_limits_the_step():

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_maml import MAML, episodes, networks
+from keras_maml import MAML, callbacks, episodes, networks, plots
 from keras_maml.reporting.evaluation import Evaluation, evaluate
 
 
@@ -90,8 +90,23 @@ def test_statistics_are_those_of_the_finite_tasks():
 
 
 def test_a_step_at_which_no_task_is_finite_has_no_statistics():
-    row = Evaluation({"transductive": {"loss": np.full((2, 1), np.nan)}}).rows()[0]
+    result = Evaluation({"transductive": {"loss": np.array([[1.0, np.nan], [3.0, np.nan]])}})
+    row = result.rows()[1]
     assert row["mean"] is None and row["not_finite"] == 2
+    curve = [result.curve("loss", statistic) for statistic in ("mean", "ci95")]
+    np.testing.assert_allclose(curve[0], [2.0, np.nan])
+    (line, *_) = plots.loss_over_steps({"maml": curve}).axes[0].lines
+    assert line.get_ydata()[0] == 2.0
+
+
+def test_too_few_episodes_are_refused_before_any_work(tmp_path):
+    data = episodes.sinusoid(meta_batch_size=2, tasks=4)
+    for start in (
+        lambda: evaluate(None, data, steps=1, batch_normalizations=["inductive"], tasks=5),
+        lambda: callbacks.AdaptationSummary(tmp_path, data, tasks=5),
+    ):
+        with pytest.raises(ValueError, match="the dataset ends after 4"):
+            start()
 
 
 def test_the_forms_tell_the_same():
@@ -119,7 +134,8 @@ def test_diverging_tasks_are_counted_not_hidden():
     [
         ({"tasks": 0}, "tasks must be an integer of at least 1, got 0"),
         ({"steps": -1}, "steps must be an integer of at least 0, got -1"),
-        ({"tasks": 9}, "tasks=9 were asked for, but the dataset ended after 4"),
+        ({"tasks": 9}, "tasks=9 were asked for, but the dataset ends after 4"),
+        ({"batch_normalizations": ["inductive"] * 2}, "batch_normalizations must differ"),
         ({"batch_normalizations": ["none"]}, "batch_normalizations must be one of .* got 'none'"),
     ],
 )

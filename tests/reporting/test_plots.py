@@ -22,6 +22,7 @@ def test_a_learning_curve_has_a_line_for_each_series_there_is():
         "validation tasks",
         "training tasks, before adaptation",
     }
+    assert all(line.get_marker() == "." for line in axes.lines[:3])  # one epoch alone is seen
 
 
 def test_adaptation_to_a_sine_curve_shows_each_step():
