@@ -9,8 +9,6 @@ from experiments.benchmarks import machine
 from experiments.shared import runs
 from keras_maml.files import write_text
 
-FILES = ("settings.json", "results.json", "results.txt")
-
 
 class Store:
     """A results folder: ``settings.json``, ``results.json`` and ``results.txt``.
@@ -19,10 +17,11 @@ class Store:
         folder: The folder; created if need be.
         settings: A dataclass, what the figures depend on.
         table: Makes the text of ``results.txt`` from the records by key.
-        overwrite: Whether what an earlier run left is removed first.
+        overwrite: Whether what an earlier one of the same kind left is removed first.
 
     Raises:
         FileExistsError: The folder holds results of other settings, or something else.
+        BlockingIOError: Another run is using the folder.
     """
 
     def __init__(
@@ -33,10 +32,7 @@ class Store:
         *,
         overwrite: bool = False,
     ) -> None:
-        if overwrite:
-            for name in FILES:
-                (pathlib.Path(folder) / name).unlink(missing_ok=True)
-        self._run = runs.Run(folder, settings)
+        self._run = runs.Run(folder, settings, overwrite=overwrite)
         self._table = table
         record = self._run.results
         self.records: dict[str, dict] = record["results"] if record else {}

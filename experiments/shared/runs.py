@@ -24,6 +24,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,8 @@ from keras_maml.files import TEMPORARY, lock, read_csv, remove_leftovers, write_
 from keras_maml.validation import check_count
 
 LENGTHS = {"iterations", "baseline_iterations"}
+# What a run leaves that only measures: it can be made again, where a training would be lost.
+RECORDS = re.compile(r"(settings|starts|data|results(-\d+)?)\.json|results\.txt")
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
 
 
@@ -57,13 +60,15 @@ class Run:
             data than it began with.
         workers: The processes that train together, by default this one. Worker 0 reads and writes
             the folder, each of the others one of its own that is gone afterwards.
+        overwrite: Whether the `RECORDS` of an earlier run with settings of the same names are
+            removed first.
 
     Raises:
         FileExistsError: The folder holds something else than a run of these settings (a run of
             fewer ``methods``, ``algorithms`` or ``seeds`` is continued, and one with other settings
             named ``test_...`` or ``target_...`` is tested again; one of other ``iterations`` goes
             on or ends earlier, unless more are done, or its last ``cooldown_iterations`` or the
-            way to ``final_max_kl`` have begun).
+            way to ``final_max_kl`` have begun; and nothing but `RECORDS` is overwritten).
         BlockingIOError: Another run is using the folder.
         ValueError: The data are not those that the run began with.
     """
@@ -74,6 +79,8 @@ class Run:
         settings: Any,
         data: dict[str, str] | None = None,
         workers: keras_maml.Workers | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
         self.workers = workers or keras_maml.Workers()
         if not self.is_first:
@@ -85,6 +92,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         unlock = weakref.finalize(self, lock(self.folder))
         try:
+            if overwrite:
+                self._make_room()
             is_new = self._move_in(data)
         except BaseException:
             unlock()
@@ -93,6 +102,23 @@ class Run:
         self._noted = False
         if self.results is None:
             self._note_start()
+
+    def _make_room(self) -> None:
+        """Removes the records of a run of the same kind, and refuses to remove anything else."""
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return
+        names = {path.name for path in self.folder.iterdir()}
+        other = {n for n in names if not (RECORDS.fullmatch(n) or n.startswith(TEMPORARY))}
+        other |= (self._defaults | json.loads(path.read_text())).keys() ^ self.settings.keys()
+        if other:
+            raise FileExistsError(
+                f"{self.folder} holds more than the records of a run with settings of these names "
+                f"({', '.join(sorted(other))}), and is not overwritten. Choose another --output, "
+                "or remove the folder."
+            )
+        for name in sorted(names, key=path.name.__eq__):  # the settings last: they make it a run
+            (self.folder / name).unlink()
 
     def _move_in(self, data: dict[str, str] | None) -> bool:
         """Checks what the folder holds, writes settings and checksums; whether the run is new."""

@@ -324,6 +324,36 @@ def test_the_store_says_what_it_was_made_with(tmp_path):
     assert kept.path.read_text() == kept.text()
 
 
+def test_overwriting_removes_all_that_a_store_of_its_kind_left(tmp_path):
+    kept = store.Store(str(tmp_path), SETTINGS, lambda records: "table")
+    for key in ("a", "b"):
+        kept.measure(key, lambda: {"value": 1})
+    (tmp_path / "results-1.json").write_text("{}")
+    others = dataclasses.replace(SETTINGS, seconds=1.0)
+    with pytest.raises(BlockingIOError, match="in use by another run"):
+        store.Store(str(tmp_path), others, str, overwrite=True)
+    assert json.loads((tmp_path / "results.json").read_text())["results"].keys() == {"a", "b"}
+    del kept
+    assert not store.Store(str(tmp_path), others, str, overwrite=True).records
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "starts.json"}
+    assert len(json.loads((tmp_path / "starts.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("foreign", ["checkpoints", "epochs"])
+def test_overwriting_leaves_what_is_no_store_of_its_kind(tmp_path, foreign):
+    store.Store(str(tmp_path), SETTINGS, str)
+    path = tmp_path / "settings.json"
+    if foreign == "checkpoints":
+        (tmp_path / foreign).mkdir()
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {foreign: 70}))
+    before = {path.name: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match=rf"\({foreign}\), and is not overwritten. Choose"):
+        store.Store(str(tmp_path), SETTINGS, str, overwrite=True)
+    after = {path.name: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    assert after == before
+
+
 def test_the_pipelines_are_timed_beside_the_steps(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(episodes, "PIPELINES", episodes.PIPELINES[:1])
     settings = episodes.Settings(seconds=0.1, step_ms=1e6)
