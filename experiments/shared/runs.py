@@ -45,8 +45,9 @@ from keras_maml.files import TEMPORARY, lock, read_csv, remove_leftovers, write_
 from keras_maml.validation import check_count
 
 LENGTHS = {"iterations", "baseline_iterations"}
+ASIDE = re.compile(r"results-(\d+)\.json")
 # What a run leaves that only measures: it can be made again, where a training would be lost.
-RECORDS = re.compile(r"(settings|starts|data|results(-\d+)?)\.json|results\.txt")
+RECORDS = re.compile(rf"(settings|starts|data|results)\.json|{ASIDE.pattern}|results\.txt")
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
 
 
@@ -234,7 +235,8 @@ class Run:
             start, ``starts`` has them for every start.
         """
         self._note_start()
-        self.set_results_aside()
+        if self.results is None:  # others: those of the same settings are replaced
+            self.set_results_aside()
         record = {
             **made_with(),
             "starts": self._starts,
@@ -249,7 +251,8 @@ class Run:
         """Keeps results of a shorter run, or of another test, under another name."""
         path = self.folder / "results.json"
         if path.exists():
-            number = len([*self.folder.glob("results-*.json")]) + 1
+            kept = (ASIDE.fullmatch(other.name) for other in self.folder.iterdir())
+            number = max((int(match[1]) for match in kept if match), default=0) + 1
             path.rename(self.folder / f"results-{number}.json")
 
     def train(

@@ -296,6 +296,21 @@ def test_a_new_run_takes_over_no_list(tmp_path):
     assert len(runs.Run(tmp_path, TINY).finish([])["starts"]) == 1
 
 
+def test_results_set_aside_take_no_name_that_was_given(tmp_path):
+    for tasks in (1, 2, 3):
+        run = None  # the one before has ended
+        run = runs.Run(tmp_path, dataclasses.replace(TINY, test_tasks=tasks))
+        run.finish([f"{tasks} tasks"])
+        run.finish([f"{tasks} tasks, again"])  # replaces, and is not set aside
+    (tmp_path / "results-1.json").unlink()  # as a person may who tidies up
+    run.set_results_aside()
+    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("results*.json")}
+    assert {name: record["results"] for name, record in kept.items()} == {
+        "results-2.json": ["2 tasks, again"],
+        "results-3.json": ["3 tasks, again"],
+    }
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="not empty and holds no run. Choose another"):
