@@ -34,12 +34,12 @@ from experiments.shared.comparison_table import summary, times
 from experiments.shared.image_classification import SPLITS, checksum, episodes_of
 from experiments.shared.image_settings import Experiment, Task
 from experiments.shared.report import comparison as report
-from experiments.shared.runs import Run, as_json, defaults_of, results_of
+from experiments.shared.runs import Run, as_json, check_several, defaults_of, results_of
 from experiments.shared.training_clock import TrainingClock
 from keras_maml import MAML, evaluation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.files import read_csv, write_csv, write_json, write_text
-from keras_maml.validation import check_choice, check_count, check_positive
+from keras_maml.validation import check_choice, check_count, check_positive, one_of
 from keras_maml.words import counted
 
 
@@ -135,17 +135,8 @@ def check(settings: Settings, files: Files) -> None:
         )
     if settings.glyphs and settings.mini_imagenet:
         raise ValueError("Give --glyphs or --mini-imagenet with --data, not both.")
-    for name in ("algorithms", "seeds"):
-        values = getattr(settings, name)
-        if not values or len({*values}) < len(values):
-            raise ValueError(f"{name} must be one or several different ones, got {values}.")
-    unknown = [name for name in settings.algorithms if name not in ALGORITHMS]
-    if unknown:
-        raise ValueError(
-            f"algorithms must be of {', '.join(ALGORITHMS)}; unknown: {', '.join(unknown)}."
-        )
-    for seed in settings.seeds:
-        check_count("seeds", seed)
+    check_several("algorithms", settings.algorithms, one_of([*ALGORITHMS]))
+    check_several("seeds", settings.seeds, check_count)
     if settings.minutes is not None:
         check_positive("minutes", settings.minutes)
     check_positive("target_accuracy", settings.target_accuracy)

@@ -8,6 +8,7 @@ method and seed, and adapts each to new curves from 5, 10 and 20 points.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -16,11 +17,12 @@ import numpy as np
 import tabulate
 
 from experiments.shared.command_line import run_command
-from experiments.shared.runs import Run
+from experiments.shared.runs import Run, check_epochs, check_several
 from experiments.shared.training_bar import TrainingBar
 from keras_maml import MAML, Workers, episodes, evaluation, networks, plots
 from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import write_text
+from keras_maml.validation import check_count, check_positive, one_of
 from keras_maml.words import counted
 
 METHODS = ("maml", "first-order", "pretrained", "oracle")
@@ -62,6 +64,25 @@ class Files:
     """Where things are."""
 
     output: str = "runs/sinusoid"  # folder of the run
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError where settings are out of range."""
+    check_epochs(settings.iterations, settings.epoch_iterations)
+    counts = ("inner_steps", "evaluation_steps", "training_shots", "meta_batch_size", "test_tasks")
+    for name in counts:
+        check_count(name, getattr(settings, name), minimum=1)
+    check_positive("inner_learning_rate", settings.inner_learning_rate)
+    check_positive("learning_rate", settings.learning_rate)
+    check_several("methods", settings.methods, one_of(METHODS))
+    check_several("seeds", settings.seeds, check_count)
+    check_several("shots", settings.shots, functools.partial(check_count, minimum=1))
+    check_several("pretrained_rates", settings.pretrained_rates, check_positive)
+    if not {VALIDATION, TEST}.isdisjoint(settings.seeds):
+        raise ValueError(
+            f"seeds must be none of {VALIDATION} and {TEST}, whose episodes are for validation and "
+            f"test, got {settings.seeds}."
+        )
 
 
 def make_learner(settings: Settings, method: str, seed: int) -> MAML:
@@ -152,7 +173,14 @@ def tuned(learner: MAML, settings: Settings, shots: int) -> MAML:
 
 
 def run(settings: Settings, files: Files, workers: Workers | None = None) -> dict | None:
-    """Trains, tests and reports; or continues, or shows what is there; worker 0 tests."""
+    """Trains, tests and reports; or continues, or shows what is there; worker 0 tests.
+
+    Raises:
+        FileExistsError: The folder holds another run, or something else.
+        BlockingIOError: Another run is using the folder.
+        ValueError: A setting is out of range.
+    """
+    check(settings)
     workers = workers or Workers()
     check_shard(workers.shard, settings.meta_batch_size)
     this = Run(files.output, settings, workers=workers)

@@ -297,7 +297,7 @@ def test_times_are_those_of_trainings_and_of_the_first_epoch_that_reached_the_ta
 @pytest.mark.parametrize(
     ("changes", "data", "message"),
     [
-        ({"algorithms": ("maml", "mamba")}, None, r"maml, first-order, anil.*unknown: mamba\."),
+        ({"algorithms": ("maml", "mamba")}, None, r"'maml', 'first-order', 'anil'.*got 'mamba'\."),
         ({"algorithms": ()}, None, "algorithms must be one or several different ones"),
         ({"seeds": (1, 1)}, None, "seeds must be one or several different ones"),
         ({"seeds": (-1,)}, None, "seeds must be an integer of at least 0"),

@@ -341,6 +341,27 @@ def test_the_sinusoid_experiment_writes_what_it_says(tmp_path, capsys):
     assert (output / "results.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ("maml", "anil")}, r"methods must be one of \('maml', .*got 'anil'"),
+        ({"methods": ()}, "methods must be one or several different ones"),
+        ({"seeds": (0, 0)}, "seeds must be one or several different ones"),
+        ({"seeds": (0, -1)}, "seeds must be an integer of at least 0, got -1"),
+        ({"seeds": (0, 20_000)}, "seeds must be none of 10000 and 20000, whose episodes are"),
+        ({"shots": (0,)}, "shots must be an integer of at least 1, got 0"),
+        ({"test_tasks": 0}, "test_tasks must be an integer of at least 1"),
+        ({"pretrained_rates": (0.0,)}, "pretrained_rates must be a finite number above 0"),
+        ({"iterations": 15}, "iterations must be a multiple of 10"),
+    ],
+)
+def test_settings_of_the_sinusoid_are_checked_before_a_folder_is_made(change, message, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        sinusoid.run(dataclasses.replace(TINY, **change), sinusoid.Files(str(folder)))
+    assert not folder.exists()
+
+
 @pytest.mark.slow
 def test_the_demo_leaves_what_it_lists(tmp_path, capsys):
     settings = dataclasses.replace(demo.SETTINGS, iterations=20, epoch_iterations=10, test_tasks=10)
