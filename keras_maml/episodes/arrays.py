@@ -54,7 +54,8 @@ def from_arrays(
             ``[N, T]`` other than uint8 are taken for token ids and stay what they are. Several
             arrays can have one each, by name.
         scale: Factor applied after the cast; ``None``: 1/255 for uint8 and for images of other
-            integers that are all in 0..255, otherwise 1, see `examples.examples_of`.
+            integers that are all in 0..255, otherwise 1, see `examples.examples_of`. Give it for
+            integers other than uint8, so that splits that are calls of their own agree.
 
     Returns:
         A dataset of ``((x_support, y_support), (x_query, y_query))``: ``x`` (a dictionary if

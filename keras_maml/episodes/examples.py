@@ -1,7 +1,7 @@
 """Arrays of examples, as users have them, and what episodes are to make of each."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,15 @@ class Examples:
     scale: float
     is_image: bool
 
+    def take(self, rows: np.ndarray) -> "Examples":
+        """Some of the examples, of which the same becomes as of all.
+
+        Example:
+            >>> examples_of(np.array([[3, 1], [2, 7]])).take([1]).values.numpy().tolist()
+            [[2, 7]]
+        """
+        return dataclasses.replace(self, values=tf.gather(self.values, rows))
+
     def finish(self, x: tf.Tensor) -> tf.Tensor:
         """Casts and scales what was taken from the values."""
         x = x if self.dtype == x.dtype else tf.cast(x, self.dtype)
@@ -37,7 +46,12 @@ class Examples:
 
 
 def examples_of(
-    arrays: Any, *, name: str = "images", dtype: Any = None, scale: Any = None
+    arrays: Any,
+    *,
+    name: str = "images",
+    dtype: Any = None,
+    scale: Any = None,
+    image_axes: Sequence[int] = (3, 4),
 ) -> Examples | dict[str, Examples]:
     """Checks arrays of examples and decides what comes out of them.
 
@@ -52,12 +66,16 @@ def examples_of(
     texts, ``[N]`` or ``[N, T]``                 texts          -
     ===========================================  =============  ==================================
 
+    Integers other than uint8 are judged by all that are in the array: where arrays of several calls
+    belong together, give ``scale``.
+
     Args:
         arrays: An array or tensor ``[N, ...]``, a list of texts, or a dictionary of these by the
             names of a model's inputs.
         name: What errors call them.
         dtype: What comes out instead, if it is numbers; by name, if there are several arrays.
         scale: The factor instead, if floats come out; by name, if there are several arrays.
+        image_axes: How many axes arrays have that are taken for images.
 
     Returns:
         The array with what is to be done, or a dictionary of these.
@@ -80,7 +98,7 @@ def examples_of(
                 raise ValueError(
                     f"{option} must be one value, since {name} is no dictionary, got {value!r}."
                 )
-        return _examples(arrays, name, dtype, scale)
+        return _examples(arrays, name, dtype, scale, image_axes)
     unknown = {
         key for value in (dtype, scale) if isinstance(value, Mapping) for key in value
     } - set(arrays)
@@ -96,6 +114,7 @@ def examples_of(
             f"{name}[{key!r}]",
             dtype.get(key) if isinstance(dtype, Mapping) else dtype,
             scale.get(key) if isinstance(scale, Mapping) else scale,
+            image_axes,
         )
         for key, array in arrays.items()
     }
@@ -116,7 +135,7 @@ def count_examples(examples: Examples | Mapping[str, Examples]) -> int:
     return next(iter(parts)).values.shape[0]
 
 
-def _examples(given: Any, name: str, dtype: Any, scale: Any) -> Examples:
+def _examples(given: Any, name: str, dtype: Any, scale: Any, image_axes: Sequence[int]) -> Examples:
     array = _array(given, name)
     if array.dtype.kind in "USO":
         return _texts(array, name, scale)
@@ -131,7 +150,7 @@ def _examples(given: Any, name: str, dtype: Any, scale: Any) -> Examples:
             f"{name} must be [N, ...], an array per example, got shape {list(array.shape)}. If an "
             f"example is one number, pass {name}[:, None]."
         )
-    is_image = array.ndim in (3, 4)
+    is_image = array.ndim in image_axes
     is_tokens = array.dtype.kind in "iu" and array.dtype != np.uint8 and array.ndim == 2
     dtype = tf.as_dtype(dtype or (array.dtype if is_tokens else "float32"))
     if not (dtype.is_floating or dtype.is_integer):

@@ -109,15 +109,18 @@ def load_tasks(
         target: The column to be predicted, or several, see `task_sources.pairs_of_columns`.
         features: The columns that it is predicted from; ``None``: all others.
         split: "train", "validation" or "test": the tasks are parted, never the examples of one;
-            or the names of tasks (in a list without names their numbers); ``None``: all.
+            or the names of tasks (in a list without names their numbers); ``None``: all. The split
+            is one of the list of names: with tasks added or removed it is another one.
         fractions: Shares of the tasks in the three splits, see `split_classes`.
         split_seed: Which tasks are in which split.
-        leave_out: Names of tasks that are in no split.
-        dtype: See `examples.examples_of`, also for what becomes of ``x``.
+        leave_out: Names of tasks to do without; the others stay in the splits that they are in.
+        dtype: See `examples.examples_of`, also for what becomes of ``x``, but that integers
+            ``[n, T, d]`` are sequences rather than images. That is decided once, by the tasks of
+            all splits but those left out.
         scale: Likewise.
 
     Returns:
-        The tasks, sorted by name.
+        The tasks, in the order given; those of a table or folder are sorted by name.
 
     Raises:
         ValueError: If an argument is missing or too much, names no task or column, tasks differ in
@@ -140,27 +143,34 @@ def load_tasks(
     if unknown or left_out == set(pairs):
         trouble = f"has none named {unknown}" if unknown else "would have none left"
         raise ValueError(f"leave_out must name some of the tasks, but the data {trouble}.")
-    names = [name for name in pairs if name not in left_out]
+    kept = {name: pair for name, pair in pairs.items() if name not in left_out}
+    chosen = set(pairs)
     if split is not None:
-        chosen = split_classes(names, split, fractions=fractions, seed=split_seed)
-        names = sorted(chosen, key=names.index)
-        if not names:
-            raise ValueError(
-                f"split={split!r} with fractions={tuple(fractions)} holds none of the "
-                f"{len(pairs)} tasks. Choose other fractions, or name the tasks."
-            )
-    x = joined({name: pairs[name][0] for name in names}, "x")
-    y = joined({name: pairs[name][1] for name in names}, "y")
+        # The split is one of all names: who leaves a task out must not shuffle the others.
+        chosen = set(split_classes(list(pairs), split, fractions=fractions, seed=split_seed))
+    names = tuple(name for name in kept if name in chosen)
+    if not names:
+        others = " beside those that are left out" if left_out else ""
+        raise ValueError(
+            f"split={split!r} with fractions={tuple(fractions)} holds none of the {len(pairs)} "
+            f"tasks{others}. Choose other fractions, or name the tasks."
+        )
+    # What comes out is a matter of all tasks: it must not differ from split to split.
+    x = joined({name: x for name, (x, _) in kept.items()}, "x")
+    y = joined({name: y for name, (_, y) in kept.items()}, "y")
     if classes:
         y = np.searchsorted(np.array(classes), y)
     kind, advice = tf.int32, "Scale it, or pass it as floats: whole numbers are taken for labels."
     if y.dtype.kind == "f":
         kind, advice = tf.float32, "Scale it."
     check_range(y, kind, "y", advice=advice)
-    y = y.astype(kind.as_numpy_dtype)
-    counts = tuple(len(pairs[name][1]) for name in names)
-    examples = examples_of(x, name="x", dtype=dtype, scale=scale)
-    return Tasks(examples, tf.convert_to_tensor(y), tuple(names), counts, classes)
+    examples = examples_of(x, name="x", dtype=dtype, scale=scale, image_axes=(4,))
+    sizes = [len(y) for _, y in kept.values()]
+    rows = np.flatnonzero(np.repeat([name in chosen for name in kept], sizes))
+    if len(rows) < len(y):
+        examples = tf.nest.map_structure(lambda part: part.take(rows), examples)
+    y = tf.convert_to_tensor(y[rows].astype(kind.as_numpy_dtype))
+    return Tasks(examples, y, names, tuple(len(kept[name][1]) for name in names), classes)
 
 
 @dataclasses.dataclass(frozen=True)

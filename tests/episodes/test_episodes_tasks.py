@@ -114,6 +114,43 @@ def test_splits_part_the_tasks_and_whole_tasks_can_be_left_out():
     assert names(split=[3, 12]) == ("12", "3")
 
 
+def test_who_leaves_tasks_out_leaves_the_others_in_their_splits():
+    columns = {"task": np.arange(40) % 20, "x": np.zeros(40), "y": np.zeros(40)}
+    for split in ("train", "validation", "test"):
+        options = {"task": "task", "target": "y", "split": split}
+        names = load_tasks(columns, **options).names
+        assert load_tasks(columns, leave_out=names[1:], **options).names == names[:1]
+
+
+def test_what_comes_out_is_the_same_in_every_split():
+    def load(x, y, **options):
+        data = {f"s{i}": (x(i), y(i)) for i in range(10)}
+        parts = [load_tasks(data, split=s, **options) for s in ("train", "validation", "test")]
+        for part in parts:
+            first, number = np.array(x(int(part.names[1][1:]))), part.counts[0]
+            assert part.x.values[number : 2 * number].numpy().tolist() == first.tolist()
+        (described,) = {(part.x.dtype, part.x.scale, part.y.dtype) for part in parts}
+        return described
+
+    def photo(i):
+        return np.full([3, 4, 4, 1], 300 if i == 3 else 100 + i)
+
+    def whole(i):
+        return np.arange(3)
+
+    assert load(photo, whole) == (tf.float32, 1, tf.int32)
+    assert load(photo, lambda i: np.arange(3) / (1 + (i == 3))) == (tf.float32, 1, tf.float32)
+    assert load(photo, whole, leave_out=["s3"]) == (tf.float32, 1 / 255, tf.int32)
+    assert load(lambda i: np.full([3, 2], i + 0.5 * (i == 3)), whole)[0] == tf.float32
+    assert load(lambda i: np.full([3, 2], i), whole)[0] == tf.int64
+
+
+def test_sequences_of_integers_are_no_images():
+    sequences = np.arange(60).reshape(6, 5, 2)
+    assert load_tasks([(sequences, np.zeros(6))]).x.scale == 1
+    assert load_tasks([(sequences.astype("uint8"), np.zeros(6))]).x.scale == 1 / 255
+
+
 def test_queries_of_series_follow_the_support(concatenate):
     rows = rows_of(concatenate(episodes(ordered=True, tasks=2000)))
     steps = rows[:, :, 1]
@@ -238,7 +275,12 @@ ONE = {"shots": 1, "queries": 1, "meta_batch_size": 1, "tasks": 1}
         (pairs(), {"leave_out": ["9"]}, r"leave_out must name .* has none named \['9'\]"),
         (pairs(), {"leave_out": range(5)}, "would have none left"),
         (pairs(), {"split": "dev"}, "split must be one of"),
-        (pairs(), {"split": "test", "fractions": (1, 0, 0)}, "holds none of the 5 tasks"),
+        (pairs(), {"split": "test", "fractions": (1, 0, 0)}, "holds none of the 5 tasks. Choose"),
+        (
+            pairs(),
+            {"split": ["1"], "leave_out": ["1"]},
+            "none of the 5 tasks beside those that are left out",
+        ),
         ([], {}, "data must hold at least one task, got none"),
         ([np.zeros([3, 2])], {}, r"a list of pairs \(x, y\).* got ndarray for task 0"),
         ([(np.zeros([3, 2]), [1, 2])], {}, r"got \[3\] examples in x and targets of shape \[2\]"),
