@@ -10,7 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.execution.faults import DisagreementError
-from keras_maml.private_keras import averaged_by, flatten_layers, is_called_on
+from keras_maml.private_keras import (
+    averaged_by,
+    flatten_layers,
+    inputs_of,
+    is_called_on,
+    is_functional,
+)
 from keras_maml.validation import EPISODE, MARK, MARK_OF_ALL
 from keras_maml.words import counted
 
@@ -240,13 +246,14 @@ def check_metrics(metrics: keras.metrics.Metric | None) -> None:
         )
 
 
-def check_values(episode: Any, classes: int | None, vocabulary: int | None = None) -> None:
+def check_values(episode: Any, classes: int | None, vocabulary: Any = None) -> None:
     """Checks the numbers of one meta-batch.
 
     Args:
         episode: ``((x_support, y_support), (x_query, y_query))`` of tensors.
         classes: The number of outputs of a classifier with integer labels; None otherwise.
-        vocabulary: How many integers the model embeds; None if x are none such.
+        vocabulary: A nest like x: how many integers the model embeds, None of an input that it
+            does not embed; None if all are such.
 
     Raises:
         ValueError: A number is not finite, or a label or an integer is out of range.
@@ -280,7 +287,7 @@ def _sum(values: np.ndarray) -> np.floating:
         return values.sum(dtype=np.float64)
 
 
-def _bounded(half: Any, name: str, classes: int | None, vocabulary: int | None) -> list[tuple]:
+def _bounded(half: Any, name: str, classes: int | None, vocabulary: Any) -> list[tuple]:
     """Returns what of a set has a range: the tensor, its bound, what is expected, a remedy."""
     found = []
     if classes is not None and len(half) > 1:
@@ -294,22 +301,22 @@ def _bounded(half: Any, name: str, classes: int | None, vocabulary: int | None) 
                 "there are ways.",
             )
         )
-    if vocabulary is not None and not keras.tree.is_nested(half[0]):
-        found.append(
-            (
-                half[0],
-                vocabulary,
-                f"x of the {name} set must hold integers in 0..{vocabulary - 1}, which the model "
-                "embeds",
-                "Give the Embedding a larger input_dim, or map unknown tokens to one of them.",
+    for path, array, size in embedded(half[0], vocabulary):
+        if size is not None:
+            which = "".join(f"[{key!r}]" for key in path)
+            found.append(
+                (
+                    array,
+                    size,
+                    f"x{which} of the {name} set must hold integers in 0..{size - 1}, which the "
+                    "model embeds",
+                    "Give the Embedding a larger input_dim, or map unknown tokens to one of them.",
+                )
             )
-        )
     return found
 
 
-def checked(
-    dataset: tf.data.Dataset, classes: int | None, vocabulary: int | None
-) -> tf.data.Dataset:
+def checked(dataset: tf.data.Dataset, classes: int | None, vocabulary: Any) -> tf.data.Dataset:
     """Checks every meta-batch of a dataset as it comes, as far as that costs next to nothing.
 
     Args:
@@ -375,12 +382,24 @@ def input_errors() -> Iterator[None]:
         raise kind(found[2].replace("\\n", " ")) from None
 
 
-def vocabulary_of(model: keras.Model) -> int | None:
-    """Returns how many integers a model's first layer embeds; None if its input is another."""
-    inputs = getattr(model, "inputs", None) if model.built else None
-    if not inputs or len(inputs) != 1:
+def vocabulary_of(model: keras.Model) -> Any:
+    """Returns how many integers the layers embed that take an input: a nest like the inputs.
+
+    None of an input that no layer embeds, and of a model that is not made of layers it knows.
+    """
+    if not (model.built and is_functional(model) and model.inputs):
         return None
-    return min(embedded_sizes(model, inputs[0]), default=None)
+    return keras.tree.map_structure(
+        lambda tensor: min(embedded_sizes(model, tensor), default=None), inputs_of(model)
+    )
+
+
+def embedded(x: Any, vocabulary: Any) -> list[tuple[tuple, Any, int | None]]:
+    """Returns path, array and vocabulary (see `vocabulary_of`) of every input."""
+    inputs, sizes = map(keras.tree.flatten_with_path, (x, vocabulary))
+    if len(inputs) == len(sizes) == 1:  # in whatever a single one is wrapped
+        sizes = [(inputs[0][0], sizes[0][1])]
+    return [(path, array, dict(sizes).get(path)) for path, array in inputs]
 
 
 def embedded_sizes(model: keras.Model, tensor: keras.KerasTensor) -> list[int]:

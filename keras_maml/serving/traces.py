@@ -69,10 +69,11 @@ class Tracer:
         predictions = build_loss(learner)
         self._seen = plain(learner.support_spec)
         self._open = with_open_sizes(learner.model, *self._seen)
-        bounds = {
-            **dict.fromkeys(("x_support", "x_query", "x"), checks.vocabulary_of(learner.model)),
-            "y_support": checks.sparse_classes(learner.loss, predictions),
-        }
+        x = self._seen[0]
+        sizes = [size for *_, size in checks.embedded(x, checks.vocabulary_of(learner.model))]
+        bounds = {"y_support": checks.sparse_classes(learner.loss, predictions)}
+        for name in ("x_support", "x_query", "x"):
+            bounds |= named(name, keras.tree.pack_sequence_as(x, sizes))
         self._bounds = {name: bound for name, bound in bounds.items() if bound is not None}
 
     def of_any_size(self, signatures: Sequence[str] = SIGNATURES) -> dict[str, Function]:

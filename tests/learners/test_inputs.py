@@ -346,6 +346,24 @@ def test_integers_beyond_the_vocabulary_are_found():
         make_learner(model).fit(((x, y), (x + 5, y)), verbose=0)
 
 
+def test_integers_beyond_the_vocabulary_of_one_of_several_inputs_are_found():
+    inputs = {name: keras.Input((), name=name, dtype="int32") for name in ("one", "two")}
+    embedded = keras.layers.Embedding(5, 3)(inputs["one"])
+    model = keras.Model(inputs, embedded + keras.ops.cast(inputs["two"], "float32")[:, None])
+    learner = make_learner(model)
+    x = {name: np.arange(4, dtype="int32")[None] for name in inputs}
+    y = np.zeros((1, 4), "int32")
+    more = {**x, "two": x["two"] + 5}  # is not embedded
+    learner.fit(((x, y), (more, y)), verbose=0)
+    message = r"x\['one'\] of the query set must hold integers in 0..4, .* got 2..5"
+    wrong = ((x, y), ({**x, "one": x["one"] + 2}, y))
+    for data in (wrong, tf.data.Dataset.from_tensors(wrong)):
+        with pytest.raises(ValueError, match=message):
+            learner.fit(data, verbose=0)
+    with pytest.raises(ValueError, match=r"x\['one'\] of the support set .* got -1..2"):
+        learner.adapt({**x, "one": x["one"][0] - 1, "two": x["two"][0]}, y[0])
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

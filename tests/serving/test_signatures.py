@@ -18,6 +18,7 @@ from keras_maml.layers import SharedHead
 from keras_maml.serving import warmup
 from keras_maml.serving.fast_weights import ServedLearner
 from keras_maml.serving.personalization import Personalizer
+from keras_maml.serving.traces import Tracer
 
 CASES = {
     "dense": {},
@@ -332,6 +333,20 @@ def test_tokens_that_are_not_embedded_are_refused_in_every_signature(tmp_path):
                     tf.errors.InvalidArgumentError, match=f"{key} must hold integers in 0..4"
                 ):
                     function(**wrong)
+
+
+def test_tokens_that_are_not_embedded_are_refused_among_several_inputs():
+    inputs = {name: keras.Input((), name=name, dtype="int32") for name in ("one", "two")}
+    embedded = keras.layers.Embedding(5, 1)(inputs["one"])
+    model = keras.Model(inputs, embedded + keras.ops.cast(inputs["two"], "float32")[:, None])
+    learner = MAML(model)
+    learner.compile("sgd", "mse", jit_compile=False)
+    x = {name: np.array([0, 4], "int32") for name in inputs}
+    learner.adapt(x, np.ones((2, 1)))
+    predict = Tracer(ServedLearner(learner), steps=1).of_any_size(["adapt"])["serving_default"]
+    predict(x_one=x["one"], x_two=x["two"] + 5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"x_one must hold integers in 0..4"):
+        predict(x_one=x["one"] + 1, x_two=x["two"])
 
 
 def test_classes_that_there_are_not_are_refused_also_by_what_xla_compiles(tmp_path):
