@@ -1,8 +1,8 @@
 """What adaptation leaves behind, as one vector for each task: all that a prediction needs later.
 
-A customer is a vector: the fast weights of what the inner loop moves (of ANIL the head alone) and,
-if the query is normalised inductively, the batch statistics of the support set. All else is the
-learner's and the same for everybody.
+A customer is a vector: the fast weights of what the inner loop moves (of ANIL the head alone), the
+inner step where layers take it, and, if the query is normalised inductively, the batch statistics
+of the support set. All else is the learner's and the same for everybody.
 """
 
 import dataclasses
@@ -20,7 +20,13 @@ from keras_maml import validation
 from keras_maml.algorithm.inner_loop import Carry, InnerLoop, Parameters
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.execution.forms import Route, batch_normalizations
-from keras_maml.execution.functional import as_tensors, is_seed, state_variables, task_states
+from keras_maml.execution.functional import (
+    as_tensors,
+    is_seed,
+    is_step,
+    state_variables,
+    task_states,
+)
 from keras_maml.execution.task_map import count_tasks, joined
 from keras_maml.execution.tasks import Run
 from keras_maml.learners.inputs import are_labels
@@ -81,10 +87,9 @@ class ServedLearner:
     @property
     def variables(self) -> list[keras.Variable]:
         """The variables of which a vector holds a task's own values, in its order."""
-        fast = list(self.learner.partition().initial)
-        if self.normalization == "transductive":
-            return fast
-        return fast + [v for v in state_variables(self.learner.model) if not is_seed(v)]
+        inductive = self.normalization == "inductive"
+        state = [v for v in state_variables(self.learner.model) if not is_seed(v)]
+        return [*self.learner.partition().initial, *(v for v in state if inductive or is_step(v))]
 
     @property
     def size(self) -> int:
@@ -245,11 +250,10 @@ class ServedLearner:
         return task.with_statistics(theta, carry)
 
     def _pack(self, carry: Carry) -> tf.Tensor:
-        pairs = zip(state_variables(self.learner.model), carry.state, strict=True)
-        statistics = [value for variable, value in pairs if not is_seed(variable)]
-        transductive = self.normalization == "transductive"
-        values = [*carry.fast, *([] if transductive else statistics)]
-        return tf.concat([tf.cast(tf.reshape(v, [-1]), self.dtype) for v in values], 0)
+        moved = [*self.learner.partition().initial, *state_variables(self.learner.model)]
+        values = dict(zip(map(id, moved), [*carry.fast, *carry.state], strict=True))
+        parts = [tf.reshape(values[id(variable)], [-1]) for variable in self.variables]
+        return tf.concat([tf.cast(part, self.dtype) for part in parts], 0)
 
     def _unpack(self, vector: tf.Tensor) -> Carry:
         variables = self.variables
