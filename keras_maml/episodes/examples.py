@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.plain_arrays import array_of, check_range, plain_array
+from keras_maml.episodes.plain_arrays import array_of, check_distinct, check_range, plain_array
 from keras_maml.validation import check_number
 
 ADVICE = "Pass an array, a list of texts, or a dictionary of these."
@@ -82,8 +82,8 @@ def examples_of(
 
     Raises:
         ValueError: If there is no array, arrays differ in length, hold neither numbers nor texts,
-            or numbers that are not finite or would not be once cast, or a dtype or scale does
-            not fit.
+            or numbers that are not finite or would not be once cast, or that float32 does not
+            tell apart where no dtype is given, or a dtype or scale does not fit.
 
     Example:
         >>> tokens = examples_of(np.array([[3, 1], [2, 7]]))
@@ -152,6 +152,7 @@ def _examples(given: Any, name: str, dtype: Any, scale: Any, image_axes: Sequenc
         )
     is_image = array.ndim in image_axes
     is_tokens = array.dtype.kind in "iu" and array.dtype != np.uint8 and array.ndim == 2
+    is_asked = dtype is not None
     dtype = tf.as_dtype(dtype or (array.dtype if is_tokens else "float32"))
     if not (dtype.is_floating or dtype.is_integer):
         raise ValueError(f"dtype must be one of numbers such as 'float32', got {dtype.name!r}.")
@@ -164,6 +165,8 @@ def _examples(given: Any, name: str, dtype: Any, scale: Any, image_axes: Sequenc
         )
     check_number("scale", scale, lambda _: True)
     check_range(array, dtype, name, scale=scale, advice="Scale them before, or give another dtype.")
+    if not (is_asked or is_tokens):
+        check_distinct(array, name)
     values = tf.convert_to_tensor(given if tf.is_tensor(given) else array)
     return Examples(values, dtype, float(scale), is_image)
 

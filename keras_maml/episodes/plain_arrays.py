@@ -114,6 +114,44 @@ def check_range(
             )
 
 
+def check_distinct(array: np.ndarray, name: str) -> None:
+    """Checks that different large numbers are still different in float32.
+
+    Up to 2**24 every whole number is. Fractions are rounded, which is no matter where few of many
+    become equal: in a column that holds fractions, a tenth may.
+
+    Args:
+        array: Booleans, integers or finite floats, ``[N]`` or ``[N, ..., columns]``.
+        name: What the error calls them.
+
+    Raises:
+        ValueError: If different ones in a column become equal, as times in seconds since 1970 do.
+
+    Example:
+        >>> check_distinct(np.array([2**24, 2**24 + 1]), "x")
+        Traceback (most recent call last):
+        ...
+        ValueError: x must hold numbers that float32 tells apart, but of 2 different ones in \
+16777216 .. 16777217 it leaves 1. Subtract the first of them, or leave them out if they are no \
+quantities.
+    """
+    if np.can_cast(array.dtype, "float32") or not array.size:
+        return
+    rows = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
+    least, most = rows.min(axis=0), rows.max(axis=0)
+    for column in np.flatnonzero((least < -(2**24)) | (most > 2**24)):
+        different = np.unique(rows[:, column])
+        left = len(np.unique(different.astype("float32")))
+        tolerated = 0.1 * len(different) if (different % 1).any() else 0
+        if len(different) - left > tolerated:
+            which = f"column {column} of {name}" if rows.shape[1] > 1 else name
+            raise ValueError(
+                f"{which} must hold numbers that float32 tells apart, but of {len(different)} "
+                f"different ones in {least[column]} .. {most[column]} it leaves {left}. Subtract "
+                "the first of them, or leave them out if they are no quantities."
+            )
+
+
 def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
     others = [i for i, value in enumerate(array.flat) if not isinstance(value, str | bytes)]
     if not others:

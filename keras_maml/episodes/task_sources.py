@@ -184,7 +184,7 @@ def _input(columns: Columns, names: str | Sequence[str], where: str) -> np.ndarr
     # Numbers of columns are quantities, also whole ones: token ids come as arrays.
     if x.dtype.kind == "U":
         return x[:, 0]
-    return x if x.dtype.kind == "f" else x.astype("float32")
+    return x if x.dtype.kind == "f" else x.astype("float64")
 
 
 def _together(columns: Columns, names: Sequence[str], what: str, where: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_maml.episodes.class_lists import check_split, split_classes
 from keras_maml.episodes.examples import Examples, examples_of
-from keras_maml.episodes.plain_arrays import check_range, decoded, plain_array
+from keras_maml.episodes.plain_arrays import check_distinct, check_range, decoded, plain_array
 from keras_maml.episodes.sampling import choose, episode_dataset, require_positive, uniform
 from keras_maml.episodes.task_arrays import joined, text_classes
 from keras_maml.episodes.task_sources import read_folder, read_table
@@ -125,7 +125,7 @@ def load_tasks(
     Raises:
         ValueError: If an argument is missing or too much, names no task or column, tasks differ in
             the shape of an example, or a value is missing, not finite, or out of the range of the
-            dtype that it comes out as.
+            dtype that it comes out as, or different ones come out as the same.
         FileNotFoundError: If there is no such folder.
 
     Example:
@@ -164,6 +164,8 @@ def load_tasks(
     if y.dtype.kind == "f":
         kind, advice = tf.float32, "Scale it."
     check_range(y, kind, "y", advice=advice)
+    if kind == tf.float32:
+        check_distinct(y, "y")
     examples = examples_of(x, name="x", dtype=dtype, scale=scale, image_axes=(4,))
     sizes = [len(y) for _, y in kept.values()]
     rows = np.flatnonzero(np.repeat([name in chosen for name in kept], sizes))

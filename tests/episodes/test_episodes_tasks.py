@@ -242,6 +242,31 @@ def test_whole_numbers_are_labels_as_targets_and_quantities_as_features(concaten
     assert load_tasks(tokens).x.dtype == tf.int64
 
 
+TIMES = 1_796_076_000 + np.arange(6)
+
+
+@pytest.mark.parametrize("times", [TIMES, TIMES.astype(float), TIMES + 0.25, 10**9 * TIMES])
+def test_numbers_that_float32_does_not_tell_apart_are_refused(times):
+    columns = {"task": ["a"] * 6, "day": range(6), "time": times, "y": range(6)}
+    message = "column 1 of x must hold numbers .* of 6 different ones in .* it leaves 1. Subtract"
+    with pytest.raises(ValueError, match=message):
+        load_tasks(columns, task="task", target="y")
+    with pytest.raises(ValueError, match="column 1 of x must"):
+        load_tasks([(np.stack([times, times - times[0]], axis=1)[:, ::-1] / 1.0, np.arange(6))])
+    with pytest.raises(ValueError, match="y must hold numbers"):
+        load_tasks([(np.zeros([6, 1]), times.astype(float))])
+
+
+def test_numbers_are_rounded_where_that_loses_little():
+    values = np.random.default_rng(0).uniform(0, 1e9, [20_000, 1])
+    assert len(np.unique(values.astype("float32"))) < 20_000
+    for x in (values, np.array([[0.1], [0.1 + 1e-12]]), 3600 * np.arange(9)[:, None] + 1.8e9):
+        load_tasks([(x, np.zeros(len(x)))])
+    columns = {"task": ["a"] * 6, "time": TIMES, "y": range(6)}
+    data = load_tasks(columns, task="task", target="y", dtype="float64")
+    assert data.x.finish(data.x.values).numpy()[:, 0].tolist() == TIMES.tolist()
+
+
 def csv(folder, **files):
     for name, text in files.items():
         (folder / f"{name}.csv").write_text(text)
