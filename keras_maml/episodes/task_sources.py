@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ Columns = dict[str, np.ndarray]
 Pair = tuple[Any, np.ndarray]
 
 INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")
+NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+|\d{1,3}(,\d{3})+\.?\d*)([eE][+-]?\d+)?\s*")
+"""What people write for numbers, also with a comma for the point, or one after the thousands."""
 
 
 def read_table(
@@ -37,8 +39,8 @@ def read_table(
         ``(x, y)`` of each task by its name, in the order of the names; rows keep their order.
 
     Raises:
-        ValueError: If a column is missing, does not hold one value per row, or a cell that is used
-            is empty.
+        ValueError: If a column is missing, does not hold one value per row, a cell that is used
+            is empty, or is a text where most others of its column are numbers.
 
     Example:
         >>> table = {"shop": ["b", "a", "b"], "day": [1, 2, 3], "sales": [0.5, 1.5, 2.5]}
@@ -62,6 +64,10 @@ def read_table(
             f"Every row must name its task, but {len(without)} have none in the column {task}; the "
             f"first is row {without[0]}. Fill in or remove them."
         )
+    for name in _used(columns, target, features):
+        columns[name] = decoded(plain_array(columns[name], f"The column {name!r} of the table"))
+        if columns[name].dtype.kind == "U":
+            _check_texts(name, columns[name].tolist(), lambda row: f"row {row} of the table")
     tasks, number = np.unique(labels.astype(str), return_inverse=True)
     order = np.argsort(number, kind="stable")
     cuts = np.cumsum(np.bincount(number, minlength=len(tasks)))[:-1]
@@ -98,7 +104,8 @@ def read_folder(
     Raises:
         FileNotFoundError: If there is no such folder, or no CSV file in it.
         ValueError: If a file has other columns than the first, two of the same name, a line of
-            another length, or an empty cell, or is not text in UTF-8.
+            another length, an empty cell, or a text where most others of a column are numbers, or
+            is not text in UTF-8.
 
     Example:
         >>> import tempfile
@@ -124,6 +131,16 @@ def read_folder(
             )
     # Whether a column holds numbers is a matter of all files: "7" can be a text in one of them.
     kinds = {name: _kind([cells[path][name] for path in files]) for name in names}
+    places = [(path, row) for path in files for row, _ in enumerate(cells[path][names[0]], start=1)]
+
+    def place(i: int) -> str:
+        path, row = places[i]
+        return f"{path}, row {row} after the header,"
+
+    for name in _used(names, target, features):
+        if kinds[name] is str:
+            column = [cell for path in files for cell in cells[path][name]]
+            _check_texts(name, column, place)
     return {
         path.stem: pairs_of_columns(
             {name: np.array(columns[name], kinds[name]) for name in names},
@@ -238,6 +255,28 @@ def _read_cells(path: Path) -> dict[str, list[str]]:
                 f"row {number} after the header is {row}. Fill in or remove it."
             )
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def _used(names: Iterable[str], target: str | Sequence[str], features: Any) -> list[str]:
+    """The columns, of those that there are, that become targets or features."""
+    if features is None:
+        return list(names)
+    parts = [target, *(features.values() if isinstance(features, Mapping) else [features])]
+    wanted = {name for part in parts for name in ([part] if isinstance(part, str) else part)}
+    return [name for name in names if name in wanted]
+
+
+def _check_texts(name: str, cells: Sequence[str], place: Callable[[int], str]) -> None:
+    """Checks that texts are not meant as numbers: one empty cell would make classes of them all."""
+    numbers = sum(map(bool, map(NUMBER.fullmatch, cells)))
+    if 2 * numbers <= len(cells) or all(map(INTEGER.fullmatch, cells)):
+        return
+    first = next((i for i, cell in enumerate(cells) if _kind([[cell]]) is str), 0)
+    raise ValueError(
+        f"The column {name!r} must be numbers or texts, but {numbers} of its {len(cells)} cells "
+        f"are numbers, and {place(first)} holds the text {cells[first]!r}. Write numbers as 1234.5 "
+        "and remove rows where they are missing; if they are names, write them as 'number 7'."
+    )
 
 
 def _kind(columns: Sequence[Sequence[str]]) -> type:

@@ -436,6 +436,38 @@ def test_row_numbers_without_a_name_may_stay_where_features_are_named(tmp_path):
 
 
 def test_a_column_holds_texts_if_it_does_in_one_file(tmp_path, concatenate):
-    folder = csv(tmp_path, a="x,y\n7,0\n8,1\n", b="x,y\nseven,0\n8,1\n")
+    folder = csv(tmp_path, a="x,y\n7,0\n8,1\n", b="x,y\nseven,0\neight,1\n")
     (x, _), _ = concatenate(from_tasks(folder, target="y", **ONE | {"tasks": 20}))
-    assert {text.decode() for text in x.flat} == {"7", "8", "seven"}
+    assert {text.decode() for text in x.flat} == {"7", "8", "seven", "eight"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["10.5", "9.25", "NA", "100.0"], "3 of its 4 cells are numbers, and {2} holds .* 'NA'"),
+        (["1", "2", "3", "-"], "3 of its 4 cells are numbers, and {3} holds the text '-'. Write"),
+        (["7.5", "10,5", "9,25", "1e3"], "4 of its 4 cells are numbers, and {1} holds .* '10,5'"),
+        (["1,000.5", "2", "-3", "4"], "4 of its 4 cells are numbers, and {0} holds .* '1,000.5'"),
+    ],
+)
+@pytest.mark.parametrize("column", ["y", "x"])
+def test_numbers_are_not_taken_for_texts(cells, message, column, tmp_path):
+    columns = {"x": ["1"] * 4, "y": ["2"] * 4} | {column: cells}
+    table = columns | {"task": ["a", "b"] * 2, "other": cells}
+    with pytest.raises(
+        ValueError, match=message.format(*map("row {} of the table".format, range(4)))
+    ):
+        load_tasks(table, task="task", target="y", features="x")
+    lines = [f"{x};{y};NA\n" for x, y in zip(columns["x"], columns["y"], strict=True)]
+    csv(tmp_path, a="x;y;other\n" + "".join(lines[:1]), b="x;y;other\n" + "".join(lines[1:]))
+    places = ["a.csv, row 1", "b.csv, row 1", "b.csv, row 2", "b.csv, row 3"]
+    with pytest.raises(
+        ValueError, match=message.format(*(f".*{p} after the header," for p in places))
+    ):
+        load_tasks(tmp_path, target="y", features=["x"])
+
+
+def test_classes_may_be_named_by_numbers():
+    for names in (["1a", "2a", "3"], ["7", "8", "7"], ["192.168.0.1", "10.0.0.1", "10.0.0.2"]):
+        columns = {"task": ["a"] * 3, "x": [1, 2, 3], "y": names}
+        assert load_tasks(columns, task="task", target="y").classes == tuple(sorted(set(names)))
