@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import keras
@@ -106,8 +106,9 @@ class ServedLearner:
         """Returns what identifies the learner: vectors of one with another are meaningless.
 
         Weights, where they are, what layers are set to, vocabularies, and how the query is
-        normalised count; names, initializers, optimizer and the number of steps do not. Nor does
-        code, of lambdas and of layers of the user's own: it has no form that lasts.
+        normalised count; names, initializers, optimizer and the number of steps do not, and seeds
+        of the user's own layers alone, whose constants may come from them. Nor does code, of
+        lambdas and of layers of the user's own: it has no form that lasts.
         """
         digest = hashlib.sha256(self.normalization.encode())
         adapted = {id(variable) for variable in self.variables}
@@ -268,7 +269,9 @@ class ServedLearner:
         return Carry(fast, state=[values.get(id(v), default) for v, default in others])
 
 
-_NO_FACTS = {"name", "seed", "code", "build_config", "build_input_shape"}
+_NO_FACTS = {"name", "code", "build_config", "build_input_shape"}
+_NO_FACTS_OF_OURS = _NO_FACTS | {"seed"}  # of dropout, of initializers: no prediction reads it
+_OURS = ("keras", "keras_maml")
 _VOCABULARY = {"vocabulary", "vocabulary_size"}  # of the constructor: adapt gives another
 
 
@@ -276,25 +279,35 @@ def _facts(layer: keras.layers.Layer) -> list[Any]:
     """Returns what a layer computes by, but for its variables."""
     try:
         config = layer.get_config()
-    except NotImplementedError:  # a subclass that cannot be saved, whose layers count by themselves
+    # A subclass that cannot be saved, or a model with a layer set to what Keras cannot write: the
+    # layers count by themselves.
+    except (NotImplementedError, TypeError):
         config = {}
-    facts = [type(layer).__name__, _without_names(config, {})]
+    without = _NO_FACTS_OF_OURS if _is_ours(type(layer).__module__) else _NO_FACTS
+    facts = [type(layer).__name__, _without_names(config, {}, without)]
     if hasattr(layer, "get_vocabulary"):
         facts += [layer.get_vocabulary(), getattr(layer, "idf_weights_const", None)]
     return facts
 
 
-def _without_names(config: Any, numbers: dict[str, int]) -> Any:
+def _is_ours(module: Any) -> bool:
+    return str(module).split(".")[0] in _OURS
+
+
+def _without_names(config: Any, numbers: dict[str, int], without: Set[str]) -> Any:
     """Returns a configuration without what may differ between equal layers.
 
     Args:
         config: What `get_config` returned, or a part of it.
         numbers: What takes the place of names where a model says which layer follows which.
+        without: What else is left out, by its key.
     """
     if isinstance(config, (list, tuple)):
-        return [_without_names(part, numbers) for part in config]
+        return [_without_names(part, numbers, without) for part in config]
     if not isinstance(config, dict):
         return config
+    if _is_ours(config.get("module")):  # an object of Keras's among the settings of another's
+        without = _NO_FACTS_OF_OURS
     if "output_layers" in config:
         numbers = {layer["name"]: number for number, layer in enumerate(config["layers"])}
     facts = {}
@@ -303,8 +316,8 @@ def _without_names(config: Any, numbers: dict[str, int]) -> Any:
             facts[key] = value
         elif key in ("keras_history", "input_layers", "output_layers"):
             facts[key] = _numbered(value, numbers)
-        elif key not in _NO_FACTS | _VOCABULARY and not str(key).endswith("_initializer"):
-            facts[str(key)] = _without_names(value, numbers)
+        elif key not in without | _VOCABULARY and not str(key).endswith("_initializer"):
+            facts[str(key)] = _without_names(value, numbers, without)
     return facts
 
 
@@ -316,9 +329,11 @@ def _numbered(places: Any, numbers: dict[str, int]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Returns what JSON can hold of a setting: numbers of arrays, otherwise what it is called."""
+    """Returns what JSON can hold of a setting: what arrays and sets hold, otherwise its name."""
     if isinstance(value, (np.ndarray, np.generic, tf.Tensor)):
         return np.asarray(value).tolist()
+    if isinstance(value, Set):
+        return sorted(map(repr, value))
     return getattr(value, "__name__", type(value).__name__)
 
 
