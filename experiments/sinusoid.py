@@ -9,6 +9,7 @@ method and seed, and adapts each to new curves from 5, 10 and 20 points.
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -104,7 +105,7 @@ def compile_learner(learner: MAML, settings: Settings) -> None:
     learner.compile(
         optimizer=keras.optimizers.Adam(settings.learning_rate),
         loss=keras.losses.MeanSquaredError(),
-        steps_per_execution=min(500, settings.epoch_iterations),
+        steps_per_execution=math.gcd(500, settings.epoch_iterations),
     )
 
 

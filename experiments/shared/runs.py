@@ -286,11 +286,18 @@ class Run:
             The history, a dictionary per epoch.
 
         Raises:
-            ValueError: ``iterations`` is not a multiple of ``epoch_iterations``.
+            ValueError: ``iterations`` is not a multiple of ``epoch_iterations``, or that not one of
+                the learner's ``steps_per_execution``: Keras would round an epoch up.
         """
         epochs = sys.maxsize
         if iterations is not None:
             epochs = check_epochs(iterations, epoch_iterations)
+        if epoch_iterations % learner.steps_per_execution:
+            raise ValueError(
+                "epoch_iterations must be a multiple of the learner's steps_per_execution, "
+                f"{learner.steps_per_execution}, got {epoch_iterations}. Compile the learner with "
+                "a number of steps that divides an epoch."
+            )
         part = self.folder / name
         episodes = make_episodes(0)
         if isinstance(learner, keras_maml.MAML):

@@ -323,6 +323,16 @@ def test_iterations_must_make_whole_epochs(tmp_path):
         train(tmp_path, 25)
 
 
+def test_an_epoch_must_be_whole_executions(tmp_path):
+    with pytest.raises(
+        ValueError, match="multiple of the learner's steps_per_execution, 4, got 10"
+    ):
+        train(tmp_path, 40, steps_per_execution=4)
+    for epoch, steps in ((1_000, 500), (750, 250), (7, 1)):
+        settings = dataclasses.replace(TINY, epoch_iterations=epoch)
+        assert sinusoid.make_learner(settings, "maml", seed=0).steps_per_execution == steps
+
+
 def test_the_sinusoid_experiment_writes_what_it_says(tmp_path, capsys):
     output = tmp_path / "run"
     record = sinusoid.run(TINY, sinusoid.Files(str(output)))
