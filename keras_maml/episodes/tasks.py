@@ -42,8 +42,10 @@ def from_tasks(
         queries: Query examples.
         ordered: Whether an episode's examples are successive ones and the queries follow the
             support: for time series, where the future is to be learned from the past.
-        window: How many successive rows make an example: inputs ``[n, ...]`` of a task become
-            ``[n - window + 1, window, ...]``, each with the target of its last row.
+        window: How many successive rows make an example, ``[window, ...]``, with the target of the
+            last one. Examples of an episode share no row, but with ``ordered``, where each begins
+            a row after the one before: queries see inputs of the support, as the past is known,
+            but no target that it has seen.
         meta_batch_size: Episodes per element, ``B`` below.
         seed: Any integer; each has its own episodes.
         tasks: How many episodes, a multiple of ``meta_batch_size``; ``None``: without end.
@@ -58,7 +60,8 @@ def from_tasks(
 
     Raises:
         ValueError: If a size is not positive, ``tasks`` is not a multiple of ``meta_batch_size``,
-            a task has fewer than ``shots + queries`` examples; and as `load_tasks` does.
+            a task has fewer than ``shots + queries`` examples, in windows that share no row
+            ``(shots + queries) * window`` rows; and as `load_tasks` does.
         FileNotFoundError: As `load_tasks` does.
 
     Example:
@@ -206,11 +209,15 @@ class Tasks:
     ) -> tf.data.Dataset:
         """Episodes of these tasks, see `from_tasks`.
 
+        Beyond as many episodes as there are tasks the same tasks come again, with other examples:
+        an interval over more episodes than tasks says how well the mean of these tasks is known,
+        and nothing about other tasks.
+
         Args:
             shots: Support examples of an episode.
             queries: Query examples.
             ordered: Whether the queries follow the support, in successive examples.
-            window: How many successive rows make an example.
+            window: How many successive rows make an example; they share none unless ``ordered``.
             seed: Any integer; each has its own episodes.
             **stream: ``meta_batch_size``, ``tasks`` and ``start`` of `sampling.episode_dataset`.
 
@@ -228,29 +235,34 @@ class Tasks:
             (('+', '-'), tf.string, TensorShape([1, 1]))
         """
         require_positive(shots=shots, queries=queries, window=window)
-        counts = np.array(self.counts, "int32") - (window - 1)
-        self._check_sizes(counts, shots, queries, window)
+        drawn = shots + queries
+        # Successive windows begin a row after each other, others must leave room for each other.
+        taken = window - 1 if ordered else drawn * (window - 1)
+        places = np.array(self.counts, "int32") - taken
+        self._check_sizes(shots, queries, window, drawn + taken)
         starts = np.cumsum(self.counts, dtype="int32") - np.array(self.counts, "int32")
 
         def make_batch(indices: tf.Tensor) -> tuple:
-            chosen = take_turns(seed, indices, len(counts))
-            there = tf.gather(counts, chosen)
+            chosen = take_turns(seed, indices, len(places))
+            there = tf.gather(places, chosen)
             if ordered:
-                free = tf.cast(there - (shots + queries) + 1, tf.float32)
+                free = tf.cast(there - drawn + 1, tf.float32)
                 first = tf.cast(free * uniform(seed, indices, "first", ()), tf.int32)
                 # A float32 can be rounded up to the number of places.
-                first = tf.minimum(first, there - (shots + queries))
-                rank = first[:, None] + tf.range(shots + queries)
+                first = tf.minimum(first, there - drawn)
+                rank = first[:, None] + tf.range(drawn)
             else:
                 rank = choose(
                     seed,
                     indices,
                     "examples",
                     (),
-                    population=int(counts.max()),
-                    count=shots + queries,
+                    population=int(places.max()),
+                    count=drawn,
                     available=there,
                 )
+                # Each window moves by the rows that those before it take: none share a row.
+                rank += (window - 1) * tf.argsort(tf.argsort(rank))
             rows = tf.gather(starts, chosen)[:, None] + rank
             return self._examples(rows[:, :shots], window), self._examples(rows[:, shots:], window)
 
@@ -261,15 +273,15 @@ class Tasks:
         x = tf.nest.map_structure(lambda part: part.finish(tf.gather(part.values, inputs)), self.x)
         return x, tf.gather(self.y, rows + (window - 1))
 
-    def _check_sizes(self, counts: np.ndarray, shots: int, queries: int, window: int) -> None:
-        small = np.flatnonzero(counts < shots + queries)
-        if small.size:
-            listed = ", ".join(f"{self.names[i]} ({counts[i]})" for i in small[:5])
-            windows = f" (windows of {window} rows)" if window > 1 else ""
+    def _check_sizes(self, shots: int, queries: int, window: int, needed: int) -> None:
+        small = [i for i, count in enumerate(self.counts) if count < needed]
+        if small:
+            listed = ", ".join(f"{self.names[i]} ({self.counts[i]})" for i in small[:5])
+            windows = f", windows of {window} rows: {needed} rows" if window > 1 else ""
             raise ValueError(
                 f"Every task needs at least shots + queries = {shots} + {queries} = "
-                f"{shots + queries} examples{windows}, but {small.size} of {len(counts)} have "
-                f"fewer: {listed}{', ...' if small.size > 5 else ''}. Use fewer shots or queries, "
+                f"{shots + queries} examples{windows}, but {len(small)} of {len(self.counts)} have "
+                f"fewer: {listed}{', ...' if len(small) > 5 else ''}. Use fewer shots or queries, "
                 "or leave these tasks out with leave_out=[...]."
             )
 

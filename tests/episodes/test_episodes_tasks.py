@@ -161,14 +161,27 @@ def test_queries_of_series_follow_the_support(concatenate):
         assert (np.abs(firsts - 400 / len(firsts)) <= 4 * np.sqrt(400 / len(firsts))).all()
 
 
-def test_windows_are_successive_rows_with_the_target_of_the_last(concatenate):
-    (x, y), (x_query, _) = concatenate(episodes(window=3, shots=2, queries=3, tasks=200))
-    assert x.shape == (200, 2, 3, 2) and x_query.shape == (200, 3, 3, 2)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_windows_are_successive_rows_with_the_target_of_the_last(ordered, concatenate):
+    options = {"shots": 1, "queries": 2, "tasks": 200, "ordered": ordered}
+    (x, y), (x_query, _) = concatenate(episodes(window=2, **options))
+    assert x.shape == (200, 1, 2, 2) and x_query.shape == (200, 2, 2, 2)
     assert (x[..., 0] == x[:, :1, :1, 0]).all()
     assert (np.diff(x[..., 1], axis=2) == 1).all()
     np.testing.assert_array_equal(y, 100 * x[:, :, -1, :1] + x[:, :, -1, 1:])
     largest = {task: x_query[x_query[:, 0, 0, 0] == task][..., 1].max() for task in range(5)}
     assert largest == {task: size - 1 for task, size in enumerate(SIZES)}
+
+
+def test_windows_share_no_row_and_are_drawn_evenly(concatenate):
+    data = load_tasks(pairs([8]))
+    episodes = data.episodes(shots=1, queries=1, window=3, meta_batch_size=1000, tasks=6000)
+    (x, _), (x_query, _) = concatenate(episodes)
+    first, second = x[:, 0, 0, 1].astype(int), x_query[:, 0, 0, 1].astype(int)
+    assert (np.abs(first - second) >= 3).all()
+    _, seen = np.unique(8 * first + second, return_counts=True)
+    assert len(seen) == 12  # of six places 0 .. 5 for two windows, those at least 3 apart
+    assert (np.abs(seen - 500) <= 4 * np.sqrt(500)).all()
 
 
 def test_texts_and_their_labels(concatenate):
@@ -294,7 +307,8 @@ ONE = {"shots": 1, "queries": 1, "meta_batch_size": 1, "tasks": 1}
             {"shots": 6, "queries": 3},
             r"6 \+ 3 = 9 examples, but 2 of 5 .*: 0 \(7\), 3",
         ),
-        (pairs(), {"window": 7}, r"\(windows of 7 rows\), but 1 of 5 have fewer: 0 \(1\)\."),
+        (pairs(), {"window": 4}, r"2 examples, windows of 4 rows: 8 rows, but 1 of .*: 0 \(7\)\."),
+        (pairs(), {"window": 7, "ordered": True}, r"of 7 rows: 8 rows, but 1 of 5 .*: 0 \(7\)\."),
         (pairs(), {"shots": 0}, "shots must be an integer of at least 1, got 0"),
         (pairs(), {"target": "y"}, "A list of arrays has no target. Leave target= out"),
         (pairs(), {"leave_out": ["9"]}, r"leave_out must name .* has none named \['9'\]"),
