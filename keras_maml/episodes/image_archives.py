@@ -184,6 +184,16 @@ def combined_identity(*parts: object) -> str:
     return hashlib.sha256(_bytes("\n".join(map(str, parts)))).hexdigest()[:16]
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or what macOS adds to archives.
+
+    Example:
+        >>> is_hidden("._dog.png"), is_hidden("dog.png")
+        (True, False)
+    """
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _files_of_folder(
     folder: Path, above: str = "", ancestors: tuple[tuple[int, int], ...] = ()
 ) -> list[tuple[str, str]]:
@@ -196,7 +206,7 @@ def _files_of_folder(
     with os.scandir(folder) as entries:
         for entry in entries:
             name = above + entry.name
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir():
                 files += _files_of_folder(Path(entry), f"{name}/", (*ancestors, identity))
@@ -229,17 +239,13 @@ def _files_of_zip(path: Path) -> list[tuple[str, str]]:
 
 
 def _is_image(parts: tuple[str, ...], levels: int, suffixes: Sequence[str]) -> bool:
-    hidden = any(map(_is_hidden, parts))
+    hidden = any(map(is_hidden, parts))
     return len(parts) >= levels and not hidden and Path(parts[-1]).suffix.lower() in suffixes
 
 
 def _counts(parts: Sequence[str]) -> bool:
     """Whether a person has put a file there, rather than a system."""
-    return not any(map(_is_hidden, parts)) and parts[-1].lower() not in OF_SYSTEMS
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return not any(map(is_hidden, parts)) and parts[-1].lower() not in OF_SYSTEMS
 
 
 def _bytes(text: str) -> bytes:

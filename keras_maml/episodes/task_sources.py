@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_maml.episodes.image_archives import is_hidden
 from keras_maml.episodes.plain_arrays import array_of, decoded, is_missing, plain_array
 
 Columns = dict[str, np.ndarray]
@@ -95,6 +96,7 @@ def read_folder(
 
     Args:
         folder: Holds files ``*.csv`` whose first line names the columns; the same ones in each.
+            Hidden files are passed over.
         target: See `pairs_of_columns`.
         features: See `pairs_of_columns`.
 
@@ -103,7 +105,8 @@ def read_folder(
 
     Raises:
         FileNotFoundError: If there is no such folder, or no CSV file in it.
-        ValueError: If a file has other columns than the first, two of the same name, a line of
+        ValueError: If two files have one name but for the suffix (``a.csv`` and ``a.CSV``), or a
+            file has other columns than the first, two of the same name, a line of
             another length, an empty cell, or a text where most others of a column are numbers, or
             is not text in UTF-8.
 
@@ -116,11 +119,19 @@ def read_folder(
     """
     folder = Path(folder).expanduser()
     files = sorted(folder.glob("*.[cC][sS][vV]")) if folder.is_dir() else []
+    files = [path for path in files if not is_hidden(path.name)]
     if not files:
         trouble = "holds none" if folder.is_dir() else "is no folder"
         raise FileNotFoundError(
             f"Expected a folder of CSV files, one per task, but {folder} {trouble}."
         )
+    by_name = {path.stem: path for path in files}
+    for path in files:
+        if by_name[path.stem] != path:
+            raise ValueError(
+                f"A file of {folder} is a task named after it, but {path.name} and "
+                f"{by_name[path.stem].name} have one name. Rename or remove one."
+            )
     cells = {path: _read_cells(path) for path in files}
     names = list(cells[files[0]])
     for path, columns in cells.items():

@@ -444,6 +444,15 @@ def test_files_that_do_not_fit_are_named(tmp_path, files, error, message):
         from_tasks(csv(tmp_path, **files), target="y", **ONE)
 
 
+def test_a_file_that_is_no_task_is_none_and_no_task_takes_the_place_of_another(tmp_path):
+    folder = csv(tmp_path, north="x,y\n1.5,2\n")
+    (folder / "._north.csv").write_bytes(b"\x00\xff")
+    assert load_tasks(folder, target="y").names == ("north",)
+    (folder / "north.CSV").write_text("x,y\n7.5,2\n")
+    with pytest.raises(ValueError, match=r"north.CSV and north.csv have one name. Rename"):
+        load_tasks(folder, target="y")
+
+
 def test_row_numbers_without_a_name_may_stay_where_features_are_named(tmp_path):
     data = load_tasks(csv(tmp_path, a=",t,y\n0,1.5,2\n"), target="y", features="t")
     assert data.x.values.numpy().tolist() == [[1.5]]
