@@ -221,17 +221,23 @@ def medians(rows: Sequence[dict], method: str, shots: int, statistic: str = "mea
     return np.array([np.median(value) if value else np.nan for value in values])
 
 
+def cell(rows: Sequence[dict], method: str, shots: int, step: int) -> str:
+    """Writes the loss at a step, and of how many tasks of all seeds it is not finite."""
+    key = (method, shots, step)
+    chosen = [row for row in rows if (row["method"], row["shots"], row["step"]) == key]
+    if not chosen:
+        return ""
+    (mean,), (spread,) = (medians(chosen, method, shots, name) for name in ("mean", "ci95"))
+    missing = sum(row["not_finite"] for row in chosen)
+    return f"{mean:.3f} ± {spread:.3f}" + (f", {missing} not finite" if missing else "")
+
+
 def table(rows: Sequence[dict], settings: Settings) -> str:
     """Writes the mean squared error at steps 0, 1, 5 and 10, the median over seeds."""
     lines = []
     for shots in settings.shots:
         for method in settings.methods:
-            curve = medians(rows, method, shots)
-            spread = medians(rows, method, shots, "ci95")
-            cells = [
-                f"{curve[step]:.3f} ± {spread[step]:.3f}" if step < len(curve) else ""
-                for step in (0, 1, 5, 10)
-            ]
+            cells = [cell(rows, method, shots, step) for step in (0, 1, 5, 10)]
             lines.append([shots, TITLES[method], *cells])
     seeds = len(settings.seeds)
     headers = ["shots", "method", "0 steps", "1 step", "5 steps", "10 steps"]

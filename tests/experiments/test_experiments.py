@@ -18,7 +18,7 @@ from zoo import slow
 from experiments import demo, sinusoid
 from experiments.shared import command_line, interruption, runs
 from experiments.shared.interruption import INTERRUPTION
-from keras_maml import callbacks, episodes, query_losses
+from keras_maml import callbacks, episodes, evaluation, query_losses
 from keras_maml.files import write_csv
 
 pytestmark = pytest.mark.usefixtures("without_xla")
@@ -370,6 +370,18 @@ def test_settings_of_the_sinusoid_are_checked_before_a_folder_is_made(change, me
     with pytest.raises(ValueError, match=message):
         sinusoid.run(dataclasses.replace(TINY, **change), sinusoid.Files(str(folder)))
     assert not folder.exists()
+
+
+def test_the_table_says_of_how_many_tasks_the_loss_is_not_finite():
+    losses = np.full((10, 3), 2.0)
+    losses[:4, 1:] = np.inf
+    both = [evaluation.Evaluation({"": {"loss": values}}) for values in (losses, losses[::-1])]
+    label = {"method": "maml", "shots": 5}
+    rows = [label | {"seed": seed} | row for seed, one in enumerate(both) for row in one.rows()]
+    settings = dataclasses.replace(TINY, methods=("maml",), seeds=(0, 1))
+    *_, line = sinusoid.table(rows, settings).splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:] == ["MAML", "2.000 ± 0.000", "2.000 ± 0.000, 8 not finite", "", ""]
 
 
 @pytest.mark.slow
