@@ -74,6 +74,16 @@ def test_a_run_says_what_both_methods_reach_and_is_not_made_twice(tmp_path, caps
     assert "Epoch" in first and "Epoch" not in capsys.readouterr().out
 
 
+def test_only_a_task_of_as_many_ways_and_shots_has_a_published_accuracy():
+    rows = [{"method": "nearest neighbour", "shots": n, "mean": 0.4, "ci95": 0.01} for n in (1, 2)]
+    texts = [
+        baselines.table({"settings": {"glyphs": glyphs, "ways": ways}, "results": rows})
+        for glyphs, ways in ((False, 5), (False, 20), (True, 5))
+    ]
+    assert ["41.08%" in text for text in texts] == [True, False, False]
+    assert texts[0].count("±") == 3 and "20-way 1-shot" in texts[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
