@@ -84,7 +84,9 @@ def create_app(
             ``/healthz`` is open to all.
         max_bytes: How large the body of a request may be.
         max_steps: How many inner steps a request may ask for.
-        timeout: How many seconds a request may take to arrive, and again to be computed.
+        timeout: How many seconds a request may take to arrive, and again to be computed. What has
+            begun by then is not interrupted: a customer may be adapted to a request that was
+            answered 504.
         workers: How many requests are computed at the same time.
         max_waiting: How many may be computed or wait; others are told to come again.
         lifespan: What runs beside the application, as Starlette takes it.
@@ -403,14 +405,17 @@ class _Service:
         if self._waiting >= self._max_waiting:
             raise _RefusedError(503, "Too many requests are waiting: come again.")
         self._waiting += 1
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, function, *arguments)
+        work = self._threads.submit(function, *arguments)
+        future = asyncio.wrap_future(work)
         future.add_done_callback(self._done)
         try:
-            # A computation cannot be interrupted: it goes on, and counts as waiting until its end.
             return await asyncio.wait_for(asyncio.shield(future), self._timeout)
         except TimeoutError as error:
             raise _RefusedError(504, "The computation takes too long.") from error
+        finally:
+            # What nobody waits for any more never begins. What has begun cannot be interrupted: it
+            # goes on, and counts as waiting until its end.
+            work.cancel()
 
     def _done(self, future: asyncio.Future) -> None:
         self._waiting -= 1

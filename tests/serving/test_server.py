@@ -316,6 +316,34 @@ def test_a_computation_that_hangs_blocks_nobody_for_ever(personalizer):
         personalizer.store = store
 
 
+def test_what_was_refused_before_it_began_never_runs(personalizer):
+    app = server.create_app(personalizer, timeout=0.05, workers=1)
+    release, calls = threading.Event(), []
+
+    class Slow:
+        def names(self):
+            calls.append("names")
+            release.wait()
+            return []
+
+        def delete(self, name):
+            calls.append(name)
+            return True
+
+    store, personalizer.store = personalizer.store, Slow()
+    try:
+        with TestClient(app) as client:
+            assert client.get("/v1/customers").status_code == 504  # goes on
+            assert client.delete("/v1/customers/ada").status_code == 504  # waits for it
+            release.set()
+            while client.delete("/v1/customers/bob").status_code != 200:
+                pass
+    finally:
+        release.set()
+        personalizer.store = store
+    assert "names" in calls and "bob" in calls and "ada" not in calls
+
+
 def test_errors_of_the_servers_own_tell_nothing_and_all_is_counted(personalizer):
     client = TestClient(server.create_app(personalizer), raise_server_exceptions=False)
     store, personalizer.store = personalizer.store, None
