@@ -379,7 +379,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             distribution=self._objective.distribution,
             adapted=self._objective.variables().initial,
         )
-        policy.assign([weight[task] for weight in self.collect_policy.fast_weights])
+        policy.assign_task(self.collect_policy, task)
         return policy
 
     def export(

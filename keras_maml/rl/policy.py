@@ -195,9 +195,7 @@ class TaskPolicy(tf_policy.TFPolicy):
         self.shared_weights = [
             tf.Variable(value, trainable=False) for value in as_tensors(self._outputs.shared)
         ]
-        self._states = [
-            tf.Variable(v, trainable=False) for v in task_states(state, tf.range(tasks))
-        ]
+        self._states = [tf.Variable(v, trainable=False) for v in self._model_states()]
         self._distribution_of = distribution
         self._greedy = greedy
         self._stream = tf.Variable([0, 0], dtype=tf.int32, trainable=False)
@@ -214,9 +212,23 @@ class TaskPolicy(tf_policy.TFPolicy):
             variable.assign(tf.broadcast_to(value, variable.shape))
 
     def assign_model(self) -> None:
-        """Sets the weights of every task to those that the model has."""
+        """Sets the weights of every task, and its batch statistics, to those that the model has."""
         self.assign(as_tensors(self._outputs.adapted))
-        for variable, value in zip(self.shared_weights, self._outputs.shared, strict=True):
+        values = [*self._outputs.shared, *self._model_states()]
+        for variable, value in zip([*self.shared_weights, *self._states], values, strict=True):
+            variable.assign(value)
+
+    def assign_task(self, policy: "TaskPolicy", task: int) -> None:
+        """Lets every task act as one does in another policy of the same model.
+
+        Args:
+            policy: The other policy.
+            task: The number of the task in it.
+        """
+        own, theirs = ([*p.fast_weights, *p._states] for p in (self, policy))
+        for variable, value in zip(own, theirs, strict=True):
+            variable.assign(tf.broadcast_to(value[task], variable.shape))
+        for variable, value in zip(self.shared_weights, policy.shared_weights, strict=True):
             variable.assign(value)
 
     def seed_actions(self, *numbers: int) -> None:
@@ -251,6 +263,10 @@ class TaskPolicy(tf_policy.TFPolicy):
             # Of the distributions that PolicySaver saves beside the actions.
             warnings.filterwarnings("ignore", "Encoding a StructuredValue")
             policy_saver.PolicySaver(self, batch_size=None).save(str(new))
+
+    def _model_states(self) -> Tensors:
+        """The model's state, such as batch statistics, for every task."""
+        return task_states(self._outputs.state, tf.range(self.tasks))
 
     def _variables(self) -> list[tf.Variable]:
         weights = [*self.fast_weights, *self.shared_weights]
@@ -321,7 +337,7 @@ class _Outputs:
         state: Sequence[keras.Variable],
     ) -> None:
         self._model = model
-        self.adapted, self.shared, self._state = [*adapted], [*shared], state
+        self.adapted, self.shared, self.state = [*adapted], [*shared], [*state]
         self._tasks = Tasks()
 
     def of_tasks(self, fast: Tensors, shared: Tensors, states: Tensors, observations: Any) -> Any:
@@ -332,7 +348,7 @@ class _Outputs:
                     *zip(self.adapted, fast, strict=True),
                     *zip(self.shared, shared, strict=True),
                 ]
-                states = [*zip(self._state, state, strict=True)]
+                states = [*zip(self.state, state, strict=True)]
                 return model_outputs(self._model, weights, states, observations, run.route)
 
             return run.map(of_task, elements)

@@ -10,6 +10,7 @@ from tf_agents.policies import policy_saver
 from tf_agents.trajectories import time_step
 
 from keras_maml.rl import TaskPolicy, categorical, gaussian_policy, tensor_specs
+from keras_maml.rl.policy import StateIndependent
 
 LINE = rl_zoo.Line(6)
 
@@ -208,3 +209,47 @@ def test_the_gaussian_policy(tmp_path):
 def test_settings_of_the_policy_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         gaussian_policy(**{"observation_size": 2, "action_size": 1} | settings)
+
+
+def normalized(mean, variance):
+    """A policy whose batch normalisation has seen other observations."""
+    inputs = keras.Input((2,))
+    x = keras.layers.BatchNormalization(name="statistics")(inputs)
+    mean_layer = keras.layers.Dense(1, kernel_initializer=keras.initializers.GlorotUniform(1))
+    outputs = {"mean": mean_layer(x), "log_std": StateIndependent(0.0)(mean_layer.output)}
+    model = keras.Model(inputs, outputs)
+    statistics = model.get_layer("statistics")
+    statistics.moving_mean.assign([mean, -mean])
+    statistics.moving_variance.assign([variance, variance])
+    return model
+
+
+def means(policy):
+    return policy.distribution(time_steps()).action.mean().numpy()
+
+
+def test_policies_act_with_the_batch_statistics_of_their_model(tmp_path):
+    """Also with those that are restored or loaded after the policies were made."""
+    saved, agent = make_agent(LINE, normalized(2.0, 0.5)), make_agent(LINE, normalized(0.0, 1.0))
+    saved.save(tmp_path / "agent.npz")
+    agent.restore(tmp_path / "agent.npz")
+    expected = saved.model(time_steps().observation)["mean"].numpy()
+    for policy in (saved.policy, agent.policy, agent.collect_policy):
+        np.testing.assert_allclose(means(policy), expected, rtol=1e-5, atol=1e-6)
+
+    adapted = agent.adapted_policy(0)
+    agent.model.get_layer("statistics").moving_mean.assign([5.0, 5.0])
+    agent.reset_adaptation()
+    assert not np.allclose(means(agent.collect_policy), expected)
+    assert equal(means(adapted), means(saved.adapted_policy(0)))
+
+
+def test_an_adapted_policy_is_what_the_collect_policy_was_adapted_with():
+    """All of it, though the model has been trained since: its statistics and shared weights."""
+    agent = make_agent(LINE, normalized(2.0, 0.5), adapted_layers="head")
+    agent.collect_policy.assign(different_weights(agent.collect_policy))
+    acted = means(agent.collect_policy)
+    for variable in agent.model.variables:
+        variable.assign(variable + 1.0)
+    tasks = [means(agent.adapted_policy(task)) for task in range(2)]
+    assert equal(np.concatenate([tasks[0][:3], tasks[1][3:]]), acted)
