@@ -80,7 +80,7 @@ class ImageArchive:
     def __init__(self, path: str | os.PathLike, *, levels: int, suffixes: Sequence[str]) -> None:
         """Lists the images."""
         self.path = Path(path)
-        files = _files_of_folder(self.path) if self.path.is_dir() else _files_of_zip(self.path)
+        files = files_of_folder(self.path) if self.path.is_dir() else _files_of_zip(self.path)
         members: dict[str, str] = {}
         roots: dict[str, str] = {}
         # Two folders can agree in all sizes and times, as those of unpacked archives may.
@@ -184,20 +184,29 @@ def combined_identity(*parts: object) -> str:
     return hashlib.sha256(_bytes("\n".join(map(str, parts)))).hexdigest()[:16]
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or what macOS adds to archives.
-
-    Example:
-        >>> is_hidden("._dog.png"), is_hidden("dog.png")
-        (True, False)
-    """
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _files_of_folder(
+def files_of_folder(
     folder: Path, above: str = "", ancestors: tuple[tuple[int, int], ...] = ()
 ) -> list[tuple[str, str]]:
-    """Lists the files below a folder; links are followed, but not into a folder around them."""
+    """Lists the files below a folder; links are followed, but not into a folder around them.
+
+    Args:
+        folder: Where to look. Hidden files and folders are passed over.
+        above: What the names begin with.
+        ancestors: The folders around it.
+
+    Returns:
+        The name of each file, with what changes when the file does: its size and time.
+
+    Raises:
+        ValueError: If a link leads nowhere.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "1.png").write_bytes(b"pixels")
+        >>> [name for name, fingerprint in files_of_folder(folder)]
+        ['1.png']
+    """
     status = folder.stat()
     identity = status.st_dev, status.st_ino
     if identity in ancestors:
@@ -209,7 +218,7 @@ def _files_of_folder(
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                files += _files_of_folder(Path(entry), f"{name}/", (*ancestors, identity))
+                files += files_of_folder(Path(entry), f"{name}/", (*ancestors, identity))
                 continue
             try:
                 status = entry.stat()
@@ -219,6 +228,16 @@ def _files_of_folder(
                 ) from error
             files.append((name, f"{status.st_size}-{status.st_mtime_ns}"))
     return files
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or what macOS adds to archives.
+
+    Example:
+        >>> is_hidden("._dog.png"), is_hidden("dog.png")
+        (True, False)
+    """
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _files_of_zip(path: Path) -> list[tuple[str, str]]:

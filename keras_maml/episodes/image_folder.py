@@ -120,7 +120,8 @@ def load_image_folder(
             names them; links are followed.
         image_size: Height and width in pixels, or one number for both. Images are stretched to it.
         channels: 3 for colour or 1 for grey; images are converted.
-        split: "train", "validation" or "test"; or the names of the classes.
+        split: "train", "validation" or "test"; or the names of the classes. The split is one of
+            the list of names: with folders added or removed it is another one.
         fractions: Shares of the classes in the three splits, see `split_classes`.
         split_seed: Which classes are in which split; the classes are shuffled with
             ``random.Random(split_seed)``.

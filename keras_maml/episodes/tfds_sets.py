@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from keras_maml.episodes.class_lists import check_split, named_split, split_classes
-from keras_maml.episodes.image_archives import combined_identity
+from keras_maml.episodes.image_archives import combined_identity, files_of_folder
 from keras_maml.episodes.image_classes import ImageClasses
 from keras_maml.episodes.image_files import check_image_size
 from keras_maml.episodes.prepared_images import PreparedImages, unseeded
@@ -121,15 +122,18 @@ def load_tfds(
 
     The first time, every image is decoded (and resized with a Lanczos-3 filter if a size is
     given), and the result is kept in ``cache_dir``, as large as it is in memory, for every later
-    start; it is made again if it is damaged.
+    start; it is made again if it is damaged, and anew if names, sizes or times of the set's files
+    have changed.
 
     Args:
         name: Name of the set, such as "cifar100" or "caltech101:3.0.1", or its builder.
-        split: "train", "validation" or "test"; or the names of the classes.
+        split: "train", "validation" or "test"; or the names of the classes. The split is one of
+            the list of names: with classes added or removed it is another one.
         fractions: Shares of the classes in the three splits, see `split_classes`.
         split_seed: Which classes are in which split; the classes are shuffled with
             ``random.Random(split_seed)``.
-        tfds_splits: Which splits of the set are pooled; ``None``: all.
+        tfds_splits: Which splits of the set are pooled; ``None``: all. No two may hold the same
+            images, as "small1" and "train" of "omniglot" do.
         image_size: Height and width in pixels, or one number for both. ``None``: as they are,
             which needs images of one size.
         image_key: Name of the image feature; ``None``: that of the set's supervised keys.
@@ -143,7 +147,8 @@ def load_tfds(
 
     Raises:
         ValueError: If an argument is wrong, there is no such set, split or feature, or the images
-            are not uint8, differ in size or channels, or have not one label each.
+            are not uint8, differ in size or channels or have not one label each, or more than a
+            tenth of those of a split are in another one, too.
         FileNotFoundError: If tensorflow_datasets cannot fetch the set.
 
     Example:
@@ -173,6 +178,8 @@ def load_tfds(
     try:
         with unseeded():
             source.download_and_prepare()
+    except NotImplementedError:
+        pass  # So builders of folders say that they have nothing to prepare.
     except Exception as error:  # No network fails in many ways.
         raise FileNotFoundError(
             f"{source.name} could not be fetched with tensorflow_datasets "
@@ -185,9 +192,13 @@ def load_tfds(
             f"tfds_splits must name splits of {source.name}, {sorted(source.info.splits)}, got "
             f"{list(splits)}."
         )
+    # A set can be made again, under its name and version, from other images.
+    contents = [source.info.splits[split].shard_lengths for split in splits]
+    if os.path.isdir(source.data_dir):  # It may also be in a cloud.
+        contents += sorted(files_of_folder(Path(source.data_dir)))
     prepared = PreparedImages(
         TfdsClassesBuilder,
-        combined_identity(source.info.full_name, source.data_dir, splits, keys, size),
+        combined_identity(source.info.full_name, source.data_dir, splits, keys, size, *contents),
         cache_dir=cache_dir,
         settings={"source": source, "splits": splits, "keys": keys, "size": size},
     )

@@ -1,6 +1,9 @@
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from keras_maml.episodes import from_tfds, load_tfds
 
@@ -21,6 +24,7 @@ class TinyAnimals(tfds.core.GeneratorBasedBuilder):
     label = tfds.features.ClassLabel(names=NAMES)
     shape = (None, None, 3)
     supervised = ("image", "label")
+    brightness = np.uint8(0)
 
     def _info(self):
         features = {"image": tfds.features.Image(shape=self.shape), "label": self.label}
@@ -36,7 +40,8 @@ class TinyAnimals(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split):
         for label in range(len(NAMES)):
             for i in range(SIZES[split]):
-                yield f"{label} {i}", {"image": picture(split, label, i), "label": label}
+                image = picture(split, label, i) + self.brightness
+                yield f"{label} {i}", {"image": image, "label": label}
 
 
 class TinyNumbers(TinyAnimals):
@@ -113,6 +118,27 @@ def test_the_second_start_decodes_nothing(load, monkeypatch):
     first = load()
     monkeypatch.setattr(TinyAnimals, "as_dataset", None)
     np.testing.assert_array_equal(load().images, first.images)
+
+
+def test_a_set_that_was_made_again_is_read_again(load, monkeypatch, tmp_path):
+    first = load(split=["bee"]).images
+    monkeypatch.setattr(TinyAnimals, "brightness", np.uint8(1))
+    shutil.rmtree(tmp_path / "tfds")
+    again = load(split=["bee"]).images
+    assert sorted_images(again) == sorted_images(first + 1)
+
+
+def test_a_folder_in_the_form_of_tfds_needs_no_preparation(tmp_path):
+    root = tmp_path / "pictures"
+
+    def write(split, number):
+        (root / split / "ant").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(split, 0, number)).save(root / split / "ant" / f"{number}.png")
+
+    write("train", 0), write("test", 0), write("test", 1)
+    assert load_tfds(tfds.ImageFolder(str(root)), split=["ant"]).counts == (3,)
+    write("test", 2)
+    assert load_tfds(tfds.ImageFolder(str(root)), split=["ant"]).counts == (4,)
 
 
 def test_labels_without_names_are_numbers(load):
