@@ -12,7 +12,7 @@ statistics of the support set. It shows how far a setting that suits one problem
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -22,10 +22,14 @@ import tensorflow as tf
 
 from experiments.benchmarks.store import Store
 from experiments.shared.command_line import run_command
+from experiments.shared.image_classification import checksum
+from experiments.shared.runs import check_several
 from experiments.shared.training_bar import TrainingBar
 from keras_maml import MAML, episodes, evaluation, networks
+from keras_maml.validation import check_count, check_positive
 
 WAYS, SIZE = 5, 32
+TEST = 1  # seed of the test's tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +66,19 @@ class Problem:
 
 
 def run(settings: Settings, files: Files) -> Store:
-    """Trains and tests what is not there yet, and shows the table."""
-    store = Store(files.output, settings, table, overwrite=files.overwrite)
-    for name, problem in problems(settings, files.data).items():
+    """Trains and tests what is not there yet, and shows the table.
+
+    Raises:
+        FileExistsError: The folder holds results of other settings, or something else.
+        BlockingIOError: Another run is using the folder.
+        ValueError: A setting is out of range, or results are to be continued with other images.
+    """
+    check(settings)
+    splits = ("train", "test") if files.data else ()
+    data = {split: reduced(files.data, split) for split in splits}
+    checksums = {split: checksum(classes) for split, classes in data.items()} or None
+    store = Store(files.output, settings, table, checksums, overwrite=files.overwrite)
+    for name, problem in problems(settings, data).items():
         for steps in settings.steps:
             for rate in settings.rates:
                 store.measure(
@@ -74,17 +88,29 @@ def run(settings: Settings, files: Files) -> Store:
     return store.shown()
 
 
-def problems(settings: Settings, data: str) -> dict[str, Problem]:
-    """Returns the problems by name."""
+def check(settings: Settings) -> None:
+    """Raises ValueError where settings are out of range."""
+    for name in ("iterations", "filters", "test_tasks"):
+        check_count(name, getattr(settings, name), minimum=1)
+    check_several("rates", settings.rates, check_positive)
+    check_several("steps", settings.steps, functools.partial(check_count, minimum=1))
+    check_positive("meta_rate", settings.meta_rate)
+    check_count("seed", settings.seed)
+    if settings.seed == TEST:
+        raise ValueError(f"seed must not be that of the test's tasks, got {TEST}.")
+
+
+def problems(settings: Settings, data: Mapping[str, episodes.ImageClasses]) -> dict[str, Problem]:
+    """Returns the problems by name, photographs where their training and test classes are given."""
     crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     sizes = {"ways": WAYS, "shots": 1, "queries": 5, "meta_batch_size": 4}
-    test = {**sizes, "seed": 1, "tasks": settings.test_tasks}
+    test = {**sizes, "seed": TEST}  # without end: any number of tasks is taken
     found = {
         "sinusoid": Problem(
             lambda settings: networks.sinusoid_regressor(seed=settings.seed),
             "mean_squared_error",
             lambda: episodes.sinusoid(seed=settings.seed),
-            lambda: episodes.sinusoid(seed=1, tasks=settings.test_tasks),
+            lambda: episodes.sinusoid(seed=TEST),
             5,
         ),
         "glyphs": Problem(
@@ -95,14 +121,13 @@ def problems(settings: Settings, data: str) -> dict[str, Problem]:
         ),
     }
     if data:
-        train, new = (reduced(data, split) for split in ("train", "test"))
         found["photographs"] = Problem(
             lambda settings: networks.mini_imagenet_classifier(
                 WAYS, settings.filters, (SIZE, SIZE, 3), settings.seed
             ),
             crossentropy,
-            lambda: train.episodes(**sizes, seed=settings.seed),
-            lambda: new.episodes(**test),
+            lambda: data["train"].episodes(**sizes, seed=settings.seed),
+            lambda: data["test"].episodes(**test),
         )
     return found
 

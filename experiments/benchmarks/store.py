@@ -17,11 +17,13 @@ class Store:
         folder: The folder; created if need be.
         settings: A dataclass, what the figures depend on.
         table: Makes the text of ``results.txt`` from the records by key.
+        data: Checksums of the data by name; more is measured on no others.
         overwrite: Whether what an earlier one of the same kind left is removed first.
 
     Raises:
         FileExistsError: The folder holds results of other settings, or something else.
         BlockingIOError: Another run is using the folder.
+        ValueError: The data are not those that were measured on before.
     """
 
     def __init__(
@@ -29,10 +31,11 @@ class Store:
         folder: str,
         settings: Any,
         table: Callable[[dict[str, dict]], str],
+        data: dict[str, str] | None = None,
         *,
         overwrite: bool = False,
     ) -> None:
-        self._run = runs.Run(folder, settings, overwrite=overwrite)
+        self._run = runs.Run(folder, settings, data, overwrite=overwrite)
         self._table = table
         record = self._run.results
         self.records: dict[str, dict] = record["results"] if record else {}
