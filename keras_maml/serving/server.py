@@ -23,6 +23,7 @@ import math
 import signal
 import threading
 import time
+import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -119,8 +120,13 @@ def create_app(
         ("DELETE", "/v1/customers/{customer}", service.forget),
         ("GET", "/metrics", service.metrics),
     ]
+    # A customer's name may hold slashes, which clients quote and servers unquote before.
     guarded = [
-        Route(path, service.guarded(path, handler, token), methods=[method])
+        Route(
+            path.replace("{customer}", "{customer:path}"),
+            service.guarded(path, handler, token),
+            methods=[method],
+        )
         for method, path, handler in routes
     ]
 
@@ -284,6 +290,7 @@ class _Service:
                 given = request.headers.get("authorization", "").encode()
                 if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
                     raise _RefusedError(401, "The token is missing or wrong.")
+                _check_path(request.scope.get("raw_path") or b"")
                 response = await handler(request)
             except (_RefusedError, ValueError, UnknownCustomerError) as error:
                 response = JSONResponse({"error": str(error)}, _status(error))
@@ -437,6 +444,17 @@ def check_steps(inputs: dict[str, Any], limit: int) -> None:
     for number in steps if isinstance(steps, (list, np.ndarray)) else ():
         if isinstance(number, (int, np.integer)) and number > limit:
             raise ValueError(f"steps may be at most {limit} here, got {number}.")
+
+
+def _check_path(quoted: bytes) -> None:
+    """Raises ValueError for a path that servers, which replace what they cannot read, mistake."""
+    try:
+        urllib.parse.unquote_to_bytes(quoted).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"A path must be quoted in UTF-8, such as %C3%A9 for \N{LATIN SMALL LETTER E WITH ACUTE}, "
+            f"got {quoted.decode('latin-1')}."
+        ) from error
 
 
 def _status(error: Exception) -> int:

@@ -194,6 +194,33 @@ def test_what_is_too_large_too_much_or_not_allowed_is_refused(personalizer, caps
     assert "give a token" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["team/ada", "bob/predict", "/", "é", "\N{REPLACEMENT CHARACTER}"])
+def test_a_customer_that_python_keeps_can_be_asked_and_forgotten(client, personalizer, name):
+    x, y = [[1.0, 2.0, 3.0]], [[1.0]]
+    personalizer.adapt(name, x, y)
+    customer = f"/v1/customers/{urllib.parse.quote(name, safe='')}"
+    answer = client.post(f"{customer}/predict", json={"x": x})
+    np.testing.assert_allclose(answer.json()["predictions"], personalizer.predict(name, x), 1e-6)
+    assert client.post(f"{customer}/adapt", json={"x": x, "y": y}).json() == {"customer": name}
+    assert client.delete(customer).status_code == 200
+    assert client.delete(customer).status_code == 404
+
+
+@pytest.mark.parametrize("quoted", ["Ren%E9", "%ff", "%C3"])
+def test_a_name_that_is_not_quoted_in_utf_8_is_nobodys(client, quoted):
+    body = {"x": [[1.0, 2.0, 3.0]]}
+    customer = f"/v1/customers/{quoted}"
+    before = client.get("/v1/customers").json()
+    for answer in (
+        client.post(f"{customer}/adapt", json=body | {"y": [[1.0]]}),
+        client.post(f"{customer}/predict", json=body),
+        client.delete(customer),
+    ):
+        assert answer.status_code == 400
+        assert "must be quoted in UTF-8" in answer.json()["error"]
+    assert client.get("/v1/customers").json() == before
+
+
 @pytest.mark.parametrize("name", ["my learner", "größe", "50%", "a?b#c"])
 def test_a_model_may_have_any_name_that_clients_can_quote(personalizer, name):
     client = TestClient(server.create_app(personalizer, name=name))
