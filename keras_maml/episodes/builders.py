@@ -1,5 +1,6 @@
 """The tensorflow_datasets builders of our image sets. Importing this module imports tfds."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -142,11 +143,14 @@ class TfdsClassesBuilder(ImageClassesBuilder, skip_registration=True):
     def _parts(self) -> Iterator[tuple[str, np.ndarray]]:
         image_key, label_key = self._keys
         parts, shape = defaultdict(list), None
+        contents: dict[str, set[bytes]] = {split: set() for split in self._splits}
         for split in self._splits:
             examples = self._source.as_dataset(split=split).as_numpy_iterator()
             count = self._source.info.splits[split].num_examples
             for example in progress(examples, count, f"Reading {self._source.name}, {split}"):
-                image = example[image_key]
+                image, name = example[image_key], self._class_name(example[label_key])
+                content = b"\n".join([name.encode(), image.tobytes()])
+                contents[split].add(hashlib.blake2b(content, digest_size=8).digest())
                 image = image if self._size is None else resize(image, self._size)
                 shape = shape or image.shape
                 if image.shape[2] != shape[2]:
@@ -159,12 +163,24 @@ class TfdsClassesBuilder(ImageClassesBuilder, skip_registration=True):
                         f"The images of {self._source.name} differ in size, {shape[:2]} and "
                         f"{image.shape[:2]} pixels. Give image_size."
                     )
-                name = self._class_name(example[label_key])
                 parts[name].append(image)
                 if len(parts[name]) == PART:
                     yield name, np.stack(parts.pop(name))
+            self._check_apart(contents, split)
         for name, images in sorted(parts.items()):
             yield name, np.stack(images)
+
+    def _check_apart(self, contents: Mapping[str, set[bytes]], split: str) -> None:
+        for other in self._splits:
+            shared = len(contents[split] & contents[other])
+            # Few images that are there twice are no more in two splits than within one.
+            if split != other and 10 * shared > min(len(contents[split]), len(contents[other])):
+                larger = max(other, split, key=lambda name: len(contents[name]))
+                raise ValueError(
+                    f"The splits to pool must hold different images, but {other} and {split} of "
+                    f"{self._source.name} share {shared}: queries could be what the support has "
+                    f"shown. Name splits that are apart, such as tfds_splits=[{larger!r}]."
+                )
 
     def _class_name(self, label: np.number | bytes) -> str:
         feature = self._source.info.features[self._keys[1]]

@@ -82,6 +82,14 @@ class TinyTroubles(TinyAnimals):
         yield "label", {"image": np.zeros([5, 6, 3], "uint8"), "label": -int(split == "test")}
 
 
+class TinyParts(TinyAnimals):
+    """A split that is a part of another one."""
+
+    def _generate_examples(self, split):
+        for key, example in super()._generate_examples(split):
+            yield key, example | {"image": picture("train", example["label"], int(key[-1]))}
+
+
 @pytest.fixture
 def load(tmp_path):
     def call(name="tiny_animals", **arguments):
@@ -126,6 +134,13 @@ def test_a_set_that_was_made_again_is_read_again(load, monkeypatch, tmp_path):
     shutil.rmtree(tmp_path / "tfds")
     again = load(split=["bee"]).images
     assert sorted_images(again) == sorted_images(first + 1)
+
+
+def test_splits_that_contain_each_other_are_not_pooled(load):
+    message = "different images, but test and train of tiny_parts share 10: .* tfds_splits=.'train'"
+    with pytest.raises(ValueError, match=message):
+        load("tiny_parts")
+    assert load("tiny_parts", tfds_splits=["train"]).counts == (4,) * 5
 
 
 def test_a_folder_in_the_form_of_tfds_needs_no_preparation(tmp_path):
