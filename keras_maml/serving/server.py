@@ -452,8 +452,7 @@ def _check_path(quoted: bytes) -> None:
         urllib.parse.unquote_to_bytes(quoted).decode()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"A path must be quoted in UTF-8, such as %C3%A9 for \N{LATIN SMALL LETTER E WITH ACUTE}, "
-            f"got {quoted.decode('latin-1')}."
+            f"A path must be quoted in UTF-8, such as Ren%C3%A9, got {quoted.decode('latin-1')}."
         ) from error
 
 
