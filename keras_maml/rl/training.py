@@ -65,7 +65,8 @@ def train(
         verbose: Whether to show a progress bar, with the returns before and after adaptation.
 
     Returns:
-        A row for each meta-iteration, see `measures`.
+        A row for each meta-iteration, see `measures`; where ``history.csv`` has been lost, from the
+        one on that ``agent.npz`` goes on with.
 
     Raises:
         ValueError: An argument is out of range, or the folder is of a run with other settings, or
@@ -86,7 +87,7 @@ def train(
     }
     settings = agent.settings | run_settings.described(size)
     history: list[dict[str, float]] = []
-    writer = None
+    goes_on, writer = False, None
     with contextlib.ExitStack() as stack:
         if agent.workers is not None:
             stack.enter_context(agent.workers.sharing_errors(counted_on=False))
@@ -94,13 +95,13 @@ def train(
             _check_left(path, int(agent.train_step_counter), iterations)
             path.mkdir(parents=True, exist_ok=True)
             stack.callback(lock(path))
-            if (path / "agent.npz").exists():
-                if (path / "settings.json").exists():  # older runs have none
-                    run_settings.check_same(path / "settings.json", settings)
+            goes_on = (path / "agent.npz").exists()
+            if goes_on and (path / "settings.json").exists():  # older runs have none
+                run_settings.check_same(path / "settings.json", settings)
+            if goes_on and (path / "history.csv").exists():
                 history = read_csv(path / "history.csv")
             write_json(path / "settings.json", settings)
             writer = tf.summary.create_file_writer(str(path / "tensorboard"))
-        goes_on = bool(history)
         if agent.workers is not None:
             agent.workers.all_ready()
             facts = settings | {"folder": path is not None, "iterations": iterations}

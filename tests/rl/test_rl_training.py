@@ -114,6 +114,20 @@ def test_runs_without_settings_go_on_and_get_them(whole, tmp_path):
     assert (tmp_path / "settings.json").read_text() == (folder / "settings.json").read_text()
 
 
+@pytest.mark.parametrize("lost", ["removed", "emptied"])
+def test_a_run_whose_history_is_lost_goes_on_all_the_same(lost, whole, tmp_path):
+    folder, weights, *_ = whole
+    shutil.copy(folder / "agent.npz", tmp_path)
+    if lost == "emptied":
+        (tmp_path / "history.csv").touch()
+    agent, sampler = start()
+    assert train(agent, sampler, iterations=5, folder=tmp_path, verbose=False) == []
+    for variable, value in zip(agent.saved_variables, weights, strict=True):
+        assert np.array_equal(variable, value)
+    (row,) = train(agent, sampler, iterations=6, folder=tmp_path, verbose=False)
+    assert row["iterations"] == 6 == read_csv(tmp_path / "history.csv")[0]["iterations"]
+
+
 def test_what_was_never_saved_binds_nobody(tmp_path):
     """Neither a run that ended before its first checkpoint nor one that was refused."""
     (tmp_path / "settings.json").write_text('{"seed": 3}')
