@@ -1,5 +1,6 @@
 """Images in memory, class after class."""
 
+import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ class ImageClasses:
         names: Name of each class.
         counts: Number of images of each class; their sum is ``N``.
 
+    Raises:
+        ValueError: If two classes have the same name.
+
     Example:
         >>> data = ImageClasses(np.zeros([3, 8, 8, 1], "uint8"), ("cat", "dog"), (2, 1))
         >>> data.labels.tolist()
@@ -31,6 +35,16 @@ class ImageClasses:
     images: np.ndarray
     names: tuple[str, ...]
     counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Checks the names: labels are made of them."""
+        counted = collections.Counter(self.names)
+        twice = [name for name, count in counted.items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"Classes must have different names, got {', '.join(twice[:5])} twice. Rename or "
+                "join them."
+            )
 
     @property
     def labels(self) -> np.ndarray:
@@ -59,6 +73,8 @@ class ImageClasses:
     ) -> tf.data.Dataset:
         """Episodes of these images, without a copy of them: they must not be changed any more.
 
+        Images that are not aligned to 64 bytes, or that are read-only, are copied once.
+
         Args:
             ways: Classes per episode.
             shots: Support images per class.
@@ -74,11 +90,10 @@ class ImageClasses:
         """
         sizes = {"ways": ways, "shots": shots, "queries": queries}
         check_classes(np.array(self.names), np.array(self.counts), **sizes, where=where)
-        aligned = self.images.ctypes.data % ALIGNMENT == 0 and self.images.flags.c_contiguous
-        images = tf.experimental.dlpack.from_dlpack(self.images.__dlpack__()) if aligned else None
-        return from_arrays(
-            self.images if images is None else images, self.labels, **sizes, **settings
-        )
+        images, flags = self.images, self.images.flags
+        if images.ctypes.data % ALIGNMENT == 0 and flags.c_contiguous and flags.writeable:
+            images = tf.experimental.dlpack.from_dlpack(images.__dlpack__())
+        return from_arrays(images, self.labels, **sizes, **settings)
 
 
 def aligned_empty(shape: Sequence[int]) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 
 from keras_maml.episodes import class_builder
 from keras_maml.episodes.class_builder import ImageClassesBuilder
+from keras_maml.episodes.image_classes import ImageClasses
 from keras_maml.episodes.prepared_images import PreparedImages, cache_folder, newest_key
 
 COUNTS = {"é": 3, "b": 5}
@@ -235,6 +236,21 @@ def test_images_are_used_without_a_copy(concatenate):
     (x_support, _), (x_query, _) = concatenate(episodes)
     np.testing.assert_allclose(x_support, 0.2)
     np.testing.assert_allclose(x_query, 0.2)
+
+
+def test_images_that_must_not_be_written_to_are_read(tmp_path):
+    np.save(tmp_path / "images.npy", np.full([4, 2, 2, 1], 255, "uint8"))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    data = ImageClasses(images, ("a", "b"), (2, 2))
+    episodes = data.episodes(ways=2, shots=1, queries=1, meta_batch_size=1, tasks=1)
+    (x, _), _ = next(iter(episodes))
+    assert x.numpy().tolist() == np.ones([1, 2, 2, 2, 1]).tolist()
+
+
+def test_classes_of_one_name_are_refused():
+    data = ImageClasses(np.zeros([2, 2, 2, 1], "uint8"), ("a", "b"), (1, 1)).with_mirrored()
+    with pytest.raises(ValueError, match="different names, got a mirrored, b mirrored twice"):
+        data.with_mirrored()
 
 
 def test_cache_folder(monkeypatch, tmp_path):
