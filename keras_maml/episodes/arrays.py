@@ -1,6 +1,6 @@
 """Few-shot classification episodes from an array of images, or of any examples, and labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,10 @@ def from_arrays(
     classes, counts, members = _group(count_examples(parts), labels)
     check_classes(classes, counts, ways=ways, shots=shots, queries=queries)
     if rotations:
-        _check_square(parts)
+        # Other inputs beside the images stay as they are.
+        images = [part for part in tf.nest.flatten(parts) if part.is_image]
+        for part in images or tf.nest.flatten(parts)[:1]:
+            check_square(part.values.shape)
 
     starts = np.cumsum(counts, dtype="int32") - counts
     same_size = counts.min() == counts.max()
@@ -252,12 +255,19 @@ def check_classes(
         )
 
 
-def _check_square(parts: Examples | Mapping[str, Examples]) -> None:
-    """Checks that what is to be turned are square images; other inputs beside them stay."""
-    images = [part.values.shape for part in tf.nest.flatten(parts) if part.is_image]
-    wrong = next((shape for shape in images if shape[1] != shape[2]), None)
-    if wrong is not None or not images:
-        shape = wrong or tf.nest.flatten(parts)[0].values.shape
+def check_square(shape: Sequence[int | None]) -> None:
+    """Checks that images can be turned.
+
+    Args:
+        shape: Of the images, ``[N, H, W, C]`` or ``[N, H, W]``.
+
+    Raises:
+        ValueError: If they are no square images.
+
+    Example:
+        >>> check_square([60, 28, 28, 1])
+    """
+    if len(shape) not in (3, 4) or shape[1] != shape[2]:
         raise ValueError(
             f"rotations=True needs square images, [N, H, W, C] or [N, H, W] with H = W: got shape "
             f"{list(shape)}. Crop or resize the images, or use rotations=False."

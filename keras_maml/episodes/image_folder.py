@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
+from keras_maml.episodes.arrays import check_classes, check_square
 from keras_maml.episodes.class_lists import check_split, named_split, split_classes
 from keras_maml.episodes.image_archives import ImageArchive, combined_identity
 from keras_maml.episodes.image_classes import ImageClasses
@@ -72,17 +74,16 @@ def image_folder(
     """
     check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard)
     require_positive(ways=ways, shots=shots, queries=queries)
-    data = load_image_folder(
-        path,
-        image_size=image_size,
-        channels=channels,
-        split=split,
-        fractions=fractions,
-        split_seed=split_seed,
-        cache_dir=cache_dir,
-    )
-    return data.episodes(
-        where=named_split(split, fractions),
+    size, where = check_image_size(image_size), named_split(split, fractions)
+    archive, names = _listed(path, channels, split, fractions, split_seed)
+    # Before images are decoded, which takes long.
+    if rotations:
+        check_square([None, *size, channels])
+    files = archive.by_folder()
+    counts = np.array([len(files[name]) for name in names])
+    check_classes(np.array(names), counts, ways=ways, shots=shots, queries=queries, where=where)
+    return _read(archive, names, size, channels, cache_dir).episodes(
+        where=where,
         ways=ways,
         shots=shots,
         queries=queries,
@@ -139,8 +140,20 @@ def load_image_folder(
         >>> load_image_folder("photos", image_size=84).images.shape  # doctest: +SKIP
         (3840, 84, 84, 3)
     """
-    check_split(split, fractions)
     size = check_image_size(image_size)
+    archive, names = _listed(path, channels, split, fractions, split_seed)
+    return _read(archive, names, size, channels, cache_dir)
+
+
+def _listed(
+    path: str | os.PathLike,
+    channels: int,
+    split: str | Sequence[str],
+    fractions: Sequence[float],
+    split_seed: int,
+) -> tuple[ImageArchive, list[str]]:
+    """The images that there are, and the classes of the split."""
+    check_split(split, fractions)
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}.")
     path = Path(path).expanduser()
@@ -153,7 +166,18 @@ def load_image_folder(
             f"first file is {file}. Convert its images, or remove it: each folder is a class."
         )
     _warn_of_files_left_out(archive)
-    names = split_classes(list(archive.by_folder()), split, fractions=fractions, seed=split_seed)
+    names = list(archive.by_folder())
+    return archive, split_classes(names, split, fractions=fractions, seed=split_seed)
+
+
+def _read(
+    archive: ImageArchive,
+    names: Sequence[str],
+    size: tuple[int, int],
+    channels: int,
+    cache_dir: str | os.PathLike | None,
+) -> ImageClasses:
+    """The images of some classes, prepared now or before."""
     from keras_maml.episodes.builders import ImageFolderBuilder  # Imports tensorflow_datasets.
 
     prepared = PreparedImages(

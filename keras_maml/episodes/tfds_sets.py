@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
+from keras_maml.episodes.arrays import check_square
 from keras_maml.episodes.class_lists import check_split, named_split, split_classes
 from keras_maml.episodes.image_archives import combined_identity, files_of_folder
 from keras_maml.episodes.image_classes import ImageClasses
@@ -79,6 +80,8 @@ def from_tfds(
     """
     check_stream(meta_batch_size=meta_batch_size, tasks=tasks, start=start, shard=shard)
     require_positive(ways=ways, shots=shots, queries=queries)
+    if rotations and image_size is not None:  # Before images are decoded, which takes long.
+        check_square([None, *check_image_size(image_size), None])
     data = load_tfds(
         name,
         split=split,

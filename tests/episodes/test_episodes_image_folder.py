@@ -152,6 +152,23 @@ def test_arguments_are_checked(folder, cache, arguments, message):
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rotations": True}, r"needs square images, .* got shape \[None, 7, 9, 3\]"),
+        ({"queries": 2}, "at least shots .* but 1 of 6 classes have fewer: class 3 .2."),
+        ({"ways": 7}, "ways=7 needs at least 7 classes, but split='train' with .* has 6"),
+    ],
+)
+def test_what_no_episode_can_be_made_of_is_refused_before_decoding(
+    folder, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(builders, "read_classes", None)
+    settings = {"image_size": (7, 9), "ways": 2, "shots": 1, "queries": 1} | arguments
+    with pytest.raises(ValueError, match=message):
+        image_folder(folder, **settings)
+
+
 def test_a_folder_without_classes_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Expected a folder \(or zip file\) of classes"):
         load(tmp_path / "none")

@@ -188,7 +188,9 @@ def test_troubles_are_explained(load, cache):
         load(tfds_splits=["val"])
     with pytest.raises(ValueError, match="does not know cow"):
         load(split=["cow"])
-    assert len(list(cache.iterdir())) == 1  # that of the last call
+    with pytest.raises(ValueError, match="rotations=True needs square images"):
+        from_tfds("tiny_animals", image_size=(3, 4), rotations=True)
+    assert len(list(cache.iterdir())) == 1  # that of the last call that loads
 
 
 def test_a_set_that_cannot_be_fetched_is_explained(load, monkeypatch):
