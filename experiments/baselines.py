@@ -32,7 +32,7 @@ from experiments import glyphs, mini_imagenet
 from experiments.shared.command_line import run_command
 from experiments.shared.image_classification import SPLITS, checksum, compile_learner, episodes_of
 from experiments.shared.image_settings import Experiment, Task
-from experiments.shared.runs import Run, as_json, check_epochs, results_of
+from experiments.shared.runs import Run, as_json, check_epochs, check_several, results_of
 from keras_maml import MAML, evaluation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.episodes import ImageClasses
@@ -40,6 +40,7 @@ from keras_maml.files import write_text
 from keras_maml.progress import progress
 from keras_maml.validation import check_choice, check_count, check_positive
 
+Tasks = Callable[..., tf.data.Dataset]  # makes the episodes of a split
 NEIGHBOUR, FINE_TUNING = "nearest neighbour", "fine-tuning"
 # On mini-ImageNet, by method, ways and shots: accuracy and half of its 95 % interval.
 PUBLISHED = {
@@ -97,12 +98,21 @@ def check(settings: Settings) -> None:
     check_positive("learning_rate", settings.learning_rate)
     mode = settings.test_batch_normalization
     check_choice("test_batch_normalization", mode, BATCH_NORMALIZATIONS)
-    for name, one in (("test_shots", check_count), ("test_rates", check_positive)):
-        values = getattr(settings, name)
-        if not values:
-            raise ValueError(f"{name} must be one or several, got none.")
-        for value in values:
-            one(name, value)
+    check_several("test_shots", settings.test_shots, functools.partial(check_count, minimum=1))
+    check_several("test_rates", settings.test_rates, check_positive)
+
+
+def check_data(settings: Settings, data: dict[str, ImageClasses], tasks_of: Tasks) -> None:
+    """Raises ValueError where the images are too few for the batches or for the tasks."""
+    count = len(data["train"].images)
+    if settings.batch_size > count:
+        raise ValueError(
+            f"batch_size must be at most the number of training images, {count}, got "
+            f"{settings.batch_size}."
+        )
+    for split in ("validation", "test"):
+        for shots in {1, *settings.test_shots}:
+            tasks_of(split, shots=shots)
 
 
 def run(settings: Settings, files: Files) -> dict[str, Any]:
@@ -112,32 +122,41 @@ def run(settings: Settings, files: Files) -> dict[str, Any]:
         check(settings)
         experiment = experiment_of(settings)
         data = {split: experiment.load(files.data, split=split) for split in SPLITS}
+        row = dataclasses.replace(
+            experiment.defaults(Task(settings.ways, 1)),
+            queries=settings.test_queries,
+            meta_batch_size=1,
+            seed=settings.seed,
+        )
+        tasks_of = functools.partial(episodes_of, data.__getitem__, experiment, row)
+        check_data(settings, data, tasks_of)
         this = Run(files.output, settings, {split: checksum(data[split]) for split in SPLITS})
-        known = this.results or measure(this, settings, experiment, data)
+        known = this.results or measure(this, settings, experiment, data["train"], tasks_of)
     print(table(known))
     print(f"Results and checkpoints: {files.output}")
     return known
 
 
 def measure(
-    this: Run, settings: Settings, experiment: Experiment, data: dict[str, ImageClasses]
+    this: Run, settings: Settings, experiment: Experiment, data: ImageClasses, tasks_of: Tasks
 ) -> dict[str, Any]:
-    """Trains the network, tests both methods, and writes the results."""
+    """Trains the network, tests both methods, and writes the results.
+
+    Args:
+        this: The run.
+        settings: Those of the run.
+        experiment: Whose network is taken.
+        data: The training classes.
+        tasks_of: Makes the episodes of a split.
+    """
     keras.utils.set_random_seed(settings.seed)
-    network = make_network(settings, experiment, len(data["train"].names))
+    network = make_network(settings, experiment, len(data.names))
     network.compile(
         keras.optimizers.Adam(settings.learning_rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=False,
     )
-    row = dataclasses.replace(
-        experiment.defaults(Task(settings.ways, 1)),
-        queries=settings.test_queries,
-        meta_batch_size=1,
-        seed=settings.seed,
-    )
-    tasks_of = functools.partial(episodes_of, data.__getitem__, experiment, row)
     validation = tasks_of("validation").take(settings.validation_tasks)
 
     def measure_neighbours(epoch: int, logs: dict[str, float]) -> None:
@@ -145,7 +164,7 @@ def measure(
 
     history = this.train(
         network,
-        lambda seen: batches(data["train"], settings, seen),
+        lambda seen: batches(data, settings, seen),
         iterations=settings.iterations,
         epoch_iterations=settings.epoch_iterations,
         monitor="val_accuracy",
@@ -239,7 +258,7 @@ def fine_tune(
     network: keras.Model,
     settings: Settings,
     experiment: Experiment,
-    tasks_of: Callable[[str], tf.data.Dataset],
+    tasks_of: Tasks,
 ) -> dict[str, Any]:
     """Returns what the steps that are best on validation tasks reach on test tasks."""
     fresh = make_network(settings, experiment, settings.ways)
@@ -280,14 +299,13 @@ def fine_tune(
     }
 
 
-def summary(accuracies: np.ndarray) -> dict[str, float | int]:
-    """Returns the mean over tasks, half of its 95 % interval, and the number of tasks."""
-    deviation = np.std(accuracies, ddof=1) if len(accuracies) > 1 else np.nan
-    return {
-        "mean": float(np.mean(accuracies)),
-        "ci95": float(1.96 * deviation / np.sqrt(len(accuracies))),
-        "tasks": len(accuracies),
-    }
+def summary(accuracies: np.ndarray) -> dict[str, Any]:
+    """Returns the mean over tasks, half of its 95 % interval, and the number of tasks.
+
+    Of one task there is no interval: None.
+    """
+    found = evaluation.summary(accuracies)
+    return {"mean": found["mean"], "ci95": found["ci95"], "tasks": len(accuracies)}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -300,10 +318,14 @@ def table(record: dict[str, Any]) -> str:
         title = row["method"]
         if "rate" in row:
             title += f", {row['batch_normalization']}, {row['step']} steps of {row['rate']:g}"
-        of_both = [(row["mean"], row["ci95"]), published]
-        cells = ["" if one is None else f"{one[0]:.2%} ± {one[1]:.2%}" for one in of_both]
+        cells = [percent(row["mean"], row["ci95"]), percent(*published) if published else ""]
         lines.append([f"{ways}-way {row['shots']}-shot", title, *cells])
     return tabulate.tabulate(lines, ["task", "method", "accuracy", "published"]) + "\n"
+
+
+def percent(mean: float, ci95: float | None) -> str:
+    """Writes an accuracy with half of its 95 % interval, if there is one."""
+    return f"{mean:.2%}" if ci95 is None else f"{mean:.2%} ± {ci95:.2%}"
 
 
 if __name__ == "__main__":

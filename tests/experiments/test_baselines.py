@@ -74,6 +74,15 @@ def test_a_run_says_what_both_methods_reach_and_is_not_made_twice(tmp_path, caps
     assert "Epoch" in first and "Epoch" not in capsys.readouterr().out
 
 
+def test_one_task_has_no_interval():
+    found = baselines.summary(np.array([0.25], "float32"))
+    assert found == {"mean": 0.25, "ci95": None, "tasks": 1}
+    assert baselines.summary(np.array([0.2, 0.4]))["ci95"] == pytest.approx(1.96 * 0.1)
+    row = {"method": "nearest neighbour", "shots": 1, **found}
+    text = baselines.table({"settings": {"glyphs": True, "ways": 5}, "results": [row]})
+    assert text.splitlines()[-1].split("  ")[-1].strip() == "25.00%"
+
+
 def test_only_a_task_of_as_many_ways_and_shots_has_a_published_accuracy():
     rows = [{"method": "nearest neighbour", "shots": n, "mean": 0.4, "ci95": 0.01} for n in (1, 2)]
     texts = [
@@ -90,6 +99,12 @@ def test_only_a_task_of_as_many_ways_and_shots_has_a_published_accuracy():
         ({"test_rates": ()}, "test_rates must be one or several"),
         ({"iterations": 3}, "iterations must be a multiple of 2"),
         ({"ways": 1}, "ways must be an integer of at least 2"),
+        ({"test_shots": (1, 0)}, "test_shots must be an integer of at least 1, got 0"),
+        ({"test_shots": (1, 19)}, r"shots \+ queries = 19 \+ 2 = 21 examples"),
+        (
+            {"batch_size": 2_000},
+            "batch_size must be at most the number of training images, .* 2000",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused_before_work_starts(change, message, tmp_path):
