@@ -693,5 +693,12 @@ def _check_model(
             "no state between steps: it would remember nothing. Let observations hold the last "
             "steps (gymnasium.wrappers.FrameStackObservation) and give the layer all of them."
         )
+    with_losses = [layer.name for layer in flatten_layers(model) if layer.losses]
+    if with_losses:
+        raise ValueError(
+            f"{with_losses[-1]!r} adds losses of its own (a regularizer, an activity_regularizer "
+            "or add_loss), for which the objective of reinforcement learning has no term. Make it "
+            "without them; outer=keras.optimizers.AdamW(weight_decay=...) keeps weights small."
+        )
     distributions.check_actions(made, action_spec)
     return made
