@@ -221,6 +221,8 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             route=placement().turns if jit_compile else "plain",
             adapted_layers=adapted_layers,
         )
+        if isinstance(self.outer, TrustRegion):
+            _check_unconstrained(self._objective.variables().trained)
         self._kinds = tf.nest.map_structure(lambda part: type(part).__name__, made)
         variables = self._objective.variables()
         self._estimate = {
@@ -656,6 +658,17 @@ def _kind_of(model: Any) -> str:
     """The class of something, with its package where that tells it from Keras's own."""
     kind = type(model)
     return f"{kind.__name__} of {kind.__module__.partition('.')[0]}"
+
+
+def _check_unconstrained(variables: Sequence[keras.Variable]) -> None:
+    """Raises ValueError where variables have constraints, which a trust region cannot keep."""
+    constrained = [v.path for v in variables if getattr(v, "constraint", None) is not None]
+    if constrained:
+        raise ValueError(
+            f"The weight {constrained[0]!r} has a constraint, which outer=TrustRegion() would not "
+            "apply. Pass a Keras optimizer or Proximal() as outer, which apply it after every "
+            "step, or make the layer without."
+        )
 
 
 def _check_model(

@@ -1,9 +1,10 @@
 """What an agent could not do as it is asked to is refused when the agent is made."""
 
 import keras
+import numpy as np
 import pytest
 import rl_zoo
-from rl_zoo import make_agent
+from rl_zoo import draw, make_agent, make_sampler
 
 from keras_maml.rl.policy import StateIndependent
 
@@ -33,3 +34,14 @@ def test_losses_of_a_model_are_refused():
     adding = keras.Model(first.inputs, first(Adding(name="adder")(first.inputs[0])))
     with pytest.raises(ValueError, match="^'adder' adds losses of its own"):
         make_agent(LINE, adding)
+
+
+def test_constraints_are_for_optimizers():
+    constrained = policy(kernel_constraint=keras.constraints.MaxNorm(0.01))
+    message = "'first/kernel' has a constraint, .* Pass a Keras optimizer or Proximal"
+    with pytest.raises(ValueError, match=message):
+        make_agent(LINE, constrained)
+    agent = make_agent(LINE, constrained, inner_steps=0, outer=keras.optimizers.SGD(0.1))
+    agent.train(draw(agent, make_sampler(agent, LINE)))
+    kernel = agent.model.get_layer("first").kernel.numpy()
+    assert np.linalg.norm(kernel, axis=0).max() < 0.0101
