@@ -31,7 +31,7 @@ from keras_maml.rl.baseline import Baseline, check_baseline
 from keras_maml.rl.meta_objective import MetaObjective, credits_of
 from keras_maml.rl.policy import DistributionFunction, TaskPolicy, diagonal_gaussian
 from keras_maml.rl.policy_gradient import INNER_LOSSES, PolicyObjective
-from keras_maml.rl.proximal import Proximal, descend
+from keras_maml.rl.proximal import Proximal, descend, own_optimizer
 from keras_maml.rl.run_settings import described, layers_of
 from keras_maml.rl.trust_region import TrustRegion
 
@@ -203,7 +203,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 f"keras.optimizers.Adam(1e-3), got {outer!r}."
             )
         if isinstance(outer, keras.optimizers.Optimizer):
-            outer = type(outer).from_config(outer.get_config())
+            outer = own_optimizer(outer)
         self.outer = outer
         self.first_order = first_order
         self.exploration = exploration

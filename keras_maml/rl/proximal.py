@@ -65,6 +65,26 @@ class Proximal:
         return descend(clipped, variables, optimizer, self.epochs)
 
 
+def own_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Returns a new optimizer with the settings of a user's, which keeps its own state.
+
+    Raises:
+        ValueError: It is one whose results are not in the weights that policies act with.
+    """
+    if optimizer.use_ema and not optimizer.ema_overwrite_frequency:
+        raise ValueError(
+            "An outer optimizer with use_ema=True keeps the averages of weights beside them, and "
+            "policies would not act with them. Pass ema_overwrite_frequency= as well, the number "
+            "of steps after which the weights become their averages, or leave use_ema out."
+        )
+    own = type(optimizer).from_config(optimizer.get_config())
+    # What `exclude_from_weight_decay` has been told is in no config.
+    excluded = {k: v for k, v in vars(optimizer).items() if k.startswith("_exclude_from_weight")}
+    for name, value in excluded.items():
+        setattr(own, name, value)
+    return own
+
+
 def descend(
     meta_objective: MetaObjective,
     variables: list[keras.Variable],

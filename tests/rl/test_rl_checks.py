@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import rl_zoo
-from rl_zoo import draw, make_agent, make_sampler
+from rl_zoo import draw, equal, make_agent, make_sampler, values
 
 from keras_maml.rl.policy import StateIndependent
 
@@ -45,3 +45,29 @@ def test_constraints_are_for_optimizers():
     agent.train(draw(agent, make_sampler(agent, LINE)))
     kernel = agent.model.get_layer("first").kernel.numpy()
     assert np.linalg.norm(kernel, axis=0).max() < 0.0101
+
+
+def test_an_outer_optimizer_decays_what_the_users_would():
+    optimizer = keras.optimizers.AdamW(1e-6, weight_decay=1e5)
+    model = policy()
+    optimizer.exclude_from_weight_decay([model.get_layer("mean").kernel], ["bias"])
+    model.get_layer("first").bias.assign([1.0, 2.0, 3.0])
+    agent = make_agent(LINE, model, inner_steps=0, outer=optimizer)
+    before = values(model.trainable_variables)
+    agent.train(draw(agent, make_sampler(agent, LINE)))
+    changed = [
+        not np.allclose(new, old, rtol=1e-3, atol=1e-5)
+        for new, old in zip(values(model.trainable_variables), before, strict=True)
+    ]
+    assert changed == [v is model.get_layer("first").kernel for v in model.trainable_variables]
+
+
+def test_averages_of_weights_must_become_the_weights():
+    with pytest.raises(ValueError, match="use_ema=True .* Pass ema_overwrite_frequency="):
+        make_agent(LINE, policy(), outer=keras.optimizers.SGD(0.1, use_ema=True))
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=1)
+    agent = make_agent(LINE, policy(), inner_steps=0, outer=optimizer)
+    agent.train(draw(agent, make_sampler(agent, LINE)))
+    averages = agent.outer._model_variables_moving_average
+    assert equal(agent.model.trainable_variables, averages)
+    assert equal(agent.policy.fast_weights, [v[None] for v in averages])
