@@ -50,6 +50,11 @@ class Served(NamedTuple):
         vector, observations, actions, rewards, lengths, step = element
         times = tf.range(rewards.shape[1])[None]
         last = tf.reshape(lengths, [-1, 1]) - 1
+        # What stands after an episode may be anything, even what 0 times is no number.
+        observations, actions = tf.nest.map_structure(
+            lambda x: _where(times <= last, x, x[:, :1]), (observations, actions)
+        )
+        rewards = tf.where(times <= last, rewards, tf.zeros_like(rewards))
         kinds = [int(kind) for kind in (StepType.FIRST, StepType.MID, StepType.LAST)]
         first, mid, end = (tf.fill(rewards.shape, kind) for kind in kinds)
         trajectory = Trajectory(
@@ -84,6 +89,11 @@ class Served(NamedTuple):
         shapes = [tuple(v.shape) for v in self.objective.variables().initial]
         parts = tf.split(vector, [int(np.prod(shape)) for shape in shapes])
         return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _where(which: tf.Tensor, x: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """Chooses steps, of which ``which`` says ``[rollouts, steps]``."""
+    return tf.where(tf.reshape(which, [*which.shape, *[1] * (len(x.shape) - 2)]), x, other)
 
 
 def _packed(weights: Tensors) -> tf.Tensor:

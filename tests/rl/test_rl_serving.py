@@ -10,6 +10,7 @@ from tf_agents.trajectories import time_step
 
 from keras_maml.algorithm.update_rules import Momentum
 from keras_maml.rl import TaskPolicy, categorical, diagonal_gaussian
+from keras_maml.rl.serving import Served
 
 STEPS = 5
 
@@ -67,6 +68,38 @@ def test_a_saved_policy_adapts_and_acts(discrete, tmp_path):
             lengths=lengths,
             step=tf.fill([2], 0),
         )
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_what_stands_after_an_episode_does_not_count(discrete):
+    """Whatever it is: not a number, or no action."""
+    environment = rl_zoo.Line(6, discrete=discrete)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]) if discrete else None
+    agent = make_agent(
+        environment, model, distribution=categorical if discrete else diagonal_gaussian
+    )
+    served = Served(
+        agent._objective,
+        agent.time_step_spec.observation,
+        agent.action_spec,
+        {"discount": 0.9, "gae_lambda": 1.0, "baseline": "linear"},
+    )
+    random, lengths = np.random.default_rng(0), np.array([2, 4, 1])
+    observations = random.normal(size=(3, STEPS, 2)).astype(np.float32)
+    actions = np.ones((3, STEPS) if discrete else (3, STEPS, 1), np.int64 if discrete else "f4")
+    rewards = random.normal(size=(3, STEPS)).astype(np.float32)
+    after = np.arange(STEPS) >= lengths[:, None]
+
+    def adapted(number, action):
+        for array, value in ((observations, number), (actions, action), (rewards, number)):
+            array[after] = value
+        element = (served.initial(), observations, actions, rewards, np.int32(lengths), 0)
+        return served.adapt(tuple(map(tf.constant, element))).numpy()
+
+    expected = adapted(0.0, 0)
+    assert np.isfinite(expected).all() and not np.allclose(expected, served.initial())
+    for number, action in ((7.0, 1), (np.nan, 99 if discrete else np.nan), (np.inf, -1)):
+        np.testing.assert_array_equal(adapted(number, action), expected)
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
