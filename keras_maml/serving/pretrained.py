@@ -44,18 +44,23 @@ def load(name: str, folder: str | os.PathLike | None = None) -> MAML:
         >>> learner = keras_maml.load("omniglot-5way-1shot")  # doctest: +SKIP
         >>> adapted = learner.adapt(x_support, y_support)  # doctest: +SKIP
     """
-    path = _find(name, folder)
+    return _load(_find(name, folder))
+
+
+def _load(path: pathlib.Path) -> MAML:
+    """Loads the learner of a folder, as `save` writes it."""
     learner = read(path / LEARNER)
     with _damage_reported(path / CARD):
         learner.compile_from_config(json.loads((path / CARD).read_text())["compile"])
     return learner
 
 
-def read(file: str | os.PathLike) -> MAML:
+def read(file: str | os.PathLike, compile: bool = True) -> MAML:
     """Reads a learner from its ``.keras`` file.
 
     Args:
         file: The file.
+        compile: Whether to compile it as it was when it was saved, if it was.
 
     Returns:
         The learner.
@@ -64,7 +69,7 @@ def read(file: str | os.PathLike) -> MAML:
         ValueError: The file is missing or damaged.
     """
     with _damage_reported(file):
-        return keras.models.load_model(file)
+        return keras.models.load_model(file, compile=compile)
 
 
 @contextlib.contextmanager
@@ -140,7 +145,8 @@ def save(
 
     A folder cannot be renamed over another one. The old learner is moved aside for the moment
     between two renames, and `load` finds it there, also if the process is killed in between. Only
-    who is reading one while it is replaced may get the files of both.
+    who is reading one while it is replaced may get the files of both. Before that, the new one is
+    loaded: what could not be is not kept.
 
     Args:
         learner: A built and compiled learner.
@@ -151,6 +157,7 @@ def save(
 
     Raises:
         FileExistsError: The folder is there and not to be replaced.
+        ValueError: What was written cannot be loaded, such as a class that is not registered.
     """
     path = pathlib.Path(path)
     aside = path.parent / REPLACED / path.name
@@ -158,18 +165,18 @@ def save(
         raise FileExistsError(f"{path} is there already. Choose another name, or replace it.")
     if path.exists() and not (path / CARD).exists():
         raise FileExistsError(f"{path} holds no pretrained learner: it is not replaced.")
-    # A learner that was never compiled is saved without the state of its optimizer.
-    plain = type(learner).from_config(learner.get_config())
-    plain.model.set_weights(learner.model.get_weights())
-    plain.update_rule.set_weights(learner.update_rule.get_weights())
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-        new = pathlib.Path(temporary) / "new"
+        new, whole = pathlib.Path(temporary, "new"), pathlib.Path(temporary, LEARNER)
         new.mkdir()
-        plain.save(new / LEARNER)
+        # Only Keras's own file holds all of a learner. One that is not compiled is saved without
+        # the state of an optimizer.
+        learner.save(whole)
+        read(whole, compile=False).save(new / LEARNER)
         content = {**card, "compile": learner.get_compile_config()}
         (new / CARD).write_text(json.dumps(content, indent=1) + "\n")
         (new / "card.md").write_text(text, encoding="utf-8")
+        _load(new)
         flush(new)
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)

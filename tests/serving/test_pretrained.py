@@ -135,6 +135,66 @@ def test_the_optimizer_stays_behind(folder, learner):
     assert 4 * learner.model.count_params() <= size < 8 * learner.model.count_params()
 
 
+@keras.saving.register_keras_serializable("tests")
+class Table(keras.layers.Layer):
+    """A layer with a state of its own, which is no weight."""
+
+    table = np.zeros(2, "float32")
+
+    def call(self, x):
+        return x + self.table
+
+    def save_own_variables(self, store):
+        store["table"] = self.table
+
+    def load_own_variables(self, store):
+        self.table = np.array(store["table"])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Network(keras.Model):
+    """A subclass, whose variables are made when it is called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        vocabulary = keras.layers.StringLookup(max_tokens=4, output_mode="one_hot")
+        self.stack = [vocabulary, keras.layers.Dense(2), keras.layers.BatchNormalization(), Table()]
+
+    def call(self, x, training=None):
+        lookup, dense, normalization, table = self.stack
+        return table(normalization(dense(lookup(x)), training=training))
+
+    def get_config(self):
+        return {}
+
+
+def test_all_of_a_learner_is_published(tmp_path):
+    model, x = Network(), tf.constant([["red"], ["blue"]])
+    model.stack[0].adapt(["red", "green", "green"])
+    model.stack[-1].table = np.ones(2, "float32")
+    learner = keras_maml.MAMLPlusPlus(model, 0.1, inner_steps=2, per_step_batch_normalization=False)
+    learner.compile("sgd", "mean_squared_error", run_eagerly=True)
+    learner.adapt(x, tf.zeros([2, 2]))
+    learner.query_loss.variables[0].assign(7)
+    pretrained.save(learner, tmp_path / "texts", {}, "")
+    loaded = keras_maml.load("texts", tmp_path)
+    assert np.array_equal(loaded(x), learner(x))
+    assert loaded.query_loss.variables[0] == 7
+
+
+def test_a_learner_that_could_not_be_loaded_replaces_none(folder):
+    class Unknown(keras.layers.Dense):
+        """A class that is not registered."""
+
+    learner = MAML(keras.Sequential([keras.Input((1,)), Unknown(1)]))
+    learner.compile("sgd", "mean_squared_error")
+    before = pretrained.card("glyphs", folder)
+    with pytest.raises(ValueError, match="(?s)cannot be loaded .*Unknown"):
+        pretrained.save(learner, folder / "glyphs", {"new": True}, "", replace=True)
+    assert pretrained.card("glyphs", folder) == before
+    assert [item.name for item in folder.iterdir()] == ["glyphs"]
+
+
 def test_the_card_has_the_numbers_of_the_run(folder, card):
     text = (folder / "glyphs" / "card.md").read_text()
     for step in (0, 1, 3, 10):
