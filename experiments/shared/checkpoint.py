@@ -1,6 +1,7 @@
 """Checkpoints of a run: the last epoch, the best one, and where Ctrl-C ended the process."""
 
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -87,7 +88,7 @@ class Checkpoint(keras.callbacks.Callback):
         steps, self.steps, self.means = self.steps, 0, {}
         write_csv(self._history_path, self.history)
         if self._monitor:
-            scores = [(row[self._monitor], -row.get("val_loss", 0.0)) for row in self.history]
+            scores = [self._score(row) for row in self.history]
             if len(scores) == 1 or scores[-1] > max(scores[:-1]):
                 self._save(self.best_path)
         old = [*self.folder.glob("epoch-*.weights.h5"), *self.folder.glob("part-*.weights.h5")]
@@ -98,6 +99,11 @@ class Checkpoint(keras.callbacks.Callback):
             rest = (self.params["epochs"] - epoch - 1) * seconds
             print(f"About {duration(rest)} of training remain.", flush=True)
         INTERRUPTION.saved()
+
+    def _score(self, row: dict[str, float]) -> tuple[float, ...]:
+        """What is highest of the best epoch; a number that is none (NaN) is worse than any."""
+        score = (row[self._monitor], -row.get("val_loss", 0.0))
+        return tuple(-math.inf if math.isnan(number) else number for number in score)
 
     def _means(self, steps: int | None, logs: dict[str, float]) -> dict[str, float]:
         """The means over an epoch of which the last steps were done in this process."""

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import shlex
 import signal
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -209,6 +211,27 @@ def test_which_epoch_is_best(tmp_path, interrupted_after, scores, losses, best):
         checkpoint.on_epoch_end(epoch, {"score": score, "val_loss": loss})
     learner.load_weights(checkpoint.best_path)
     assert learner.optimizer.iterations == best
+
+
+@pytest.mark.parametrize(
+    ("scores", "losses", "best"),
+    [
+        ([math.nan, 1, 3, math.nan], [0.1, 0.5, 0.5, 0.1], [1, 2, 3]),
+        ([3, 3, 3, 3], [math.nan, 0.5, 0.1, math.nan], [1, 2, 3]),
+    ],
+)
+def test_what_is_no_number_is_worse_than_any(tmp_path, monkeypatch, scores, losses, best):
+    checkpoint, saved = runs.Checkpoint(tmp_path, "score"), []
+    model = types.SimpleNamespace(optimizer=types.SimpleNamespace(iterations=0))
+    checkpoint.set_model(model)
+    checkpoint.folder.mkdir()
+    monkeypatch.setattr(
+        checkpoint, "_save", lambda path: saved.append((path, model.optimizer.iterations))
+    )
+    for epoch, (score, loss) in enumerate(zip(scores, losses, strict=True)):
+        model.optimizer.iterations = epoch + 1
+        checkpoint.on_epoch_end(epoch, {"score": score, "val_loss": loss})
+    assert [epoch for path, epoch in saved if path == checkpoint.best_path] == best
 
 
 def test_a_run_goes_on_with_more_methods_and_with_settings_it_did_not_know(tmp_path):
