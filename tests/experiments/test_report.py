@@ -4,6 +4,7 @@ import base64
 import csv
 import html.parser
 import json
+import math
 
 import numpy as np
 import pytest
@@ -139,6 +140,13 @@ def test_tasks_of_one_number_of_queries_are_ranked():
     first = [{"queries": 1, "task": i, "accuracy": 0.8 - 0.2 * i, "loss": 1.0} for i in (0, 1)]
     other = [{"queries": 15, "task": 0, "accuracy": 0.1, "loss": 1.0}]
     assert [row["task"] for row in images.hardest(first + other)] == [1, 0]
+
+
+def test_the_hardest_are_in_one_order_where_losses_are_no_numbers():
+    losses = [0.1, math.nan, 5.0, math.inf, math.nan, 5.0]
+    tasks = [{"queries": 1, "task": i, "accuracy": 0.2, "loss": x} for i, x in enumerate(losses)]
+    for given in (tasks, tasks[::-1]):
+        assert [row["task"] for row in images.hardest(given)] == [1, 4, 3, 2, 5, 0]
 
 
 def test_a_run_that_has_not_finished_has_no_page(tmp_path):

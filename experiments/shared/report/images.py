@@ -94,11 +94,16 @@ def commits(record: Row) -> str:
 def hardest(tasks: Sequence[Row]) -> list[Row]:
     """Sorts test tasks, of the first number of queries, from the lowest accuracy up; then by loss.
 
+    A loss that is not a number counts as the highest, and of equal ones the first task comes first.
+
     Args:
         tasks: Mappings with ``queries``, ``accuracy`` and ``loss``.
     """
     chosen = [row for row in tasks if row["queries"] == tasks[0]["queries"]]
-    return sorted(chosen, key=lambda row: (row["accuracy"], -row["loss"]))
+    return sorted(
+        chosen,
+        key=lambda row: (row["accuracy"], -np.nan_to_num(row["loss"], nan=np.inf), row["task"]),
+    )
 
 
 def _summary(record):
