@@ -73,7 +73,7 @@ class FamilyEnvironment(py_environment.PyEnvironment, abc.ABC):
                 "Repeat each task for all of its rollouts, e.g. with "
                 "np.repeat(tasks, rollouts, axis=0)."
             )
-        self._apply(tasks)
+        self._apply(tasks.copy())  # an environment may change what it has got in place
         self.tasks = tasks
 
     def seed(self, seed: int) -> None:

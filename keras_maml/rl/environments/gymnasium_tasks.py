@@ -57,7 +57,9 @@ def from_gymnasium(
             environment and a task. With a vector environment: `Attributes` (by its ``set_attr``),
             `Options` (the entries of all environments at once, which it must keep for the episodes
             that it begins itself), or a function of the vector environment and all tasks
-            ``[count, ...]``. A reset must leave `Attributes` as they are.
+            ``[count, ...]``. A reset must leave `Attributes` as they are, and what a function has
+            set: a goal that every reset draws anew would silently undo it, where `Attributes`
+            raise.
         count: Number of environments: tasks times rollouts of each. A vector environment has its
             own.
         horizon: The most steps of an episode. By default what the environment's own time limit
@@ -70,8 +72,8 @@ def from_gymnasium(
 
     Raises:
         TypeError: ``make`` is or returns something else.
-        ValueError: An argument does not fit, or there is no horizon; from a reset: it has set an
-            attribute anew that is the task.
+        ValueError: An argument does not fit, or there is no horizon; from a reset: the
+            environment has changed an attribute that is the task.
         AttributeError: The environment has no attribute that a task could set.
 
     Example:

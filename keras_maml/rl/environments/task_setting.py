@@ -168,7 +168,7 @@ class WithTask(gymnasium.Wrapper):
         """Begins an episode, or a rest.
 
         Raises:
-            ValueError: The environment has set an attribute anew that is the task.
+            ValueError: The environment has changed an attribute that is the task.
         """
         self._rests = not self.restarts
         if self._rests:
@@ -202,15 +202,17 @@ class WithTask(gymnasium.Wrapper):
 
 
 def check_kept(name: str, value: Any, found: Any) -> None:
-    """Raises ValueError unless a reset has left an attribute as a task has set it."""
+    """Raises ValueError unless an attribute is still as a task has set it."""
     if not (found is value or np.array_equal(found, value)):
         raise ValueError(
-            f"The environment's reset has set {name!r} to {found!r}, where the task had set it to "
+            f"After a reset {name!r} of the environment is {found!r}, where the task had set it to "
             f"{value!r}: it is no attribute that makes a task. Pass Options or Arguments, or let "
-            "reset keep it."
+            "reset and step keep it."
         )
 
 
 def _plain(value: Any) -> Any:
-    """Python's own number of a NumPy scalar; anything else as it is."""
-    return value.item() if isinstance(value, np.generic | np.ndarray) and not value.ndim else value
+    """Python's own number of a NumPy scalar, a copy of an array; anything else as it is."""
+    if not isinstance(value, np.generic | np.ndarray):
+        return value
+    return value.copy() if value.ndim else value.item()

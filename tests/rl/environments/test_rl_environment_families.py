@@ -357,6 +357,38 @@ def test_actions_of_any_dtype_are_drawn_and_learned_from():
     assert info.extra.accepted and info.extra.gradient_norm > 0
 
 
+class Drifting(Counter):
+    """Changes its task in place."""
+
+    def _observe(self):
+        return np.zeros(2)
+
+    def step(self, action):
+        self.goal += 1.0
+        return self._observe(), self.goal[0], False, False, {}
+
+
+@pytest.mark.parametrize("way", ["attributes", "function", "vector", "vector and function"])
+def test_an_environment_that_changes_its_task_in_place_changes_no_other(way):
+    _, set_task, more = WAYS[way]
+    make = Drifting if more is not None else gymnasium.vector.SyncVectorEnv([Drifting] * 2)
+    environment = from_gymnasium(
+        make,
+        tasks=lambda generator, n: generator.uniform(size=(n, 2)),
+        set_task=set_task,
+        count=2,
+        horizon=3,
+    )
+    tasks = np.ones((2, 2))
+    environment.set_tasks(tasks)
+    environment.reset()
+    assert environment.step(np.zeros((2, 1), np.float32)).reward.tolist() == [2.0, 2.0]
+    assert (environment.tasks == 1).all() and (tasks == 1).all()
+    if isinstance(set_task, Attributes):  # it is seen that the task is another one now
+        with pytest.raises(ValueError, match="After a reset 'goal' of the environment is"):
+            environment.reset()
+
+
 class Forgetful(Counter):
     """Draws its goal anew whenever an episode begins."""
 
@@ -371,7 +403,7 @@ def test_a_task_that_a_reset_would_lose_is_refused(vector):
     make = gymnasium.vector.SyncVectorEnv([Forgetful] * 2) if vector else Forgetful
     more = {} if vector else {"count": 2}
     environment = from_gymnasium(make, tasks=TASKS, set_task=Attributes("goal"), horizon=3, **more)
-    with pytest.raises(ValueError, match="reset has set 'goal' to .*Pass Options or Arguments"):
+    with pytest.raises(ValueError, match="After a reset 'goal' .* is .*Pass Options or Arguments"):
         environment.reset()
 
 
