@@ -225,6 +225,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             _check_unconstrained(self._objective.variables().trained)
         self._kinds = tf.nest.map_structure(lambda part: type(part).__name__, made)
         variables = self._objective.variables()
+        self._made_with = _identities(variables)
         self._estimate = {
             "tasks": tasks,
             "discount": discount,
@@ -302,8 +303,21 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 f"got {len(tasks)}."
             )
 
+    def _check_variables(self) -> None:
+        """Raises ValueError if layers have been frozen or thawed since the agent was made."""
+        if _identities(self._objective.variables()) != self._made_with:
+            raise ValueError(
+                "The model has other trainable variables than when the agent was made: its layers "
+                "have been frozen, thawed or replaced. Make another agent on the same model."
+            )
+
     def reset_adaptation(self) -> None:
-        """Gives the collect policy the initial weights for every task."""
+        """Gives the collect policy the initial weights for every task.
+
+        Raises:
+            ValueError: Layers have been frozen or thawed since the agent was made.
+        """
+        self._check_variables()
         if not self._agreed:
             self.hand_out()
         self.collect_policy.assign_model()
@@ -324,10 +338,12 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
 
         Raises:
             ValueError: The environments cannot be divided among the tasks, or a task has no
-                complete episode, or see `check_update_rules`.
+                complete episode, or layers have been frozen or thawed since the agent was made, or
+                see `check_update_rules`.
             FloatingPointError: A reward is not finite, or the fast weights of a task would not
                 be. Nothing changes.
         """
+        self._check_variables()
         self.check_experience(experience)
         rule = update_rule or self._objective.update_rule
         if self._rules:
@@ -374,6 +390,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         """
         if not 0 <= task < self.tasks:
             raise ValueError(f"task must be one of the agent's {self.tasks}, from 0, got {task!r}.")
+        self._check_variables()
         policy = TaskPolicy(
             self.time_step_spec,
             self.action_spec,
@@ -399,6 +416,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             FileExistsError: There is something, and ``overwrite`` is False.
             ValueError: A number is out of range, or the update rule keeps something between steps.
         """
+        self._check_variables()
         estimate = {name: value for name, value in self._inner_estimate.items() if name != "tasks"}
         served = serving.Served(
             self._objective, self.time_step_spec.observation, self.action_spec, estimate
@@ -500,6 +518,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
     ) -> tf_agent.LossInfo:
         if weights is not None:
             raise ValueError("MetaPolicyGradientAgent takes no weights of examples.")
+        self._check_variables()
         if len(experience) != self.inner_steps + 1:
             raise ValueError(
                 f"One meta-iteration needs {self.inner_steps + 1} batches of trajectories: one "
@@ -652,6 +671,10 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 f"Rewards are not finite in {wrong.sum()} of {self.tasks} tasks, the first of "
                 f"them task {wrong.argmax()}."
             )
+
+
+def _identities(variables: Parameters) -> list[list[int]]:
+    return [[id(variable) for variable in kind] for kind in variables]
 
 
 def _kind_of(model: Any) -> str:

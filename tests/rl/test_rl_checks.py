@@ -71,3 +71,23 @@ def test_averages_of_weights_must_become_the_weights():
     averages = agent.outer._model_variables_moving_average
     assert equal(agent.model.trainable_variables, averages)
     assert equal(agent.policy.fast_weights, [v[None] for v in averages])
+
+
+def test_layers_that_are_frozen_later_need_another_agent(tmp_path):
+    model = policy()
+    agent = make_agent(LINE, model, outer=keras.optimizers.SGD(0.1))
+    experience = draw(agent, make_sampler(agent, LINE))
+    model.get_layer("first").trainable = False
+    before = values(agent.saved_variables)
+    for use in (
+        agent.reset_adaptation,
+        lambda: agent.adapt(experience[0]),
+        lambda: agent.train(experience),
+        lambda: agent.adapted_policy(0),
+        lambda: agent.export(tmp_path / "policy", rollouts=1, steps=1),
+    ):
+        with pytest.raises(ValueError, match="have been frozen.* Make another agent on the same"):
+            use()
+    assert equal(before, agent.saved_variables)
+    model.get_layer("first").trainable = True
+    agent.reset_adaptation()
