@@ -683,6 +683,21 @@ def _kind_of(model: Any) -> str:
     return f"{kind.__name__} of {kind.__module__.partition('.')[0]}"
 
 
+def _check_precision(model: keras.Model, outputs: Any) -> None:
+    """Raises ValueError unless weights and outputs have the dtype that losses are computed in."""
+    kinds = [tf.as_dtype(v.dtype) for v in (*model.trainable_variables, *tf.nest.flatten(outputs))]
+    others = {kind.name for kind in kinds if kind.is_floating} - {"float32"}
+    if others:
+        policies = {layer.dtype_policy.name for layer in flatten_layers(model)} - {"float32"}
+        raise ValueError(
+            f"The model's weights and outputs must be float32, as rewards are, got "
+            f"{', '.join(sorted(others))} from layers with the dtype policy "
+            f"{', '.join(sorted(policies))}. Make the model with "
+            "keras.config.set_dtype_policy('float32'), or at least, in mixed precision, its "
+            "outputs by layers with dtype='float32'."
+        )
+
+
 def _check_unconstrained(variables: Sequence[keras.Variable]) -> None:
     """Raises ValueError where variables have constraints, which a trust region cannot keep."""
     constrained = [v.path for v in variables if getattr(v, "constraint", None) is not None]
@@ -705,7 +720,8 @@ def _check_model(
     zeros = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape], s.dtype), observation_spec)
     try:
         with recurrent_inputs(model) as lengths:
-            made = distribution(model(zeros))
+            outputs = model(zeros)
+        made = distribution(outputs)
         distributions.sample(made)
     except Exception as error:  # Whatever the user's model and distribution raise.
         seen = tf.nest.map_structure(lambda s: f"{s.dtype.name}{list(s.shape)}", observation_spec)
@@ -716,6 +732,7 @@ def _check_model(
             f"The model must take observations {seen}, and distribution its outputs; they raised "
             f"{type(error).__name__}: {error}{hint}"
         ) from error
+    _check_precision(model, outputs)
     stateful = [layer.name for layer in flatten_layers(model) if getattr(layer, "stateful", False)]
     if stateful:
         raise ValueError(

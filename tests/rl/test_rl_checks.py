@@ -91,3 +91,21 @@ def test_layers_that_are_frozen_later_need_another_agent(tmp_path):
     assert equal(before, agent.saved_variables)
     model.get_layer("first").trainable = True
     agent.reset_adaptation()
+
+
+@pytest.mark.parametrize("name", ["float64", "float16", "bfloat16", "mixed_bfloat16"])
+def test_models_of_another_precision_are_refused(name):
+    keras.config.set_dtype_policy(name)
+    model = policy()
+    keras.config.set_dtype_policy("float32")
+    kind = name.removeprefix("mixed_")
+    message = (
+        f"must be float32, as rewards are, got {kind} from layers with the dtype policy {name}"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_agent(LINE, model)
+
+
+def test_layers_within_may_be_of_mixed_precision():
+    agent = make_agent(LINE, policy(dtype="mixed_bfloat16"), outer=keras.optimizers.SGD(0.1))
+    assert agent.train(draw(agent, make_sampler(agent, LINE))).extra.accepted
