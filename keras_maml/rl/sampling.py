@@ -42,7 +42,7 @@ class Sampler:
             number of environments. Environments receive its actions as NumPy arrays.
         steps: Steps of every environment: at least its horizon. By default that
             (``environment.horizon``). Of an environment without a horizon only first episodes
-            count.
+            count, which must be over by then.
         observers: Called with the trajectory of every step, such as TF-Agents' metrics. One at rest
             is between two episodes to them, a boundary.
 
@@ -116,6 +116,10 @@ class Sampler:
         Returns:
             A trajectory of tensors ``[environments, steps, ...]``, all of whose episodes are whole.
             At rest both step types are those of a boundary, LAST and FIRST, and rewards are 0.
+
+        Raises:
+            ValueError: An episode goes on after the last step: the environment has no horizon, or
+                does not keep to it.
         """
         first = getattr(self.policy, "shard", (0, 1))[0] * self.environment.batch_size
         self.environment.seed(int(seed_words(seed)[0]) + first)
@@ -142,6 +146,14 @@ class Sampler:
                 observer(step)
             recorded.append(step)
             time_step = following
+        unfinished = ~(rests | (time_step.step_type == StepType.LAST))
+        if unfinished.any():
+            raise ValueError(
+                f"The episode of environment {int(unfinished.argmax())} is not over after "
+                f"{self.steps} steps, so that its return is not known. Pass steps= that are at "
+                "least the most steps of an episode, or limit them with a TimeLimit, a wrapper of "
+                "gymnasium and of TF-Agents."
+            )
         recorded += [_at_rest(recorded[-1], rests)] * (self.steps - len(recorded))
         return tf.nest.map_structure(
             lambda *arrays: tf.convert_to_tensor(np.stack(arrays, axis=1)), *recorded

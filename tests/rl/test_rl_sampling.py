@@ -355,3 +355,23 @@ def test_it_draws_from_the_environments_of_the_paper():
     expected = -distances.sum(1).reshape(2, 2).mean(1)
     np.testing.assert_allclose(episode_returns(trajectory, 2), expected, rtol=1e-5)
     assert sampler.episode_length.result() == 3
+
+
+class Unlimited(rl_zoo.Line):
+    """Names no horizon: only the bound ends its episodes."""
+
+    def __init__(self, bound):
+        super().__init__(4, bound=bound)
+        self.horizon = None
+
+    def _observe(self):
+        return np.float32(np.stack([self._places, self._clocks], axis=1))
+
+
+def test_returns_of_episodes_that_are_not_over_are_not_known():
+    policy = make_agent(rl_zoo.Line(4)).collect_policy
+    drawn = Sampler(Unlimited(bound=-1.0), policy, steps=3).draw(0)  # all are over at once
+    np.testing.assert_array_equal(complete(drawn), [[True, False, False]] * 4)
+    endless = Sampler(Unlimited(bound=100.0), policy, steps=3)
+    with pytest.raises(ValueError, match="environment 0 is not over after 3 steps.* Pass steps="):
+        endless.draw(0)
