@@ -48,7 +48,8 @@ class FamilyEnvironment(py_environment.PyEnvironment, abc.ABC):
 
         Args:
             n: How many.
-            seed: An integer, or several, such as ``(seed, iteration)``.
+            seed: An integer, or several, such as ``(seed, iteration)``; for new tasks one that
+                training has not had, see `keras_maml.rl.environments.tasks.sample`.
 
         Returns:
             ``[n, ...]``; of dtype object where a task is not made of numbers.

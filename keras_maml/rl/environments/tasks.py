@@ -80,7 +80,9 @@ def sample(family: TaskFamily, n: int, seed: int | Sequence[int]) -> np.ndarray:
     Args:
         family: What to draw from.
         n: How many.
-        seed: An integer, or several, such as ``(seed, iteration)``; none negative.
+        seed: An integer, or several, such as ``(seed, iteration)``, with which `rl.train`
+            draws; none negative. One alone counts as ``(seed, 0)``: new tasks for a test are those
+            of an iteration that has not been, ``(seed, iterations)``.
 
     Returns:
         float64 ``[n, *shape]``; with the same seed, the first of a larger ``n`` are the same.
