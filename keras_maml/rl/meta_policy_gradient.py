@@ -32,7 +32,7 @@ from keras_maml.rl.meta_objective import MetaObjective, credits_of
 from keras_maml.rl.policy import DistributionFunction, TaskPolicy, diagonal_gaussian
 from keras_maml.rl.policy_gradient import INNER_LOSSES, PolicyObjective
 from keras_maml.rl.proximal import Proximal, descend, own_optimizer
-from keras_maml.rl.run_settings import described, layers_of
+from keras_maml.rl.run_settings import UNSAID, described, layers_of
 from keras_maml.rl.trust_region import TrustRegion
 
 FIXED = {"model", "tasks", "inner_steps", "outer", "first_order", "exploration", "workers"}
@@ -610,7 +610,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         return averages
 
     def _inner_step(self, rule: UpdateRule, experience: Trajectory) -> tuple[Tensors, Any]:
-        """Takes an inner step in every task; one program per update rule and shape."""
+        """Takes an inner step in every task; one program per kind of update rule and shape."""
         objective = dataclasses.replace(self._objective, update_rule=rule)
         parameters = objective.parameters()
         slots = self._slots
@@ -621,7 +621,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
         fast = [tf.convert_to_tensor(v) for v in self.collect_policy.fast_weights]
         step = tf.constant(len(self._rules))
         arguments = parameters, fast, slots, experience, step
-        key = (id(rule), *experience.reward.shape)
+        key = (_settings_of(rule), *experience.reward.shape)
         if key not in self._inner_steps:
 
             def inner_step(
@@ -675,6 +675,18 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
 
 def _identities(variables: Parameters) -> list[list[int]]:
     return [[id(variable) for variable in kind] for kind in variables]
+
+
+def _settings_of(rule: UpdateRule) -> tuple:
+    """What tells update rules apart whose steps are others: settings if they are all, or identity.
+
+    A rule of the user's may do anything; a schedule is an object.
+    """
+    if rule.variables or not type(rule).__module__.startswith("keras_maml."):
+        return (id(rule),)
+    config = {name: value for name, value in rule.get_config().items() if name not in UNSAID}
+    plain = all(value is None or isinstance(value, int | float) for value in config.values())
+    return (type(rule), *sorted(config.items())) if plain else (id(rule),)
 
 
 def _kind_of(model: Any) -> str:

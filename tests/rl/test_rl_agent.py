@@ -26,6 +26,7 @@ from keras_maml.rl import (
     tensor_specs,
 )
 from keras_maml.rl.advantages import complete
+from keras_maml.rl.meta_policy_gradient import _settings_of
 
 RATE, MAX_KL = 0.5, 0.05
 DIRECTIONS = np.array([-1.0, 1.0])
@@ -126,6 +127,25 @@ def test_rules_that_keep_something_take_no_steps_after_others(agent, sampler):
     with pytest.raises(ValueError, match=r"\['GradientDescent', 'Momentum'\]"):
         agent.adapt(experience[0], momentum)
     assert equal(fast, agent.collect_policy.fast_weights)
+
+
+def test_rules_with_the_same_settings_share_a_program(agent, sampler):
+    class Halving(GradientDescent):  # may do anything
+        pass
+
+    (trajectory, _) = draw(agent, sampler)
+    before = len(agent._inner_steps)
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.3, 2, 0.5)
+    for make, programs in ((lambda: GradientDescent(0.125), 1), (lambda: Halving(0.125), 2)):
+        for rule in (make(), make()):
+            agent.reset_adaptation()
+            agent.adapt(trajectory, rule)
+        assert len(agent._inner_steps) == before + programs
+        before += programs
+    keys = [_settings_of(rule(0.125)) for rule in (GradientDescent, Momentum)]
+    keys += [_settings_of(GradientDescent(rate)) for rate in (0.25, schedule, schedule)]
+    keys += [_settings_of(GradientDescent(0.125, clip_norm=1.0))]
+    assert len(set(keys)) == len(keys)
 
 
 def test_compiled_by_xla_it_does_the_same(agent, sampler):
