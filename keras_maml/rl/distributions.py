@@ -296,7 +296,7 @@ def _check_learnable(distribution: tfp.distributions.Distribution, action: tf.Te
                 f"a batch of one has the shape {shape} with {kind}, which takes entries for "
                 "actions of their own. Make one distribution of them: "
                 "tfp.distributions.Independent(distribution, reinterpreted_batch_ndims="
-                f"{max(1, len(action.shape) - 1)})."
+                f"{max(1, len(shape) - 1)})."
             )
     if distribution.dtype.is_floating:
         _computed(kind, "stddev", distribution.stddev)

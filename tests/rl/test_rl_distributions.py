@@ -324,3 +324,14 @@ def test_actions_that_the_environment_takes_are_none_of_them():
     for bound in (2.0, np.inf):  # of what has no bounds any part may be taken
         reals = BoundedTensorSpec([2], tf.float32, -bound, bound)
         distributions.check_actions(squashed_gaussian(-2.0, 2.0)(gaussian), reals)
+
+
+@pytest.mark.parametrize(("batch", "event", "dimensions"), [((2,), (3,), 1), ((2, 3), (), 2)])
+def test_the_advice_to_join_entries_is_right(batch, event, dimensions):
+    scale = tf.ones([1, *batch, *event])
+    normal = tfp.distributions.MultivariateNormalDiag if event else tfp.distributions.Normal
+    entries = normal(0.0 * scale, scale)
+    spec = tf.TensorSpec([*batch, *event])
+    with pytest.raises(ValueError, match=f"reinterpreted_batch_ndims={dimensions}"):
+        distributions.check_actions(entries, spec)
+    distributions.check_actions(tfp.distributions.Independent(entries, dimensions), spec)
