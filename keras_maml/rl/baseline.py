@@ -73,6 +73,8 @@ def check_baseline(baseline: str | Baseline | None, observation_spec: Any) -> No
         ValueError: The linear baseline squares observations of 12288 numbers into 24580 features...
     """
     found = find_baseline(baseline)
+    if found is baseline:
+        _check_traceable(baseline, observation_spec)
     if found not in (linear, standardized):
         return
     size = sum(math.prod(spec.shape) for spec in tf.nest.flatten(observation_spec))
@@ -83,6 +85,26 @@ def check_baseline(baseline: str | Baseline | None, observation_spec: Any) -> No
             "features than transitions it predicts every return exactly and leaves no advantage. "
             "Choose baseline='time', None, or a function of your own."
         )
+
+
+def _check_traceable(baseline: Baseline, observation_spec: Any) -> None:
+    """Raises ValueError where a function takes NumPy's way with what has no values yet."""
+
+    def symbolic(spec: Any) -> tf.TensorSpec:
+        return tf.TensorSpec([2, 3, *spec.shape], spec.dtype)
+
+    counts, numbers = (symbolic(tf.TensorSpec([], kind)) for kind in (tf.int32, tf.float32))
+    arguments = tf.nest.map_structure(symbolic, observation_spec), counts, numbers, numbers
+    try:
+        tf.function(baseline, autograph=False).get_concrete_function(*arguments)
+    except NotImplementedError as error:
+        raise ValueError(
+            "A baseline must be made of TensorFlow's operations, not of NumPy's, as the training "
+            f"step is compiled; got {getattr(baseline, '__name__', baseline)!r}, which raised: "
+            f"{error}"
+        ) from error
+    except Exception:  # It may be for other sizes than these, and is told when it gets its own.
+        return
 
 
 def linear(

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import rl_zoo
+import tensorflow as tf
 from rl_zoo import draw, equal, make_agent, make_sampler, values
 
 from keras_maml.rl.policy import StateIndependent
@@ -109,3 +110,19 @@ def test_models_of_another_precision_are_refused(name):
 def test_layers_within_may_be_of_mixed_precision():
     agent = make_agent(LINE, policy(dtype="mixed_bfloat16"), outer=keras.optimizers.SGD(0.1))
     assert agent.train(draw(agent, make_sampler(agent, LINE))).extra.accepted
+
+
+def test_baselines_are_made_of_tensorflows_operations():
+    def of_numpy(observations, times, returns, weights):
+        return np.mean(returns) * np.ones_like(returns)
+
+    with pytest.raises(ValueError, match="TensorFlow's operations, .* got 'of_numpy', which"):
+        make_agent(LINE, policy(), baseline=of_numpy)
+
+    def of_two_rollouts(observations, times, returns, weights):
+        rollouts = tf.reshape(returns, [2, 2, LINE.horizon])
+        means = tf.reduce_mean(rollouts, axis=1, keepdims=True)
+        return tf.reshape(tf.broadcast_to(means, rollouts.shape), [2, -1])
+
+    agent = make_agent(LINE, policy(), inner_steps=0, baseline=of_two_rollouts)
+    agent.train(draw(agent, make_sampler(agent, LINE)))
