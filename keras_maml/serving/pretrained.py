@@ -146,7 +146,7 @@ def save(
     A folder cannot be renamed over another one. The old learner is moved aside for the moment
     between two renames, and `load` finds it there, also if the process is killed in between. Only
     who is reading one while it is replaced may get the files of both. Before that, the new one is
-    loaded: what could not be is not kept.
+    loaded, and not kept if it is not the same.
 
     Args:
         learner: A built and compiled learner.
@@ -157,7 +157,8 @@ def save(
 
     Raises:
         FileExistsError: The folder is there and not to be replaced.
-        ValueError: What was written cannot be loaded, such as a class that is not registered.
+        ValueError: What was written cannot be loaded, such as a class that is not registered, or
+            lacks weights.
     """
     path = pathlib.Path(path)
     aside = path.parent / REPLACED / path.name
@@ -176,7 +177,11 @@ def save(
         content = {**card, "compile": learner.get_compile_config()}
         (new / CARD).write_text(json.dumps(content, indent=1) + "\n")
         (new / "card.md").write_text(text, encoding="utf-8")
-        _load(new)
+        if _weights(_load(new)) != _weights(learner):
+            raise ValueError(
+                f"{type(learner.model).__name__} is loaded with other weights than it was saved "
+                "with. Let its build make the variables of all its layers."
+            )
         flush(new)
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)
@@ -187,6 +192,10 @@ def save(
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(OSError):  # there is none, or another learner waits there
         aside.parent.rmdir()
+
+
+def _weights(learner: MAML) -> list[tuple[tuple, bytes]]:
+    return [(array.shape, array.tobytes()) for array in learner.get_weights()]
 
 
 def is_name(name: Any) -> bool:

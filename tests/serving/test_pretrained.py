@@ -157,29 +157,54 @@ class Network(keras.Model):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        vocabulary = keras.layers.StringLookup(max_tokens=4, output_mode="one_hot")
-        self.stack = [vocabulary, keras.layers.Dense(2), keras.layers.BatchNormalization(), Table()]
+        self.dense, self.normalization = keras.layers.Dense(2), keras.layers.BatchNormalization()
 
     def call(self, x, training=None):
-        lookup, dense, normalization, table = self.stack
-        return table(normalization(dense(lookup(x)), training=training))
+        return self.normalization(self.dense(x), training=training)
 
     def get_config(self):
         return {}
 
 
-def test_all_of_a_learner_is_published(tmp_path):
-    model, x = Network(), tf.constant([["red"], ["blue"]])
-    model.stack[0].adapt(["red", "green", "green"])
-    model.stack[-1].table = np.ones(2, "float32")
-    learner = keras_maml.MAMLPlusPlus(model, 0.1, inner_steps=2, per_step_batch_normalization=False)
+def texts():
+    lookup, table = keras.layers.StringLookup(max_tokens=4, output_mode="one_hot"), Table()
+    lookup.adapt(["red", "green", "green"])
+    table.table = np.ones(2, "float32")
+    text = keras.Input((1,), dtype="string")
+    return keras.Sequential([text, lookup, keras.layers.Dense(2), table])
+
+
+@pytest.mark.parametrize(
+    ("model", "x"), [(Network, [[0.0, 1.0], [2.0, 3.0]]), (texts, [["red"], ["blue"]])]
+)
+def test_all_of_a_learner_is_published(tmp_path, model, x):
+    how = {"inner_steps": 2, "per_step_batch_normalization": False}
+    learner, x = keras_maml.MAMLPlusPlus(model(), 0.1, **how), tf.constant(x)
     learner.compile("sgd", "mean_squared_error", run_eagerly=True)
     learner.adapt(x, tf.zeros([2, 2]))
     learner.query_loss.variables[0].assign(7)
-    pretrained.save(learner, tmp_path / "texts", {}, "")
-    loaded = keras_maml.load("texts", tmp_path)
+    pretrained.save(learner, tmp_path / "new", {}, "")
+    loaded = keras_maml.load("new", tmp_path)
     assert np.array_equal(loaded(x), learner(x))
     assert loaded.query_loss.variables[0] == 7
+
+
+@keras.saving.register_keras_serializable("tests")
+class Unbuilt(Network):
+    """A subclass whose variables Keras cannot make before it reads their values."""
+
+    def build(self, shape):
+        self.built = True
+
+
+def test_a_learner_that_is_loaded_with_other_weights_replaces_none(folder):
+    learner = MAML(Unbuilt())
+    learner.compile("sgd", "mean_squared_error", run_eagerly=True)
+    learner.adapt(tf.ones([2, 2]), tf.zeros([2, 2]))
+    before = pretrained.card("glyphs", folder)
+    with pytest.raises(ValueError, match="Unbuilt .*build|cannot be loaded"):
+        pretrained.save(learner, folder / "glyphs", {"new": True}, "", replace=True)
+    assert pretrained.card("glyphs", folder) == before
 
 
 def test_a_learner_that_could_not_be_loaded_replaces_none(folder):
