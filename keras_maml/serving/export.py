@@ -12,7 +12,8 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -138,14 +139,7 @@ def export(
     functions = tracer.of_any_size(signatures)
     for shape in shapes:
         functions |= tracer.of_fixed_sizes(signatures, shape, jit_compile)
-    module = tf.Module()
-    variables = [v for function in functions.values() for v in function.variables]
-    module.served_variables = list({id(v): v for v in variables}.values())
-    # Layers may hold resources other than variables, such as lookup tables. Not the whole model:
-    # if it was compiled itself, its optimizer would be saved with it.
-    module.layers = [
-        layer for layer in flatten_layers(learner.model) if not isinstance(layer, keras.Model)
-    ]
+    module = module_of(learner, functions)
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with whole_folder(filepath, replace=overwrite) as folder:
         tf.saved_model.save(module, str(folder), functions, options)
@@ -160,6 +154,19 @@ def export(
             for name, function in functions.items()
         ]
         print(f"Exported to {filepath}: {', '.join(calls)}")
+
+
+def module_of(learner: MAML, functions: Mapping[str, Any]) -> tf.Module:
+    """Returns what traced functions are saved with: all that they refer to."""
+    module = tf.Module()
+    variables = [v for function in functions.values() for v in function.variables]
+    module.served_variables = list({id(v): v for v in variables}.values())
+    # Layers may hold resources other than variables, such as lookup tables. Not the whole model:
+    # if it was compiled itself, its optimizer would be saved with it.
+    module.layers = [
+        layer for layer in flatten_layers(learner.model) if not isinstance(layer, keras.Model)
+    ]
+    return module
 
 
 def check_ready(learner: MAML, caller: str) -> None:

@@ -26,15 +26,19 @@ from keras_maml.execution.tasks import Run
 from keras_maml.files import whole
 from keras_maml.learners.maml import MAML
 from keras_maml.private_keras import flatten_layers
-from keras_maml.serving.export import check_ready, warn_of_single_queries
+from keras_maml.serving.export import check_ready, module_of, warn_of_single_queries
 from keras_maml.serving.fast_weights import ServedLearner
 from keras_maml.serving.signatures import Specs, named, named_outputs, plain
-from keras_maml.serving.traces import build_loss
+from keras_maml.serving.traces import bounds_of, build_loss
 
 TOLERANCE = 1e-3
 """How far a file's numbers may be from TensorFlow's, in parts of the largest or of 1."""
 FLOAT16_TOLERANCE = 2e-2
 """The same for weights that are kept as float16, which have three digits."""
+MOVED = 10
+"""How many times as far, in parts of what moved, adapted weights may be: steps add errors up."""
+ULPS = 4
+"""How many units in the last place a step may round a weight by."""
 _HINT = (
     "Nothing was written. Some layer is converted to something else; try the export with fewer "
     "layers to find it."
@@ -107,6 +111,7 @@ def export_litert(
     device.check(
         lambda name, inputs: interpreter.get_signature_runner(name)(**inputs),
         FLOAT16_TOLERANCE if float16 else TOLERANCE,
+        float16,
     )
     with whole(filepath) as temporary:
         temporary.write_bytes(content)
@@ -114,9 +119,7 @@ def export_litert(
 
 def _converted(device: "DeviceFunctions", float16: bool) -> bytes:
     functions = device.functions()
-    module = tf.Module()
-    variables = [v for function in functions.values() for v in function.variables]
-    module.served_variables = list({id(v): v for v in variables}.values())
+    module = module_of(device.learner, functions)
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(functions))
@@ -172,7 +175,7 @@ class DeviceFunctions:
         self._every_step = every_step
         self._served = served = ServedLearner(learner, batch_normalization)
         check_ready(learner, caller)
-        build_loss(learner)
+        self._bounds = bounds_of(learner, build_loss(learner))
         if batch_normalization is None:
             warn_of_single_queries(served, stacklevel=5)
         self._spec = x, y = plain(learner.support_spec)
@@ -180,6 +183,11 @@ class DeviceFunctions:
         self._x = _of_size(named("x", x), query)
         weights = {"weights": tf.TensorSpec([served.size], served.dtype, "weights")}
         self._query = self._x | weights
+
+    @property
+    def learner(self) -> MAML:
+        """The learner."""
+        return self._served.learner
 
     def functions(self, route: Route = "portable") -> dict[str, Any]:
         """Traces ``adapt`` and ``predict_with``, by default of operations that devices have."""
@@ -209,7 +217,7 @@ class DeviceFunctions:
             operations: The kinds of operations, as far as the converter names them.
             message: What it says.
         """
-        inner = flatten_layers(self._served.learner.model)[1:]
+        inner = flatten_layers(self.learner.model)[1:]
         layers = dict.fromkeys(layer.name for layer in inner)
         scope = tf.name_scope
 
@@ -240,16 +248,21 @@ class DeviceFunctions:
         self,
         run: Callable[[str, dict[str, np.ndarray]], Mapping[str, np.ndarray]],
         tolerance: float,
+        float16: bool = False,
     ) -> None:
         """Raises ValueError unless what was converted runs, and computes what TensorFlow does.
 
         Args:
             run: Calls a converted function, by name, with inputs by name; returns its outputs.
-            tolerance: How far they may be from TensorFlow's, in parts of the largest or of 1.
+            tolerance: How far predictions may be from TensorFlow's, in parts of the largest or of
+                1, and a tenth of how far weights may be, in parts of how far the farthest moves.
+            float16: Whether what was converted keeps the learner's weights as float16.
         """
         random = np.random.default_rng(0)
-        support = {name: _numbers(random, spec) for name, spec in self._support.items()}
-        query = {name: _numbers(random, spec) for name, spec in self._x.items()}
+        support, query = (
+            {name: _numbers(random, name, spec, self._bounds.get(name)) for name, spec in s.items()}
+            for s in (self._support, self._x)
+        )
         right = self.functions("plain")
         weights = right["adapt"](**_tensors(support))["weights"].numpy()
         last = weights[-1] if self._every_step else weights
@@ -262,7 +275,28 @@ class DeviceFunctions:
                     f"The converted {name} does not run: {message}. {_HINT}"
                 ) from error
             for output, value in right[name](**_tensors(inputs)).items():
-                _compare(name, output, ours[output], value.numpy(), tolerance)
+                theirs = value.numpy()
+                allowed = tolerance * max(1.0, np.abs(theirs).max())
+                if name == "adapt":
+                    allowed = self._allowed(theirs, MOVED * tolerance, float16)
+                _compare(name, output, ours[output], theirs, allowed)
+
+    def _allowed(self, theirs: np.ndarray, tolerance: float, float16: bool) -> np.ndarray:
+        """Returns how far each number of a vector may be from TensorFlow's.
+
+        By how far weights move, and not by how large they are: what adapts nothing is as near.
+        """
+        initial = [keras.ops.convert_to_numpy(v).ravel() for v in self._served.variables]
+        weights = sum(map(np.size, initial[: len(self.learner.partition().initial)]))
+        initial, allowed = np.concatenate(initial), np.empty(self._served.size)
+        rounding = ULPS * max(1, self._steps) * np.finfo(theirs.dtype).eps
+        for part in (slice(weights), slice(weights, None)):  # and what layers keep
+            before, after = initial[part], theirs[..., part]
+            moved, largest = (np.abs(a).max(initial=0) for a in (after - before, after))
+            allowed[part] = tolerance * moved + rounding * largest
+            if float16:
+                allowed[part] += np.finfo(np.float16).eps * np.abs(before).max(initial=0)
+        return allowed
 
 
 def _operations(graph: Any) -> Iterator[tuple[str, str]]:
@@ -282,19 +316,26 @@ def _of_size(specs: Specs, size: int) -> Specs:
     }
 
 
-def _numbers(random: np.random.Generator, spec: tf.TensorSpec) -> np.ndarray:
-    """Draws inputs; whole numbers are 0 or 1, which every vocabulary and set of classes has."""
+def _numbers(
+    random: np.random.Generator, name: str, spec: tf.TensorSpec, bound: int | None
+) -> np.ndarray:
+    """Draws an input: whole numbers of all that there are, or 0 and 1 if that is not known."""
     if spec.dtype.is_integer:
-        return random.integers(2, size=spec.shape).astype(spec.dtype.as_numpy_dtype)
-    return random.random(spec.shape).astype(spec.dtype.as_numpy_dtype)
+        if bound is None:
+            bound = 256 if name.startswith("x") and spec.dtype == tf.uint8 else 2  # images
+        return random.integers(bound, size=spec.shape).astype(spec.dtype.as_numpy_dtype)
+    numbers = random.random(spec.shape)
+    if spec.dtype == tf.string:
+        return numbers.astype(bytes).astype(object)
+    return numbers.astype(spec.dtype.as_numpy_dtype)
 
 
 def _compare(
-    signature: str, output: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float
+    signature: str, output: str, ours: np.ndarray, theirs: np.ndarray, allowed: Any
 ) -> None:
-    error = np.abs(ours - theirs).max()
-    if not error <= tolerance * max(1.0, np.abs(theirs).max()):  # also if it is not a number
+    error = np.abs(ours - theirs)
+    if not (error <= allowed).all():  # also if it is not a number
         raise ValueError(
-            f"The converted {signature} is wrong: its {output} are up to {error:.2g} away from "
-            f"TensorFlow's. {_HINT}"
+            f"The converted {signature} is wrong: its {output} are up to {error.max():.2g} away "
+            f"from TensorFlow's. {_HINT}"
         )

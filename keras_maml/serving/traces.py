@@ -66,15 +66,9 @@ class Tracer:
         self.served, self.steps = served, int(steps)
         self.requests: dict[str, dict[str, np.ndarray]] = {}
         learner = served.learner
-        predictions = build_loss(learner)
+        self._bounds = bounds_of(learner, build_loss(learner))
         self._seen = plain(learner.support_spec)
         self._open = with_open_sizes(learner.model, *self._seen)
-        x = self._seen[0]
-        sizes = [size for *_, size in checks.embedded(x, checks.vocabulary_of(learner.model))]
-        bounds = {"y_support": checks.sparse_classes(learner.loss, predictions)}
-        for name in ("x_support", "x_query", "x"):
-            bounds |= named(name, keras.tree.pack_sequence_as(x, sizes))
-        self._bounds = {name: bound for name, bound in bounds.items() if bound is not None}
 
     def of_any_size(self, signatures: Sequence[str] = SIGNATURES) -> dict[str, Function]:
         """Traces signatures for any number of tasks, examples and queries.
@@ -235,6 +229,21 @@ class Tracer:
         }
         call = tracing.function(lambda **inputs: function(in_range(inputs, self._bounds)))
         return call.get_concrete_function(**specs)
+
+
+def bounds_of(learner: MAML, predictions: Any) -> dict[str, int]:
+    """Returns what the classes and the tokens of a request must be below, by the input's name.
+
+    Args:
+        learner: A compiled learner that has seen an episode.
+        predictions: Those of an example, which say how many classes there are.
+    """
+    x, _ = plain(learner.support_spec)
+    sizes = [size for *_, size in checks.embedded(x, checks.vocabulary_of(learner.model))]
+    bounds = {"y_support": checks.sparse_classes(learner.loss, predictions)}
+    for name in ("x_support", "x_query", "x"):
+        bounds |= named(name, keras.tree.pack_sequence_as(x, sizes))
+    return {name: bound for name, bound in bounds.items() if bound is not None}
 
 
 def build_loss(learner: MAML) -> Any:

@@ -1,5 +1,6 @@
 """Files for devices adapt as the learner does, or name the layer that cannot."""
 
+import functools
 import itertools
 import os
 import subprocess
@@ -176,6 +177,18 @@ def test_a_layer_without_a_form_is_named_and_nothing_is_written(kind, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lookup_table_has_no_form_on_devices_and_is_named(tmp_path):
+    lookup = layers.IntegerLookup(
+        vocabulary=[5, 6], output_mode="one_hot", num_oov_indices=1, name="lookup"
+    )
+    model = keras.Sequential([keras.Input((1,), dtype="int64"), lookup, layers.Dense(1)])
+    learner = MAML(model, 0.1)
+    learner.compile("sgd", "mean_squared_error", run_eagerly=True)
+    learner.adapt(np.array([[5], [6]]), np.zeros([2, 1]))
+    with pytest.raises(ValueError, match="^Layer 'lookup' cannot adapt on a device: .*HashTable"):
+        export("litert", learner, tmp_path / "a", support=2)
+
+
 def test_a_file_that_does_not_run_is_refused():
     learner, *_ = make_learner(CASES["dense"])
     device = on_device.DeviceFunctions(learner, "", 6, 5, None, None)
@@ -201,6 +214,39 @@ def test_a_file_that_computes_something_else_is_refused(kind, tmp_path, monkeypa
     with pytest.raises(ValueError, match="The converted adapt is wrong: its weights are up to"):
         export(kind, learner, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("float16", [False, True])
+@pytest.mark.parametrize("times", [0, -1], ids=["nothing", "the other way"])
+def test_a_file_that_adapts_nothing_or_climbs_is_refused(times, float16):
+    learner, *_ = make_learner(CASES["dense"], adapted_layers="head")
+    learner.inner_learning_rate = 0.01
+    device = on_device.DeviceFunctions(learner, "", 6, 5, None, None)
+    right = device.functions("plain")
+    initial = np.concatenate([np.ravel(v) for v in learner.partition().initial])
+
+    def run(name, inputs, times=times):
+        answers = right[name](**{key: tf.constant(value) for key, value in inputs.items()})
+        answers = {key: value.numpy() for key, value in answers.items()}
+        if name == "adapt":
+            answers["weights"] = initial + times * (answers["weights"] - initial)
+        return answers
+
+    tolerance = on_device.FLOAT16_TOLERANCE if float16 else on_device.TOLERANCE
+    with pytest.raises(ValueError, match="The converted adapt is wrong: its weights are up to"):
+        device.check(run, tolerance, float16)
+    device.check(functools.partial(run, times=1), tolerance, float16)
+
+
+def test_files_are_compared_on_all_tokens_and_all_values_of_pixels():
+    random = np.random.default_rng(0)
+    for name, dtype, bound, largest in (
+        ("x", tf.int32, 5, 4),
+        ("x", tf.uint8, None, 255),
+        ("y_support", tf.int32, None, 1),
+    ):
+        spec = tf.TensorSpec([9999], dtype)
+        assert on_device._numbers(random, name, spec, bound).max() == largest
 
 
 def test_weights_after_every_step(kind, tmp_path):
