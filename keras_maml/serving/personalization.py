@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_maml import validation
@@ -97,6 +98,7 @@ class Personalizer:
         Raises:
             ValueError: The examples do not fit the model, or adaptation does not stay finite.
         """
+        x, y = self._nest("adapt", "x_support", x), self._nest("adapt", "y_support", y)
         self.adapt_many([customer], _with_axis(x), _with_axis(y))
 
     def adapt_many(self, customers: Sequence[str], x: Any, y: Any) -> None:
@@ -119,7 +121,10 @@ class Personalizer:
                 f"customers must name each once, got {repeated[:5]} more than once: join the "
                 "examples of a customer, or adapt to the last of them."
             )
-        inputs = _named("x_support", x) | _named("y_support", y)
+        nests = {"x_support": x, "y_support": y}
+        inputs: dict[str, Any] = {}
+        for name, nest in nests.items():
+            inputs |= named(name, self._nest("adapt", name, nest))
         records = {}
         for names, vectors in self._batches(customers, inputs, "adapt"):
             vectors = vectors["weights"]
@@ -156,6 +161,7 @@ class Personalizer:
             OtherLearnerError: They were adapted from another learner, or are damaged.
             ValueError: The inputs do not fit the model.
         """
+        x = self._nest("predict_with", "x", x)
         answers = self.predict_many([customer], _with_axis(x))
         if isinstance(answers, dict):
             return {name: answer[0] for name, answer in answers.items()}
@@ -180,7 +186,7 @@ class Personalizer:
         records = self.store.get(customers)
         pairs = zip(customers, records, strict=True)
         weights = np.stack([self._vector(name, record) for name, record in pairs])
-        inputs = _named("x", x) | {"weights": weights}
+        inputs = named("x", self._nest("predict_with", "x", x)) | {"weights": weights}
         parts = [part for _, part in self._batches(customers, inputs, "predict_with")]
         answers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return answers["predictions"] if set(answers) == {"predictions"} else answers
@@ -192,6 +198,16 @@ class Personalizer:
     def customers(self) -> list[str]:
         """Returns the names of all customers, sorted."""
         return self.store.names()
+
+    def _nest(self, signature: str, name: str, value: Any) -> Any:
+        """Returns a nest of arrays: a list is one where the signature says so, otherwise rows."""
+        specs = self.opened.signatures[signature].structured_input_signature[1]
+        if isinstance(value, dict):
+            return {k: self._nest(signature, f"{name}_{k}", part) for k, part in value.items()}
+        if isinstance(value, tuple) or (isinstance(value, list) and f"{name}_0" in specs):
+            parts = enumerate(value)
+            return tuple(self._nest(signature, f"{name}_{i}", part) for i, part in parts)
+        return np.asarray(value)
 
     def _batches(self, customers: Sequence[str], inputs: dict[str, Any], signature: str) -> Any:
         """Calls a signature for a few customers at a time; yields their names and its answers."""
@@ -234,12 +250,4 @@ def _names(customers: Any) -> list[str]:
 
 def _with_axis(nest: Any) -> Any:
     """Puts an axis of one customer before the examples."""
-    if isinstance(nest, dict):
-        return {key: _with_axis(value) for key, value in nest.items()}
-    if isinstance(nest, tuple):
-        return tuple(map(_with_axis, nest))
-    return np.asarray(nest)[None]  # a list is rows of numbers, not a nest
-
-
-def _named(name: str, nest: Any) -> dict[str, Any]:
-    return named(name, np.asarray(nest) if isinstance(nest, list) else nest)
+    return keras.tree.map_structure(lambda array: array[None], nest)
