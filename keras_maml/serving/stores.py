@@ -5,6 +5,7 @@ A store maps names to bytes and knows nothing of learners.
 
 import contextlib
 import errno
+import hashlib
 import os
 import pathlib
 import random
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 MAX_NAME_BYTES = 80
-_SUFFIX = ".weights"
+_SUFFIX, _UNFINISHED = ".weights", ".unfinished"
 _TABLE = "CREATE TABLE weights (name TEXT PRIMARY KEY, record BLOB NOT NULL)"
 _PAGE_BYTES = 2**14
 _PAUSE_SECONDS = 0.002  # at most, between two looks at a file that another process writes to
@@ -85,26 +86,36 @@ class FolderStore:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self._folder = pathlib.Path(path)
+        self._folder = pathlib.Path(path).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def _file(self, name: str) -> pathlib.Path:
         # A quoted name holds no separator, and with the suffix it is neither "." nor "..".
         return self._folder / (urllib.parse.quote(name, safe="") + _SUFFIX)
 
+    def _beginning(self, name: str) -> str:
+        """How the names of files begin that are being written, or were when a process died."""
+        return f"{hashlib.sha256(name.encode()).hexdigest()[:32]}-"  # as short for every name
+
     def put(self, records: Mapping[str, bytes]) -> None:
         """Keeps records."""
         for name, record in records.items():
             # A name of its own for each writer, since two may write the same record.
-            number, temporary = tempfile.mkstemp(dir=self._folder)
+            number, temporary = tempfile.mkstemp(
+                dir=self._folder, prefix=self._beginning(name), suffix=_UNFINISHED
+            )
             try:
                 with open(number, "wb") as file:
                     file.write(record)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, self._file(name))
+            except FileNotFoundError:
+                if not self._folder.is_dir():
+                    raise
+                # else the name was forgotten meanwhile
             except BaseException:
-                os.unlink(temporary)
+                pathlib.Path(temporary).unlink(missing_ok=True)
                 raise
 
     def get(self, names: Sequence[str]) -> list[bytes | None]:
@@ -118,7 +129,9 @@ class FolderStore:
         return found
 
     def delete(self, name: str) -> bool:
-        """Forgets a record; returns whether there was one."""
+        """Forgets a record, and what is unfinished of it; returns whether there was one."""
+        for unfinished in self._folder.glob(f"{self._beginning(name)}*{_UNFINISHED}"):
+            unfinished.unlink(missing_ok=True)
         with _nothing_if_missing():
             self._file(name).unlink()
             return True
@@ -157,11 +170,11 @@ class SQLiteStore:
     """
 
     def __init__(self, path: str | os.PathLike, timeout: float = 30.0) -> None:
-        self._path, self._timeout = os.fspath(path), timeout
+        self._path, self._timeout = os.path.abspath(path), timeout
         self._local = threading.local()
-        if self._path in ("", ":memory:"):  # which are another database in each thread
+        if os.fspath(path) in ("", ":memory:"):  # which are another database in each thread
             raise ValueError(
-                f"{self._path!r} is no file: name one, or take a MemoryStore, as "
+                f"{os.fspath(path)!r} is no file: name one, or take a MemoryStore, as "
                 "keras-maml serve does without --store."
             )
         try:

@@ -1,7 +1,10 @@
 """Customers keep their own weights: in every store, after processes die, of one learner."""
 
+import concurrent.futures
 import contextlib
 import inspect
+import multiprocessing
+import os
 import signal
 import sqlite3
 import subprocess
@@ -107,6 +110,21 @@ def test_weights_of_another_learner_are_refused(learner, opened, episodes):
     other.model.set_weights([weight + 0.1 for weight in learner.model.get_weights()])
     with pytest.raises(OtherLearnerError, match="another learner: adapt again"):
         Personalizer(other, store).predict("ada", x_query[0])
+
+
+def test_lists_are_several_inputs_where_the_model_has_them_and_rows_elsewhere():
+    inputs = keras.Input((2,)), keras.Input((2,))
+    outputs = keras.layers.Dense(1)(keras.layers.Concatenate()(inputs))
+    learner = MAML(keras.Model(inputs, outputs), 0.1)
+    learner.compile("sgd", "mean_squared_error", run_eagerly=True)
+    x, y = [[[1.0, 2.0]], [[3.0, 4.0]]], [[5.0]]
+    expected = learner.adapt(tuple(map(np.array, x)), np.array(y))(tuple(map(np.array, x)))
+    personalizer = Personalizer(open_learner(learner))
+    for nest in (x, tuple(x), list(map(np.array, x))):
+        personalizer.adapt("ada", nest, y)
+        np.testing.assert_allclose(personalizer.predict("ada", nest), expected, 1e-5)
+    many = [[part] for part in x]
+    np.testing.assert_allclose(personalizer.predict_many(["ada"], many)[0], expected, 1e-5)
 
 
 @pytest.mark.parametrize("end", [-1, -4, 16, 17])
@@ -232,6 +250,35 @@ def test_what_is_no_file_of_customers_is_refused_by_name(tmp_path, name):
     (tmp_path / "text").write_text("no database " * 100)
     with pytest.raises(OSError, match=f"{name} cannot keep customers"):
         SQLiteStore(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [FolderStore, SQLiteStore])
+def test_a_relative_path_is_that_of_when_the_store_was_made(tmp_path, monkeypatch, kind):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    store = kind("customers")
+    monkeypatch.chdir("other")
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # with a connection of its own
+        threads.submit(store.put, {"ada": b"1"}).result()
+    assert store.get(["ada"]) == [b"1"]
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_who_is_forgotten_leaves_nothing_of_writers_that_were_killed(tmp_path, monkeypatch):
+    store = FolderStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *paths: os._exit(0))
+        for name in ("ada", "é" * 40):
+            process = multiprocessing.get_context("fork").Process(
+                target=store.put, args=({name: b"weights"},)
+            )
+            process.start()
+            process.join()
+    assert len(list(tmp_path.iterdir())) == 2 and store.names() == []
+    assert not store.delete("ada")
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not store.delete("é" * 40)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("table", ["weights (id INTEGER, kg REAL)", "notes (text TEXT)"])
