@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import uuid
@@ -26,6 +27,8 @@ except ImportError:  # Windows
 
 TEMPORARY = "temporary."
 """How the name of a file begins that is being written, or was when its process was killed."""
+MAX_NAME_BYTES = 255
+"""How long the name of a file may be, for the usual file systems."""
 DIGITS = 12
 """Random hexadecimal digits that follow, so that no two writers choose the same name."""
 
@@ -40,8 +43,9 @@ def whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     library that is given it must have closed the file when the block ends.
 
     Args:
-        path: The file; one that is there is replaced, and where it is a link, the file that it
-            points to. Its whole name, by which libraries choose a format, ends the name yielded.
+        path: The file; one that is there is replaced, and its mode kept, and where it is a link,
+            the file that it points to. Its name, by which libraries choose a format, ends the name
+            yielded, without its beginning if that would be too long.
 
     Raises:
         FileNotFoundError: The folder is not there, or nothing was written under the name.
@@ -56,9 +60,12 @@ def whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path = path.resolve() if path.is_symlink() else path
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:DIGITS]}.{path.name}")
+    beginning = f"{TEMPORARY}{uuid.uuid4().hex[:DIGITS]}."
+    temporary = path.with_name(beginning + _end(path.name, MAX_NAME_BYTES - len(beginning)))
     try:
         yield temporary
+        if path.exists():
+            shutil.copymode(path, temporary)
         flush(temporary)
         temporary.replace(path)
         flush(path.parent, below=False)
@@ -74,10 +81,11 @@ def whole_folder(path: str | os.PathLike, replace: bool = True) -> Iterator[path
     new one: a process that is killed in between leaves the old one beside, in a hidden folder.
 
     Args:
-        path: The folder; parents are created.
+        path: The folder, or a link to it; parents are created.
         replace: Whether to replace a folder that is there.
 
     Raises:
+        FileNotFoundError: It is a link to what is not there.
         OSError: The folder is there and not to be replaced, or what the writing raises.
 
     Example:
@@ -88,10 +96,17 @@ def whole_folder(path: str | os.PathLike, replace: bool = True) -> Iterator[path
         True
     """
     path = pathlib.Path(path)
+    if path.is_symlink():
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is a link to {os.readlink(path)}, which is not there: remove the link, or "
+                "choose another folder."
+            )
+        path = path.resolve()
     # On the same disk, so that the move is atomic and who watches the parent never sees half a
     # folder; above the folders to create, so that a failure leaves none behind.
     above = next(parent for parent in path.absolute().parents if parent.exists())
-    with tempfile.TemporaryDirectory(dir=above, prefix=f".{path.name}-") as staging:
+    with tempfile.TemporaryDirectory(dir=above, prefix=f".{_end(path.name, 200)}-") as staging:
         new, old = pathlib.Path(staging, "new"), pathlib.Path(staging, "old")
         yield new
         flush(new)
@@ -106,6 +121,13 @@ def whole_folder(path: str | os.PathLike, replace: bool = True) -> Iterator[path
                     old.rename(path)
                 raise
         flush(path.parent, below=False)
+
+
+def _end(name: str, size: int) -> str:
+    """Returns the end of a name, of at most so many bytes."""
+    while len(os.fsencode(name)) > size:
+        name = name[1:]
+    return name
 
 
 def flush(path: str | os.PathLike, below: bool = True) -> None:

@@ -196,6 +196,42 @@ def test_a_link_goes_on_pointing_to_the_file_that_is_replaced(tmp_path):
     assert names(tmp_path / "elsewhere") == ["a.txt"]
 
 
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    (tmp_path / "secret").touch(mode=0o600)
+    files.write_text(tmp_path / "secret", "new")
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("letter", ["a", "é"])
+def test_names_may_be_as_long_as_the_system_allows(tmp_path, letter):
+    name = letter * (250 // len(letter.encode())) + ".txt"
+    with whole(tmp_path / name) as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.touch()
+    with whole_folder(tmp_path / name[1:]) as new:
+        new.mkdir()
+    assert names(tmp_path) == sorted([name, name[1:]])
+
+
+def test_a_link_goes_on_pointing_to_the_folder_that_is_replaced(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "current").symlink_to("1")
+    with whole_folder(tmp_path / "current") as new:
+        new.mkdir()
+        (new / "new").touch()
+    assert (tmp_path / "current").is_symlink() and names(tmp_path / "1") == ["new"]
+
+
+def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path):
+    (tmp_path / "current").symlink_to("nowhere")
+    with (
+        pytest.raises(FileNotFoundError, match="current is a link to nowhere, which is not there"),
+        whole_folder(tmp_path / "current"),
+    ):
+        pytest.fail("began to work")
+    assert names(tmp_path) == ["current"]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="folders are exchanged on Linux")
 def test_a_folder_that_is_replaced_is_never_missing(tmp_path, monkeypatch):
     folder = tmp_path / "1"
