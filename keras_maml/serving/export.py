@@ -134,8 +134,9 @@ def export(
     check_ready(learner, "export")
     served = ServedLearner(learner, batch_normalization)
     tracer = Tracer(served, learner.evaluation_steps if steps is None else steps)
-    if "predict_with" in signatures and batch_normalization is None:
-        warn_of_single_queries(served, stacklevel=4)
+    unasked = batch_normalization is None and served.depends_on_other_queries
+    if "predict_with" in signatures and unasked:
+        warn_of_single_queries(stacklevel=4)
     functions = tracer.of_any_size(signatures)
     for shape in shapes:
         functions |= tracer.of_fixed_sizes(signatures, shape, jit_compile)
@@ -146,7 +147,7 @@ def export(
         _without_names_of_gradients(folder / "saved_model.pb")
         warmup.write(folder, tracer.requests)
         facts = {"checksum": served.checksum(), "weights": served.size, "steps": tracer.steps}
-        facts["batch_normalization"] = served.normalization
+        facts |= {"batch_normalization": served.normalization, "warn_of_single_queries": unasked}
         (folder / "assets.extra" / FACTS).write_text(json.dumps(facts) + "\n")
     if verbose:
         calls = [
@@ -181,17 +182,21 @@ def check_ready(learner: MAML, caller: str) -> None:
         )
 
 
-def warn_of_single_queries(served: ServedLearner, stacklevel: int) -> None:
-    """Warns if a prediction depends on the queries that it is made together with."""
-    if served.depends_on_other_queries:
-        warnings.warn(
-            "This learner normalises queries transductively: by the statistics of all queries of "
-            "a request. Asked for one at a time, or for queries of one class, it is little better "
-            'than chance. Pass batch_normalization="inductive", and best train the learner so, '
-            "too. If every request holds a whole query set as in training, pass "
-            'batch_normalization="transductive" to say so.',
-            stacklevel=stacklevel,
-        )
+def warn_of_single_queries(stacklevel: int, todo: str = "Pass") -> None:
+    """Warns that a prediction depends on the queries that it is made together with.
+
+    Args:
+        stacklevel: Who is to blame, as `warnings.warn` counts.
+        todo: What to do with the argument that says how queries are normalised.
+    """
+    warnings.warn(
+        "This learner normalises queries transductively: by the statistics of all queries of "
+        "a request. Asked for one at a time, or for queries of one class, it is little better "
+        f'than chance. {todo} batch_normalization="inductive", and best train the learner so, '
+        "too. If every request holds a whole query set as in training, "
+        f'{todo[0].lower()}{todo[1:]} batch_normalization="transductive" to say so.',
+        stacklevel=stacklevel,
+    )
 
 
 def _without_names_of_gradients(file: pathlib.Path) -> None:

@@ -176,8 +176,8 @@ class DeviceFunctions:
         self._served = served = ServedLearner(learner, batch_normalization)
         check_ready(learner, caller)
         self._bounds = bounds_of(learner, build_loss(learner))
-        if batch_normalization is None:
-            warn_of_single_queries(served, stacklevel=5)
+        if batch_normalization is None and served.depends_on_other_queries:
+            warn_of_single_queries(stacklevel=5)
         self._spec = x, y = plain(learner.support_spec)
         self._support = _of_size(named("x_support", x) | named("y_support", y), support)
         self._x = _of_size(named("x", x), query)

@@ -76,13 +76,16 @@ def open_learner(
 
     Raises:
         ValueError: The source is neither, or lacks what is needed; or an argument is out of range.
+
+    Warns:
+        UserWarning: Queries are normalised by each other, unasked; see `export`.
     """
     if isinstance(source, MAML):
         check_ready(source, "A served learner")
         served = ServedLearner(source, batch_normalization)
         tracer = Tracer(served, source.evaluation_steps if steps is None else steps)
-        if batch_normalization is None:
-            warn_of_single_queries(served, stacklevel=4)
+        if batch_normalization is None and served.depends_on_other_queries:
+            warn_of_single_queries(stacklevel=4)
         # The values of now in the place of variables, which training would change later.
         values = [(variable, tf.convert_to_tensor(variable)) for variable in source.variables]
         with keras.StatelessScope(state_mapping=values):
@@ -96,6 +99,8 @@ def open_learner(
             f"{source} is not a SavedModel of learner.export: {facts} is missing. Export it again."
         )
     facts = json.loads(facts.read_text())
+    if facts.get("warn_of_single_queries"):
+        warn_of_single_queries(stacklevel=4, todo="Export it with")
     signatures = tf.saved_model.load(os.fspath(source)).signatures
     return Opened(signatures, facts["checksum"], facts["weights"])
 

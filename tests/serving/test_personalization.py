@@ -100,6 +100,17 @@ def test_a_saved_model_and_its_learner_share_customers(learner, opened, episodes
     np.testing.assert_allclose(served.predict("ada", x_query[0]), expected, rtol=0, atol=1e-5)
 
 
+def test_who_opens_a_saved_model_is_warned_as_who_exported_it(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+    learner, x = MAML(model, 0.1), np.ones([3, 2], "float32")
+    learner.compile("sgd", "mean_squared_error", run_eagerly=True)
+    learner.adapt(x, x)
+    with pytest.warns(UserWarning, match="chance. Pass batch_normalization"):
+        learner.export(tmp_path / "1", signatures=["adapt", "predict_with"], verbose=False)
+    with pytest.warns(UserWarning, match="chance. Export it with batch_normalization"):
+        Personalizer(tmp_path / "1")
+
+
 def test_weights_of_another_learner_are_refused(learner, opened, episodes):
     x, y, x_query = episodes
     store = MemoryStore()
