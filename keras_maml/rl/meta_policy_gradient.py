@@ -128,7 +128,9 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             search found no better policy or its result was not finite.
 
     Raises:
-        ValueError: A setting is out of range, or the model is not built.
+        ValueError: A setting is out of range, or the model is not built, does not fit the
+            environment, or has what this agent would ignore: losses of its own, dtypes, or, with a
+            trust region, constraints.
 
     Example:
         >>> from tf_agents.specs import BoundedTensorSpec
@@ -221,11 +223,11 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             route=placement().turns if jit_compile else "plain",
             adapted_layers=adapted_layers,
         )
-        if isinstance(self.outer, TrustRegion):
-            _check_unconstrained(self._objective.variables().trained)
         self._kinds = tf.nest.map_structure(lambda part: type(part).__name__, made)
         variables = self._objective.variables()
         self._made_with = _identities(variables)
+        if isinstance(self.outer, TrustRegion):
+            _check_unconstrained(variables.trained)
         self._estimate = {
             "tasks": tasks,
             "discount": discount,
