@@ -49,11 +49,11 @@ class Bessel(keras.layers.Layer):
         return tf.math.special.bessel_j0(x)
 
 
-def bessel_learner():
+def bessel_learner(inner_learning_rate=0.1):
     """A learner that neither vectorises nor compiles, and the kind of its episodes."""
     stack = [keras.layers.Conv2DTranspose(2, 3), Bessel(), keras.layers.Flatten()]
     model = keras.Sequential([keras.Input((3, 3, 1)), *stack, keras.layers.Dense(1)])
-    learner = MAML(model, 0.1)
+    learner = MAML(model, inner_learning_rate)
     learner.compile("sgd", "mean_squared_error")
     return learner, zoo.Case(lambda: model, (3, 3, 1))
 
@@ -69,10 +69,23 @@ def test_what_neither_vectorises_nor_compiles_runs_all_the_same(caplog):
 
 
 @pytest.mark.slow
-def test_what_does_not_compile_and_is_read_once_says_what_to_do():
+def test_training_that_does_not_compile_loses_nothing_of_what_is_read_once():
+    (plain, case), (learner, _) = (bessel_learner(inner_learning_rate=0.01) for _ in range(2))
+    learner.model.set_weights(plain.model.get_weights())
+    plain.compile("sgd", "mean_squared_error", jit_compile=False)
+    for seed in range(2):
+        plain.train_on_batch(zoo.episodes(case, seed=seed))
+    learner.fit((zoo.episodes(case, seed=seed) for seed in range(2)), steps_per_epoch=2, verbose=0)
+    assert learner.optimizer.iterations == 2 and not learner.jit_compile
+    for ours, theirs in zip(learner.model.get_weights(), plain.model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_does_not_compile_and_is_read_once_says_what_to_do():
     learner, case = bessel_learner()
     with pytest.raises(ValueError, match="XLA cannot compile.*compile with jit_compile=False"):
-        learner.fit((zoo.episodes(case) for _ in range(2)), steps_per_epoch=2, verbose=0)
+        learner.evaluate((zoo.episodes(case) for _ in range(2)), steps=2, verbose=0)
 
 
 @pytest.mark.parametrize("name", [*map(zoo.slow, ("convolution", "attention")), "dropout"])
