@@ -1,6 +1,6 @@
 """Notebooks are kept with their outputs.
 
-`make test` runs the first one as it is, with nbmake, and the cells of the others here with tiny
+`make test` runs the first one as it is, with nbmake, and the cells of another here with tiny
 settings; `make test-all` runs all as they are.
 """
 
@@ -16,7 +16,6 @@ FOLDER = pathlib.Path(__file__).parents[2] / "docs/notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SMALLER = {
     "navigation": {"= 20, 20, 100": "= 4, 5, 100", "range(30)": "range(2)"},
-    "own_images": {"epochs=8, steps_per_epoch=40": "epochs=1, steps_per_epoch=2"},
 }
 
 

@@ -14,6 +14,7 @@ from examples import documentation, drawings, oscillator, recording, speakers
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECORDED = sorted(path.name for path in (ROOT / "experiments/results/examples").iterdir())
+LONG = ("backbone", "documentation", "speakers")  # for the slow tests
 NAMES = ("backbone", "documentation", "drawings", "oscillator", "shops", "speakers")
 
 
@@ -32,7 +33,7 @@ def vowels(tmp_path):
 
 
 @pytest.mark.usefixtures("without_xla")
-@pytest.mark.parametrize("name", [slow(name) if name == "backbone" else name for name in NAMES])
+@pytest.mark.parametrize("name", [slow(name) if name in LONG else name for name in NAMES])
 def test_example(name, tmp_path, vowels, monkeypatch):
     example = importlib.import_module(f"examples.{name}")
     settings = {"iterations": 10, "tasks": 200, "folder": tmp_path / "run"}

@@ -100,6 +100,7 @@ def test_the_meta_gradient_of_parts_is_that_of_the_whole(settings, cores):
     assert_close(*(learner.meta_gradients(*data) for learner in learners))
 
 
+@pytest.mark.slow  # several programs; their gradients are compared above
 @pytest.mark.usefixtures("float64")
 def test_training_and_evaluation_are_those_of_one_program(cores):
     data, results = zoo.episodes(CASE, tasks=6), []

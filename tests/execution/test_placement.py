@@ -54,7 +54,7 @@ def test_tasks_in_turns_are_one_program_on_a_card(monkeypatch):
         pytest.param("lstm", "sequential", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("jit_compile", [zoo.slow(True), False])
 def test_the_columns_give_the_same_meta_gradient(name, task_map, jit_compile):
     case = zoo.CASES[name]
     found = []

@@ -58,6 +58,7 @@ def bessel_learner(inner_learning_rate=0.1):
     return learner, zoo.Case(lambda: model, (3, 3, 1))
 
 
+@pytest.mark.slow  # each has tests of its own
 def test_what_neither_vectorises_nor_compiles_runs_all_the_same(caplog):
     learner, case = bessel_learner()
     for seed in range(2):

@@ -146,6 +146,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(uninterrupted, capsys):
     assert (uninterrupted / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow  # two runs
 def test_training_begins_with_the_policy_of_another_run(uninterrupted, tmp_path):
     initial = tmp_path / "initial"
     shutil.copytree(uninterrupted, initial)

@@ -224,6 +224,7 @@ def test_a_head_has_as_many_ways_as_data_that_can_be_read_once(kind):
     assert results == pytest.approx(learner.evaluate(classes(5), verbose=0), rel=1e-5)
 
 
+@pytest.mark.slow  # several programs
 def test_a_learner_trained_5_way_adapts_to_3_and_12_classes(tmp_path):
     learner = head_learner(inner_steps=5)
     learner.fit(classes(5), epochs=10, verbose=0)

@@ -229,6 +229,7 @@ def test_evaluation_over_data_of_unknown_length_counts_every_task_once():
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow  # several programs
 def test_outputs_in_a_list_take_losses_by_name():
     inputs = keras.Input((3,))
     outputs = [keras.layers.Dense(3, name="cls")(inputs), keras.layers.Dense(2, name="reg")(inputs)]

@@ -347,6 +347,7 @@ def test_trust_region_optimisation_without_inner_steps():
     assert abs(history[0]) < 0.7 and np.mean(history[-3:]) > 2
 
 
+@pytest.mark.slow  # several agents
 def test_momentum_follows_an_average_of_gradients(environment):
     """Of two batches that differ in their rewards: their divergence has the same Hessian."""
     settings = {"max_kl": MAX_KL, "damping": 0.1, "iterations": 100}
@@ -474,6 +475,7 @@ def test_credit_for_exploration_changes_the_gradient(environment):
     assert abs(norms[0] - norms[1]) > 1e-3 * norms[0]
 
 
+@pytest.mark.slow  # several agents; the estimator has tests of its own
 def test_inner_steps_may_look_less_far_ahead_than_the_outer_one(environment):
     def gradient_norm(rate, experience, **lambdas):
         outer = keras.optimizers.SGD(1e-3)

@@ -216,6 +216,7 @@ def test_bounds_that_are_none_are_refused(low, high):
         squashed_gaussian(low, high)
 
 
+@pytest.mark.slow  # an agent
 def test_a_policy_of_squashed_gaussians_acts_and_is_saved(tmp_path):
     time_steps = ts.time_step_spec(tf.TensorSpec([2], tf.float32))
     actions = BoundedTensorSpec([2], tf.float32, LOW, HIGH)

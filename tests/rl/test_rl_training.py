@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from rl_zoo import make_agent
+from zoo import slow
 
 from keras_maml import files
 from keras_maml.algorithm.update_rules import GradientDescent
@@ -114,7 +115,7 @@ def test_runs_without_settings_go_on_and_get_them(whole, tmp_path):
     assert (tmp_path / "settings.json").read_text() == (folder / "settings.json").read_text()
 
 
-@pytest.mark.parametrize("lost", ["removed", "emptied"])
+@pytest.mark.parametrize("lost", ["removed", slow("emptied")])
 def test_a_run_whose_history_is_lost_goes_on_all_the_same(lost, whole, tmp_path):
     folder, weights, *_ = whole
     shutil.copy(folder / "agent.npz", tmp_path)

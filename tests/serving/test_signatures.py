@@ -198,6 +198,7 @@ def fields(message):
     return found
 
 
+@pytest.mark.slow  # a process of its own
 def test_loading_prints_no_warnings(tmp_path):
     learner, *_ = make_learner("small", batch_normalization="inductive")
     learner.export(tmp_path / "1", verbose=False)
