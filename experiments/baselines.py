@@ -32,13 +32,13 @@ from experiments import glyphs, mini_imagenet
 from experiments.shared.command_line import run_command
 from experiments.shared.image_classification import SPLITS, checksum, compile_learner, episodes_of
 from experiments.shared.image_settings import Experiment, Task
-from experiments.shared.runs import Run, as_json, check_epochs, check_several, results_of
+from experiments.shared.runs import Run, as_json, check_epochs, results_of
 from keras_maml import MAML, evaluation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.episodes import ImageClasses
 from keras_maml.files import write_text
 from keras_maml.progress import progress
-from keras_maml.validation import check_choice, check_count, check_positive
+from keras_maml.validation import check_choice, check_count, check_positive, check_several
 
 Tasks = Callable[..., tf.data.Dataset]  # makes the episodes of a split
 NEIGHBOUR, FINE_TUNING = "nearest neighbour", "fine-tuning"

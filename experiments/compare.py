@@ -34,12 +34,12 @@ from experiments.shared.comparison_table import summary, times
 from experiments.shared.image_classification import SPLITS, checksum, episodes_of
 from experiments.shared.image_settings import Experiment, Task
 from experiments.shared.report import comparison as report
-from experiments.shared.runs import Run, as_json, check_several, defaults_of, results_of
+from experiments.shared.runs import Run, as_json, defaults_of, results_of
 from experiments.shared.training_clock import TrainingClock
 from keras_maml import MAML, evaluation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.files import read_csv, write_csv, write_json, write_text
-from keras_maml.validation import check_choice, check_count, check_positive, one_of
+from keras_maml.validation import check_choice, check_count, check_positive, check_several, one_of
 from keras_maml.words import counted
 
 

@@ -23,10 +23,9 @@ import tensorflow as tf
 from experiments.benchmarks.store import Store
 from experiments.shared.command_line import run_command
 from experiments.shared.image_classification import checksum
-from experiments.shared.runs import check_several
 from experiments.shared.training_bar import TrainingBar
 from keras_maml import MAML, episodes, evaluation, networks
-from keras_maml.validation import check_count, check_positive
+from keras_maml.validation import check_count, check_positive, check_several
 
 WAYS, SIZE = 5, 32
 TEST = 1  # seed of the test's tasks

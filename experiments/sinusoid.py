@@ -18,12 +18,12 @@ import numpy as np
 import tabulate
 
 from experiments.shared.command_line import run_command
-from experiments.shared.runs import Run, check_epochs, check_several
+from experiments.shared.runs import Run, check_epochs
 from experiments.shared.training_bar import TrainingBar
 from keras_maml import MAML, Workers, episodes, evaluation, networks, plots
 from keras_maml.episodes.sampling import check_shard
 from keras_maml.files import write_text
-from keras_maml.validation import check_count, check_positive, one_of
+from keras_maml.validation import check_count, check_positive, check_several, one_of
 from keras_maml.words import counted
 
 METHODS = ("maml", "first-order", "pretrained", "oracle")

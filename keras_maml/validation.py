@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,3 +55,20 @@ def check_optional_count(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is None or an integer of at least 1."""
     if value is not None:
         check_count(name, value, minimum=1)
+
+
+def check_several(name: str, values: Collection[Any], check: Callable[[str, Any], None]) -> None:
+    """Checks a setting of several values.
+
+    Args:
+        name: Of the setting.
+        values: Its values.
+        check: Called with the name and each value.
+
+    Raises:
+        ValueError: There is no value, or one is there twice; and what ``check`` raises.
+    """
+    if len({*values}) < max(len(values), 1):
+        raise ValueError(f"{name} must be one or several different ones, got {values}.")
+    for value in values:
+        check(name, value)

@@ -437,7 +437,7 @@ def precise_agents(workers: keras_maml.Workers) -> dict[str, Any]:
     last digit. In float64 that is still so little that an error would be seen beside it.
     """
     from keras_maml import rl
-    from keras_maml.rl import meta_policy_gradient, sampling
+    from keras_maml.rl import meta_policy_gradient, model_checks, sampling
 
     tasks, rollouts, horizon = 4, 3, 4
     environment = rl.environments.TaskPyEnvironment(
@@ -455,7 +455,7 @@ def precise_agents(workers: keras_maml.Workers) -> dict[str, Any]:
     drawer.adapt(before)
     experience = tf.nest.map_structure(share, (before, sampler.draw(0, 0, 1)))
     transitions = meta_policy_gradient.transitions
-    check_precision = meta_policy_gradient._check_precision
+    check_precision = model_checks._check_precision
 
     def of_each(trajectory: Any, *, tasks: int, **how: Any) -> Any:
         # One by one: estimates in float32 are the same then, however many tasks there are.
@@ -470,7 +470,7 @@ def precise_agents(workers: keras_maml.Workers) -> dict[str, Any]:
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     meta_policy_gradient.transitions = of_each
-    meta_policy_gradient._check_precision = lambda *_: None  # as estimates are float64 here, too
+    model_checks._check_precision = lambda *_: None  # as estimates are float64 here, too
     try:
         agent = rl.MetaPolicyGradientAgent(
             *specs,
@@ -483,7 +483,7 @@ def precise_agents(workers: keras_maml.Workers) -> dict[str, Any]:
         info = agent.train(experience).extra
     finally:
         meta_policy_gradient.transitions = transitions
-        meta_policy_gradient._check_precision = check_precision
+        model_checks._check_precision = check_precision
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
     weights = [np.asarray(variable) for variable in agent.saved_variables]

@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -381,23 +381,6 @@ def check_epochs(iterations: int, epoch_iterations: int) -> int:
             f"{iterations}."
         )
     return epochs
-
-
-def check_several(name: str, values: Collection[Any], check: Callable[[str, Any], None]) -> None:
-    """Checks a setting of several values.
-
-    Args:
-        name: Of the setting.
-        values: Its values.
-        check: Called with the name and each value.
-
-    Raises:
-        ValueError: There is no value, or one is there twice; and what ``check`` raises.
-    """
-    if len({*values}) < max(len(values), 1):
-        raise ValueError(f"{name} must be one or several different ones, got {values}.")
-    for value in values:
-        check(name, value)
 
 
 def defaults_of(settings: Any) -> dict[str, Any]:

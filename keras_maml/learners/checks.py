@@ -399,7 +399,8 @@ def embedded(x: Any, vocabulary: Any) -> list[tuple[tuple, Any, int | None]]:
     inputs, sizes = map(keras.tree.flatten_with_path, (x, vocabulary))
     if len(inputs) == len(sizes) == 1:  # in whatever a single one is wrapped
         sizes = [(inputs[0][0], sizes[0][1])]
-    return [(path, array, dict(sizes).get(path)) for path, array in inputs]
+    size_at = dict(sizes)
+    return [(path, array, size_at.get(path)) for path, array in inputs]
 
 
 def embedded_sizes(model: keras.Model, tensor: keras.KerasTensor) -> list[int]:

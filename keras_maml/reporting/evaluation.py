@@ -156,10 +156,9 @@ def evaluate(
             f"batch_normalizations must be a list of {BATCH_NORMALIZATIONS} or of one of them, got "
             f"{batch_normalizations!r}."
         )
-    for mode in batch_normalizations:
-        validation.check_choice("batch_normalizations", mode, BATCH_NORMALIZATIONS)
-    if len(set(batch_normalizations)) < len(batch_normalizations):
-        raise ValueError(f"batch_normalizations must differ, got {batch_normalizations!r}.")
+    validation.check_several(
+        "batch_normalizations", batch_normalizations, validation.one_of(BATCH_NORMALIZATIONS)
+    )
     check_enough(episodes, tasks)
     parts: dict[str, dict[str, list]] = {mode: {} for mode in batch_normalizations}
     done = 0

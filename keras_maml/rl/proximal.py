@@ -69,13 +69,23 @@ def own_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Opt
     """Returns a new optimizer with the settings of a user's, which keeps its own state.
 
     Raises:
-        ValueError: It is one whose results are not in the weights that policies act with.
+        ValueError: It is one whose results are not in the weights that policies act with, or that
+            expects losses to be scaled.
     """
     if optimizer.use_ema and not optimizer.ema_overwrite_frequency:
         raise ValueError(
             "An outer optimizer with use_ema=True keeps the averages of weights beside them, and "
             "policies would not act with them. Pass ema_overwrite_frequency= as well, the number "
             "of steps after which the weights become their averages, or leave use_ema out."
+        )
+    if (
+        isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        or optimizer.loss_scale_factor is not None
+    ):
+        raise ValueError(
+            "An outer optimizer that scales losses, a LossScaleOptimizer or one with a "
+            "loss_scale_factor, would divide gradients of losses that are not scaled: agents "
+            "compute in float32, which does not need it. Pass the optimizer without."
         )
     own = type(optimizer).from_config(optimizer.get_config())
     # What `exclude_from_weight_decay` has been told is in no config.

@@ -135,7 +135,7 @@ def test_diverging_tasks_are_counted_not_hidden():
         ({"tasks": 0}, "tasks must be an integer of at least 1, got 0"),
         ({"steps": -1}, "steps must be an integer of at least 0, got -1"),
         ({"tasks": 9}, "tasks=9 were asked for, but the dataset ends after 4"),
-        ({"batch_normalizations": ["inductive"] * 2}, "batch_normalizations must differ"),
+        ({"batch_normalizations": ["inductive"] * 2}, "must be one or several different ones"),
         ({"batch_normalizations": ["none"]}, "batch_normalizations must be one of .* got 'none'"),
     ],
 )

@@ -74,6 +74,13 @@ def test_averages_of_weights_must_become_the_weights():
     assert equal(agent.policy.fast_weights, [v[None] for v in averages])
 
 
+def test_optimizers_that_scale_losses_are_refused():
+    adam = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    for optimizer in (adam, keras.optimizers.SGD(0.1, loss_scale_factor=8.0)):
+        with pytest.raises(ValueError, match="scales losses, .* Pass the optimizer without"):
+            make_agent(LINE, policy(), outer=optimizer)
+
+
 def test_layers_that_are_frozen_later_need_another_agent(tmp_path):
     model = policy()
     agent = make_agent(LINE, model, outer=keras.optimizers.SGD(0.1))
