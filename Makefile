@@ -23,7 +23,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo         meta-train on sine curves, in three minutes"
 	@echo "make browser-demo a page that learns drawn characters, at http://127.0.0.1:8000"
-	@echo "make test         ruff, mypy, the tests and a notebook"
+	@echo "make test         ruff, mypy and the tests"
 	@echo "make test-all     the slow tests as well, and all notebooks"
 	@echo "make test-matrix  the core's tests on other versions of Python, TensorFlow and Keras"
 	@echo "make docs         build the documentation in site/"
@@ -40,7 +40,7 @@ browser-demo: $(INSTALLED)
 test test-matrix: export XLA_FLAGS = --xla_backend_optimization_level=0
 
 test: lint
-	$(NOTEBOOKS) $(SIDE_BY_SIDE) tests keras_maml docs/notebooks/sine_curves.ipynb
+	$(NOTEBOOKS) $(SIDE_BY_SIDE) tests keras_maml
 
 test-all: lint
 	@failed=0; for part in $(PARTS); do \

@@ -1,20 +1,20 @@
 """Notebooks are kept with their outputs.
 
-`make test` runs the first one as it is, with nbmake, and the cells of another here with tiny
-settings; `make test-all` runs all as they are.
+`make test` runs the cells of two here with tiny settings; `make test-all` runs all notebooks as
+they are, with nbmake.
 """
 
 import json
 import pathlib
 import re
 
-import keras
 import matplotlib.pyplot as plt
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "docs/notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SMALLER = {
+    "sine_curves": {"=500": "=5", "epochs=16": "epochs=2"},
     "navigation": {"= 20, 20, 100": "= 4, 5, 100", "range(30)": "range(2)"},
 }
 
@@ -51,7 +51,7 @@ def test_the_cells_run_with_tiny_settings(name, monkeypatch):
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     program = "\n".join(code)
     for text, smaller in SMALLER[name].items():
-        assert program.count(text) == 1
+        assert text in program
         program = program.replace(text, smaller)
     program = re.sub("^assert .*$", "", program, flags=re.MULTILINE)  # it has learned nothing
     names = {}
@@ -60,4 +60,4 @@ def test_the_cells_run_with_tiny_settings(name, monkeypatch):
     if name == "navigation":
         assert len(names["after"]) == 2
     else:
-        assert keras.ops.shape(names["scores"]) == (25, 5) and max(names["difference"]) == 0
+        assert len(names["history"]["loss"]) == 2 and names["result"].curve("loss").shape == (11,)

@@ -11,11 +11,14 @@ from keras_maml import MAML
 from keras_maml.execution import tracing
 
 
-def graphs_besides(known):
-    """Returns the graphs of functions that are alive, without some that the caller keeps alive.
+@pytest.fixture(autouse=True)
+def only_what_a_test_makes():
+    """Nobody looks for graphs and garbage among the millions of objects of other tests."""
+    gc.freeze()
 
-    Those of other tests may go at any time, so that their number says nothing.
-    """
+
+def graphs_besides(known):
+    """Returns the graphs of functions that are alive, without some that the caller keeps alive."""
     gc.collect()
     ids = set(map(id, known))
     graphs = (thing for thing in gc.get_objects() if isinstance(thing, tf.Graph))
