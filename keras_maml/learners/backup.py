@@ -13,9 +13,6 @@ from keras_maml.files import lock, remove_leftovers, whole
 from keras_maml.learners import agreement
 
 _NAME = "epoch-{:06d}.weights.h5"
-# What gives folders free that this process keeps from others. A training that was interrupted, in
-# a notebook, leaves its folder to the next one here.
-_locks: dict[pathlib.Path, Callable[[], None]] = {}
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -31,11 +28,11 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     Args:
         folder: Where the state after the last epoch is kept; created if it is not there. Other
-            processes are kept out of it until training has ended.
+            trainings are kept out of it until this one has ended, however it does.
         delete: Whether to delete that state when training has come to its end.
 
     Raises:
-        BlockingIOError: A training in another process uses the folder.
+        BlockingIOError: Another training uses the folder.
 
     Example:
         >>> import keras_maml, tempfile
@@ -53,6 +50,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         super().__init__()
         self._folder = pathlib.Path(folder)
         self._delete = delete
+        self._unlock: Callable[[], None] | None = None
 
     def epochs_done(self, workers: Workers | None = None) -> int:
         """Returns after how many epochs `fit` will go on.
@@ -69,10 +67,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         learner, workers = self.model, self.model.several_workers
         if _is_first(workers):
             self._folder.mkdir(parents=True, exist_ok=True)
-            folder = self._folder.resolve()
-            if folder not in _locks:
-                _locks[folder] = lock(folder)
-            remove_leftovers(folder)
+            self._unlock = lock(self._folder)
+            remove_leftovers(self._folder)
         done = self.epochs_done(workers)
         if done and _is_first(workers):
             learner.load_weights(self._folder / _NAME.format(done))
@@ -87,6 +83,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             return
         before = self._states()
         path = self._folder / _NAME.format(epoch + 1)
+        self._folder.mkdir(parents=True, exist_ok=True)  # whoever may have removed it
         with whole(path) as temporary:
             self.model.save_weights(temporary, overwrite=True)
         for old in before:
@@ -96,12 +93,15 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Deletes the state, if asked to."""
         private_keras.begin_at(self.model, None)
-        if not _is_first(self.model.several_workers):
-            return
-        if self._delete:
+        if self._delete and _is_first(self.model.several_workers):
             for path in self._states():
                 path.unlink()
-        _locks.pop(self._folder.resolve(), lambda: None)()
+
+    def release(self) -> None:
+        """Lets other trainings use the folder; `fit` does so at its end, of whatever kind it is."""
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
 
     def _states(self) -> list[pathlib.Path]:
         return [*self._folder.glob("epoch-*.weights.h5")]

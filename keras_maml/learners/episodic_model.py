@@ -20,6 +20,7 @@ from keras_maml.execution.functional import (
 )
 from keras_maml.execution.workers import Workers
 from keras_maml.learners import agreement, checks, inputs, specs
+from keras_maml.learners.backup import BackupAndRestore
 from keras_maml.learners.compiled_model import CompiledModel, spec_of
 from keras_maml.learners.metrics import MetricsBefore, clone_metrics, stateless_loss
 from keras_maml.learners.non_finite import StopOnNonFinite
@@ -274,16 +275,21 @@ class EpisodicModel(CompiledModel):
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks  # in a list of its own Keras calls all of them in turn
         callbacks = [*self._with_own(first, callbacks), *last, StopOnNonFinite()]
-        with checks.input_errors():
-            return super().fit(
-                training,
-                callbacks=callbacks,
-                validation_data=validation_data,
-                shuffle=False,  # Keras warns that it cannot shuffle a dataset
-                steps_per_epoch=steps_per_epoch,
-                validation_steps=validation_steps,
-                **kwargs,
-            )
+        try:
+            with checks.input_errors():
+                return super().fit(
+                    training,
+                    callbacks=callbacks,
+                    validation_data=validation_data,
+                    shuffle=False,  # Keras warns that it cannot shuffle a dataset
+                    steps_per_epoch=steps_per_epoch,
+                    validation_steps=validation_steps,
+                    **kwargs,
+                )
+        finally:
+            for callback in callbacks:
+                if isinstance(callback, BackupAndRestore):
+                    callback.release()
 
     @agreement.of_all_workers
     @without_xla_where_it_fails
@@ -498,7 +504,7 @@ class EpisodicModel(CompiledModel):
         self._check(episode, caller)
         return episode
 
-    def _check(self, episode: Any, caller: str) -> tuple[int | None, int | None]:
+    def _check(self, episode: Any, caller: str) -> tuple[int | None, checks.Vocabulary]:
         """Checks a meta-batch and builds whatever is not built for it.
 
         Returns:
@@ -546,7 +552,7 @@ class EpisodicModel(CompiledModel):
         flags = [layer.trainable for layer in flatten_layers(self.model)]
         return [id(variable) for variable in variables], flags
 
-    def _build_for(self, task: Any, episode: Any) -> tuple[int | None, int | None]:
+    def _build_for(self, task: Any, episode: Any) -> tuple[int | None, checks.Vocabulary]:
         """Builds model, loss, metrics and optimizer on one task; returns what bounds integers."""
         x_query, y_query, weight = examples(task[1])
         checks.check_values(episode, None, checks.vocabulary_of(self.model))

@@ -1,5 +1,7 @@
 """`fit`, `evaluate` and `predict` behave as Keras users expect."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -223,15 +225,21 @@ def test_a_folder_of_backups_is_kept_from_others_while_it_is_in_use(tmp_path):
         learner.fit(meta_batches(1), callbacks=[backup], verbose=0)
     unlock()
     tried = []
+    removing = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: shutil.rmtree(tmp_path))
 
     def use_it_too(*_):
         with pytest.raises(BlockingIOError):
             files.lock(tmp_path)
         tried.append(backup.epochs_done())
 
-    ends = keras.callbacks.LambdaCallback(on_epoch_end=use_it_too)
-    learner.fit(meta_batches(1), callbacks=[backup, ends], verbose=0)
+        raise KeyboardInterrupt
+
+    fails = keras.callbacks.LambdaCallback(on_epoch_end=use_it_too)
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit(meta_batches(1), callbacks=[backup, fails], verbose=0)
     assert tried == [1]
+    learner.fit(meta_batches(1), callbacks=[backup, removing], verbose=0)
+    assert backup.epochs_done() == 1
     files.lock(tmp_path)()
 
 
