@@ -21,6 +21,7 @@ from keras_maml.execution.placement import placement
 from keras_maml.execution.task_map import map_sequentially
 from keras_maml.execution.workers import Workers
 from keras_maml.files import whole
+from keras_maml.private_keras import decays
 from keras_maml.rl import serving
 from keras_maml.rl.action_statistics import action_statistics
 from keras_maml.rl.advantages import complete, transitions
@@ -435,6 +436,7 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 "update_rule": objective.update_rule,
                 "adapted_variables": [id(v) in adapted for v in self.model.trainable_variables],
                 "outer": self.outer,
+                "decayed_variables": self._decayed(),
                 "first_order": self.first_order,
                 "exploration": self.exploration,
                 "discount": self._estimate["discount"],
@@ -443,6 +445,13 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
                 "baseline": self._estimate["baseline"],
             }
         )
+
+    def _decayed(self) -> list[bool] | None:
+        """Returns which trained variables an outer optimizer takes weight decay off."""
+        outer = self.outer
+        if not isinstance(outer, keras.optimizers.Optimizer) or outer.weight_decay is None:
+            return None
+        return [decays(outer, variable) for variable in self._objective.variables().trained]
 
     def save(self, path: str | os.PathLike) -> None:
         """Saves `saved_variables`, whole or not at all, to go on from bit for bit.
@@ -464,9 +473,11 @@ class MetaPolicyGradientAgent(tf_agent.TFAgent):
             path: Of the file; of several workers the first one's counts.
 
         Raises:
-            ValueError: It is of an agent with other variables. Nothing changes.
+            ValueError: It is of an agent with other variables, or layers have been frozen or thawed
+                since this one was made. Nothing changes.
             WorkersError: Worker 0 could not read it. Nothing changes.
         """
+        self._check_variables()
         if self.workers is None:
             self._load(self._read(path))
         else:

@@ -93,12 +93,16 @@ def _check_precision(model: keras.Model, outputs: Any) -> None:
     others = {kind.name for kind in kinds if kind.is_floating} - {"float32"}
     if others:
         policies = {layer.dtype_policy.name for layer in flatten_layers(model)} - {"float32"}
+        cause, remedy = "a cast within it", "Cast its outputs to float32."
+        if policies:
+            cause = f"layers with the dtype policy {', '.join(sorted(policies))}"
+            remedy = (
+                "Make the model with keras.config.set_dtype_policy('float32'), or at least, in "
+                "mixed precision, its outputs by layers with dtype='float32'."
+            )
         raise ValueError(
-            f"The model's weights and outputs must be float32, as rewards are, got "
-            f"{', '.join(sorted(others))} from layers with the dtype policy "
-            f"{', '.join(sorted(policies))}. Make the model with "
-            "keras.config.set_dtype_policy('float32'), or at least, in mixed precision, its "
-            "outputs by layers with dtype='float32'."
+            "The model's weights and outputs must be float32, as rewards are, got "
+            f"{', '.join(sorted(others))} from {cause}. {remedy}"
         )
 
 

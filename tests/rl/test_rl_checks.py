@@ -54,6 +54,10 @@ def test_an_outer_optimizer_decays_what_the_users_would():
     optimizer.exclude_from_weight_decay([model.get_layer("mean").kernel], ["bias"])
     model.get_layer("first").bias.assign([1.0, 2.0, 3.0])
     agent = make_agent(LINE, model, inner_steps=0, outer=optimizer)
+    assert agent.settings["decayed_variables"] == [
+        "bias" not in v.path and v is not model.get_layer("mean").kernel
+        for v in model.trainable_variables
+    ]
     before = values(model.trainable_variables)
     agent.train(draw(agent, make_sampler(agent, LINE)))
     changed = [
@@ -85,6 +89,9 @@ def test_layers_that_are_frozen_later_need_another_agent(tmp_path):
     model = policy()
     agent = make_agent(LINE, model, outer=keras.optimizers.SGD(0.1))
     experience = draw(agent, make_sampler(agent, LINE))
+    saved = tmp_path / "agent.npz"
+    agent.save(saved)
+    model.get_layer("mean").kernel.assign_add([[1.0], [2.0], [3.0]])
     model.get_layer("first").trainable = False
     before = values(agent.saved_variables)
     for use in (
@@ -92,6 +99,7 @@ def test_layers_that_are_frozen_later_need_another_agent(tmp_path):
         lambda: agent.adapt(experience[0]),
         lambda: agent.train(experience),
         lambda: agent.adapted_policy(0),
+        lambda: agent.restore(saved),
         lambda: agent.export(tmp_path / "policy", rollouts=1, steps=1),
     ):
         with pytest.raises(ValueError, match="have been frozen.* Make another agent on the same"):
@@ -114,6 +122,14 @@ def test_models_of_another_precision_are_refused(name):
         make_agent(LINE, model)
 
 
+def test_casts_within_a_model_are_refused_as_such():
+    cast = keras.layers.Lambda(lambda outputs: keras.ops.cast(outputs, "float64"))
+    inputs = keras.Input((2,))
+    outputs = {name: cast(tensor) for name, tensor in policy()(inputs).items()}
+    with pytest.raises(ValueError, match="got float64 from a cast within it. Cast its outputs"):
+        make_agent(LINE, keras.Model(inputs, outputs))
+
+
 def test_layers_within_may_be_of_mixed_precision():
     agent = make_agent(LINE, policy(dtype="mixed_bfloat16"), outer=keras.optimizers.SGD(0.1))
     assert agent.train(draw(agent, make_sampler(agent, LINE))).extra.accepted
@@ -123,8 +139,13 @@ def test_baselines_are_made_of_tensorflows_operations():
     def of_numpy(observations, times, returns, weights):
         return np.mean(returns) * np.ones_like(returns)
 
-    with pytest.raises(ValueError, match="TensorFlow's operations, .* got 'of_numpy', which"):
-        make_agent(LINE, policy(), baseline=of_numpy)
+    def of_arrays(observations, times, returns, weights):
+        return tf.constant(returns.numpy())
+
+    for baseline in (of_numpy, of_arrays):
+        name = baseline.__name__
+        with pytest.raises(ValueError, match=f"TensorFlow's operations, .* got '{name}', which"):
+            make_agent(LINE, policy(), baseline=baseline)
 
     def of_two_rollouts(observations, times, returns, weights):
         rollouts = tf.reshape(returns, [2, 2, LINE.horizon])

@@ -74,7 +74,7 @@ class FamilyEnvironment(py_environment.PyEnvironment, abc.ABC):
                 "Repeat each task for all of its rollouts, e.g. with "
                 "np.repeat(tasks, rollouts, axis=0)."
             )
-        self._apply(tasks.copy())  # an environment may change what it has got in place
+        self._apply(_copied(tasks))  # an environment may change what it has got in place
         self.tasks = tasks
 
     def seed(self, seed: int) -> None:
@@ -84,6 +84,16 @@ class FamilyEnvironment(py_environment.PyEnvironment, abc.ABC):
     @abc.abstractmethod
     def _apply(self, tasks: np.ndarray) -> None:
         """Gives every environment its task."""
+
+
+def _copied(tasks: np.ndarray) -> np.ndarray:
+    """Returns tasks with arrays of their own, those within arrays of objects as well."""
+    copy = tasks.copy()
+    if copy.dtype == object:
+        for place in np.ndindex(copy.shape):
+            if isinstance(copy[place], np.ndarray):
+                copy[place] = copy[place].copy()
+    return copy
 
 
 def as_family(tasks: task_families.TaskFamily | DrawTasks) -> task_families.TaskFamily:

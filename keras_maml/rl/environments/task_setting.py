@@ -203,12 +203,24 @@ class WithTask(gymnasium.Wrapper):
 
 def check_kept(name: str, value: Any, found: Any) -> None:
     """Raises ValueError unless an attribute is still as a task has set it."""
-    if not (found is value or np.array_equal(found, value)):
+    if not _same(found, value):
         raise ValueError(
             f"After a reset {name!r} of the environment is {found!r}, where the task had set it to "
             f"{value!r}: it is no attribute that makes a task. Pass Options or Arguments, or let "
             "reset and step keep it."
         )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Returns whether attributes are equal: numbers, NaN among them, arrays, or anything else."""
+    if a is b:
+        return True
+    if all(isinstance(array, np.ndarray) and array.dtype == object for array in (a, b)):
+        return a.shape == b.shape and all(map(_same, a.flat, b.flat))
+    try:
+        return np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True)
+    except TypeError:  # NumPy has no NaN of such
+        return False
 
 
 def _plain(value: Any) -> Any:

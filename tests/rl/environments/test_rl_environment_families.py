@@ -389,6 +389,20 @@ def test_an_environment_that_changes_its_task_in_place_changes_no_other(way):
             environment.reset()
 
 
+def test_arrays_of_any_length_and_numbers_that_are_none_are_tasks_like_others():
+    tasks = np.array([np.ones(1), np.array([1.0, np.nan])], dtype=object)
+    for set_task in (set_goal, Attributes("goal")):
+        environment = from_gymnasium(
+            Drifting, tasks=lambda _, n: np.resize(tasks, n), set_task=set_task, count=4, horizon=3
+        )
+        environment.set_tasks(tasks[[0, 0, 1, 1]])
+        environment.reset()
+        assert environment.step(np.zeros((4, 1), np.float32)).reward.tolist() == [2.0] * 4
+        assert environment.tasks[0].tolist() == [1.0]
+    environment.set_tasks(np.array([[np.nan, 2.0]] * 4))
+    assert environment.reset().is_first().all()
+
+
 class Forgetful(Counter):
     """Draws its goal anew whenever an episode begins."""
 
