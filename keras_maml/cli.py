@@ -35,7 +35,7 @@ from keras_maml.files import whole
 from keras_maml.learners.adapted import HUB
 from keras_maml.learners.checks import names_of_loss
 from keras_maml.learners.maml import MAML
-from keras_maml.private_keras import is_functional
+from keras_maml.private_keras import inputs_of
 from keras_maml.serving import pretrained
 from keras_maml.serving.signatures import plain
 from keras_maml.version import __version__
@@ -363,7 +363,7 @@ def _is_known(shape: Any, rank: int) -> bool:
 def _shapes(learner: MAML) -> tuple[Any, Any]:
     """Returns the shapes of one example's inputs and outputs, or nests; None if still unknown."""
     model, seen = learner.model, learner.support_spec
-    if is_functional(model) and model.built:
+    if inputs_of(model) is not None:
         shapes = model.input_shape, model.output_shape
     elif seen is None:
         return None, None

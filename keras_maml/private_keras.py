@@ -14,6 +14,7 @@ __all__ = [
     "CompileMetrics",
     "KerasSaveable",
     "averaged_by",
+    "decays",
     "flatten_layers",
     "inputs_of",
     "is_called_on",
@@ -32,8 +33,13 @@ def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def inputs_of(model: keras.Model) -> Any:
-    """Returns the nest of symbolic tensors that a sequential or functional model is made on."""
-    return model.inputs[0] if isinstance(model, keras.Sequential) else model._inputs_struct
+    """Returns the nest of symbolic tensors that a model is made on; None where there are none.
+
+    A sequential model may be built without any, on what its layers say nothing of.
+    """
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    return model._inputs_struct if isinstance(model, Functional) else None
 
 
 def is_called_on(layer: keras.layers.Layer, tensor: keras.KerasTensor) -> bool:
@@ -56,6 +62,11 @@ def made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
 def own_variables(metric: keras.metrics.Metric) -> list[keras.Variable]:
     """Returns the variables of a metric without those of metrics that it keeps."""
     return list(metric._variables)
+
+
+def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Returns whether an optimizer takes weight decay off a variable."""
+    return optimizer.weight_decay is not None and optimizer._use_weight_decay(variable)
 
 
 def replace_variables(

@@ -68,7 +68,7 @@ def check_several(name: str, values: Collection[Any], check: Callable[[str, Any]
     Raises:
         ValueError: There is no value, or one is there twice; and what ``check`` raises.
     """
-    if len({*values}) < max(len(values), 1):
-        raise ValueError(f"{name} must be one or several different ones, got {values}.")
     for value in values:
         check(name, value)
+    if len({*values}) < max(len(values), 1):
+        raise ValueError(f"{name} must be one or several different ones, got {values}.")

@@ -12,7 +12,7 @@ from keras_maml.execution import forms
 from keras_maml.execution.functional import is_seed
 from keras_maml.files import whole
 from keras_maml.learners.low_rank import LowRankFactors
-from keras_maml.private_keras import inputs_of, is_functional
+from keras_maml.private_keras import inputs_of
 
 HUB = "hf://"
 """How Keras's paths on the Hugging Face Hub begin."""
@@ -153,7 +153,7 @@ class TransductiveModel(WrappedModel):
 
     def export(self, filepath: str | os.PathLike, **kwargs: Any) -> None:
         """Exports as `keras.Model.export` does; what the wrapped model takes, this one does."""
-        if kwargs.get("input_signature") is None and is_functional(self.model):
+        if kwargs.get("input_signature") is None and inputs_of(self.model) is not None:
             kwargs["input_signature"] = [
                 keras.tree.map_structure(
                     lambda t: keras.InputSpec(t.dtype, (None, *t.shape[1:]), name=t.name),

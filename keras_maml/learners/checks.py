@@ -15,13 +15,15 @@ from keras_maml.private_keras import (
     flatten_layers,
     inputs_of,
     is_called_on,
-    is_functional,
 )
 from keras_maml.validation import EPISODE, MARK, MARK_OF_ALL
 from keras_maml.words import counted
 
 # The first is what TensorFlow has outside of all scopes; there is no public way to ask for it.
 _OF_ONE_DEVICE = ("_DefaultDistributionStrategy", "OneDeviceStrategy")
+
+Vocabulary = dict[tuple | None, int]
+"""What `vocabulary_of` returns."""
 
 
 def check_episode_spec(spec: Any) -> None:
@@ -246,14 +248,13 @@ def check_metrics(metrics: keras.metrics.Metric | None) -> None:
         )
 
 
-def check_values(episode: Any, classes: int | None, vocabulary: Any = None) -> None:
+def check_values(episode: Any, classes: int | None, vocabulary: Vocabulary) -> None:
     """Checks the numbers of one meta-batch.
 
     Args:
         episode: ``((x_support, y_support), (x_query, y_query))`` of tensors.
         classes: The number of outputs of a classifier with integer labels; None otherwise.
-        vocabulary: A nest like x: how many integers the model embeds, None of an input that it
-            does not embed; None if all are such.
+        vocabulary: How many integers the model embeds, see `vocabulary_of`.
 
     Raises:
         ValueError: A number is not finite, or a label or an integer is out of range.
@@ -287,7 +288,7 @@ def _sum(values: np.ndarray) -> np.floating:
         return values.sum(dtype=np.float64)
 
 
-def _bounded(half: Any, name: str, classes: int | None, vocabulary: Any) -> list[tuple]:
+def _bounded(half: Any, name: str, classes: int | None, vocabulary: Vocabulary) -> list[tuple]:
     """Returns what of a set has a range: the tensor, its bound, what is expected, a remedy."""
     found = []
     if classes is not None and len(half) > 1:
@@ -316,7 +317,9 @@ def _bounded(half: Any, name: str, classes: int | None, vocabulary: Any) -> list
     return found
 
 
-def checked(dataset: tf.data.Dataset, classes: int | None, vocabulary: Any) -> tf.data.Dataset:
+def checked(
+    dataset: tf.data.Dataset, classes: int | None, vocabulary: Vocabulary
+) -> tf.data.Dataset:
     """Checks every meta-batch of a dataset as it comes, as far as that costs next to nothing.
 
     Args:
@@ -338,7 +341,7 @@ def checked(dataset: tf.data.Dataset, classes: int | None, vocabulary: Any) -> t
                 if array.shape[1] is None:
                     failures.append((tf.shape(array)[1] > 0, [needs, *which, "."]))
             for part, bound, expected, remedy in _bounded(half, name, classes, vocabulary):
-                low, high = tf.reduce_min(part), tf.reduce_max(part)
+                low, high = extent(part)
                 # As float64, for a bound may be beyond the integers of x or y.
                 inside = (low >= 0) & (tf.cast(high, tf.float64) < bound)
                 values = [tf.strings.as_string(low), "..", tf.strings.as_string(high)]
@@ -352,6 +355,13 @@ def checked(dataset: tf.data.Dataset, classes: int | None, vocabulary: Any) -> t
     if not any(halves) and not sizes_open:
         return dataset
     return dataset.enumerate().map(check)
+
+
+def extent(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the least and the greatest of integers, or of truth values as such."""
+    if numbers.dtype == tf.bool:
+        numbers = tf.cast(numbers, tf.int32)
+    return tf.reduce_min(numbers), tf.reduce_max(numbers)
 
 
 def asserted(conditions: Sequence[tuple[tf.Tensor, list]], nest: Any) -> Any:
@@ -382,25 +392,31 @@ def input_errors() -> Iterator[None]:
         raise kind(found[2].replace("\\n", " ")) from None
 
 
-def vocabulary_of(model: keras.Model) -> Any:
-    """Returns how many integers the layers embed that take an input: a nest like the inputs.
+def vocabulary_of(model: keras.Model) -> Vocabulary:
+    """Returns how many integers the layers embed that take an input, by the path of that input.
 
-    None of an input that no layer embeds, and of a model that is not made of layers it knows.
+    Inputs of a list have two paths, as Keras takes them by their places or by their names; the only
+    input of a model has the path None, as it may be wrapped in anything. What no layer embeds is
+    left out, and so is all of a model that is not made of layers it knows.
     """
-    if not (model.built and is_functional(model) and model.inputs):
-        return None
-    return keras.tree.map_structure(
-        lambda tensor: min(embedded_sizes(model, tensor), default=None), inputs_of(model)
-    )
+    inputs = inputs_of(model)
+    if inputs is None:
+        return {}
+    sizes: dict[tuple | None, int | None] = {}
+    for path, tensor in keras.tree.flatten_with_path(inputs):
+        size = min(embedded_sizes(model, tensor), default=None)
+        sizes[path] = size
+        if isinstance(inputs, (list, tuple)):
+            sizes[(tensor.name,)] = size
+    if len(model.inputs) == 1:
+        sizes = {None: size}
+    return {path: size for path, size in sizes.items() if size is not None}
 
 
-def embedded(x: Any, vocabulary: Any) -> list[tuple[tuple, Any, int | None]]:
-    """Returns path, array and vocabulary (see `vocabulary_of`) of every input."""
-    inputs, sizes = map(keras.tree.flatten_with_path, (x, vocabulary))
-    if len(inputs) == len(sizes) == 1:  # in whatever a single one is wrapped
-        sizes = [(inputs[0][0], sizes[0][1])]
-    size_at = dict(sizes)
-    return [(path, array, size_at.get(path)) for path, array in inputs]
+def embedded(x: Any, vocabulary: Vocabulary) -> list[tuple[tuple, Any, int | None]]:
+    """Returns path, array and vocabulary of every input; None where it is not embedded."""
+    inputs = keras.tree.flatten_with_path(x)
+    return [(path, array, vocabulary.get(path, vocabulary.get(None))) for path, array in inputs]
 
 
 def embedded_sizes(model: keras.Model, tensor: keras.KerasTensor) -> list[int]:

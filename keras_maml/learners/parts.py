@@ -16,6 +16,7 @@ from keras_maml.algorithm.update_rules import GradientDescent, UpdateRule
 from keras_maml.execution.forms import Route
 from keras_maml.execution.functional import state_variables
 from keras_maml.learners import inputs
+from keras_maml.learners.checks import Vocabulary
 from keras_maml.learners.episodic_model import EpisodicModel
 from keras_maml.learners.metrics import stateless_loss
 from keras_maml.learners.settings import Setting
@@ -203,7 +204,7 @@ class LearnerOfParts(EpisodicModel):
         how["needs_query"] = self.meta_gradient.needs_query or caller.startswith("predict")
         return super()._prepare(x, y, caller, **how)
 
-    def _check(self, episode: Any, caller: str) -> tuple[int | None, int | None]:
+    def _check(self, episode: Any, caller: str) -> tuple[int | None, Vocabulary]:
         self._forget_annealed()
         self._set_ways(episode, caller)
         return super()._check(episode, caller)

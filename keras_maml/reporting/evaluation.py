@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_maml import validation
 from keras_maml.algorithm.objective import BATCH_NORMALIZATIONS
 from keras_maml.execution.forms import batch_normalizations as normalizing_layers
+from keras_maml.learners.checks import check_episode_spec
 from keras_maml.learners.maml import MAML
 from keras_maml.progress import progress
 
@@ -200,9 +201,10 @@ def check_enough(episodes: tf.data.Dataset, tasks: int) -> None:
         tasks: How many tasks are asked for.
 
     Raises:
-        ValueError: There are fewer.
+        ValueError: There are fewer, or what is in the dataset is no meta-batch.
     """
     if isinstance(episodes, tf.data.Dataset):
+        check_episode_spec(episodes.element_spec)
         meta_batches = int(episodes.cardinality())
         size = tf.nest.flatten(episodes.element_spec)[0].shape[0]
         if meta_batches >= 0 and size is not None:

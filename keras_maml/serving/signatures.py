@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_maml.learners.checks import extent
+
 Specs = dict[str, tf.TensorSpec]
 
 
@@ -138,7 +140,7 @@ def in_range(inputs: dict[str, tf.Tensor], bounds: dict[str, int]) -> dict[str, 
     bounded = {name: inputs[name] for name in bounds if name in inputs}
     checks = []
     for name, seen in unchecked(bounded).items():
-        low, high = tf.reduce_min(seen), tf.reduce_max(seen)
+        low, high = extent(seen)
         # As float64, for a bound may be beyond the integers of the input.
         fits = (low >= 0) & (tf.cast(high, tf.float64) < bounds[name])
         message = f"{name} must hold integers in 0..{bounds[name] - 1}, got some from"

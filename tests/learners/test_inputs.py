@@ -365,6 +365,30 @@ def test_integers_beyond_the_vocabulary_of_one_of_several_inputs_are_found():
         learner.adapt({**x, "one": x["one"][0] - 1, "two": x["two"][0]}, y[0])
 
 
+def test_inputs_in_a_list_may_come_by_name_and_truth_values_be_embedded():
+    one, two = keras.Input((), name="one", dtype="bool"), keras.Input((3,), name="two")
+    embedded = keras.layers.Embedding(2, 3)(one)
+    learner = make_learner(keras.Model([one, two], embedded + two))
+    x, y = {"one": np.array([[True, False]]), "two": np.ones((1, 2, 3))}, np.zeros((1, 2), "int32")
+    for data in (((x, y), (x, y)), tf.data.Dataset.from_tensors(((x, y), (x, y)))):
+        learner.fit(data, verbose=0)
+    x["one"] = np.array([[1, 2]])
+    with pytest.raises(ValueError, match=r"x\['one'\] of the support set .* 0..1, .* got 1..2"):
+        learner.fit(((x, y), (x, y)), verbose=0)
+
+
+class Joined(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.concatenate([x["a"], x["b"]], -1)
+
+
+def test_a_sequential_model_may_take_several_inputs():
+    x, y = {name: np.ones((1, 4, 2)) for name in ("a", "b")}, np.zeros((1, 4), "int32")
+    learner = make_learner(keras.Sequential([Joined(), keras.layers.Dense(3)]))
+    learner.fit(((x, y), (x, y)), verbose=0)
+    assert learner.model.layers[1].kernel.shape == (4, 3)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

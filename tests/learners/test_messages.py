@@ -233,9 +233,9 @@ def test_a_strategy_with_several_replicas_is_refused(method, monkeypatch):
 def test_a_byte_may_be_any_of_256_tokens():
     x, y = np.array([[[0], [255]]], "uint8"), np.ones((1, 2, 1), "float32")
     data = tf.data.Dataset.from_tensors(((x, y), (x, y)))
-    assert len([*checks.checked(data, None, vocabulary=256)]) == 1
+    assert len([*checks.checked(data, None, {None: 256})]) == 1
     with (
         pytest.raises(ValueError, match=r"integers in 0\.\.254.*, got 0\.\.255"),
         checks.input_errors(),
     ):
-        [*checks.checked(data, None, vocabulary=255)]
+        [*checks.checked(data, None, {None: 255})]

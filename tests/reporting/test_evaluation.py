@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_maml import MAML, callbacks, episodes, networks, plots
 from keras_maml.reporting.evaluation import Evaluation, evaluate
@@ -107,6 +108,13 @@ def test_too_few_episodes_are_refused_before_any_work(tmp_path):
     ):
         with pytest.raises(ValueError, match="the dataset ends after 4"):
             start()
+
+
+def test_episodes_that_are_no_meta_batches_are_not_counted():
+    one_by_one = episodes.sinusoid(meta_batch_size=1, shots=5, queries=9, tasks=4).unbatch()
+    for data in (tf.data.Dataset.range(4), one_by_one):
+        with pytest.raises(ValueError, match="An element of an episodes|same number of tasks"):
+            evaluate(make_regressor(), data, tasks=9)
 
 
 def test_the_forms_tell_the_same():
