@@ -4,6 +4,7 @@ import gc
 
 import keras
 import pytest
+from tensorflow.python.util import tf_stack
 
 from keras_maml.learners import patience
 from keras_maml.learners.episodic_model import EpisodicModel
@@ -11,7 +12,12 @@ from keras_maml.learners.episodic_model import EpisodicModel
 # Traced programs are millions of objects. Looking for garbage among them as often as Python does
 # by itself takes a seventh of the time.
 gc.freeze()
-gc.set_threshold(100_000, 50, 100)
+gc.set_threshold(100_000, 100_000, 100)  # nor is there much among what is not young any more
+
+# For every operation a graph notes the lines that made it, which takes an eighth of the time of
+# tracing under pytest and is asked for by no test.
+_stack = tf_stack.extract_stack()
+tf_stack.extract_stack = lambda stacklevel=1: _stack
 
 # What is said must not depend on how fast the machine is.
 patience.PATIENCE = 3600.0
