@@ -32,6 +32,7 @@ import numpy as np
 try:
     import prometheus_client
     from starlette.applications import Starlette
+    from starlette.convertors import Convertor, register_url_convertor
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
@@ -120,10 +121,10 @@ def create_app(
         ("DELETE", "/v1/customers/{customer}", service.forget),
         ("GET", "/metrics", service.metrics),
     ]
-    # A customer's name may hold slashes, which clients quote and servers unquote before.
+    register_url_convertor("customer", _Customer())
     guarded = [
         Route(
-            path.replace("{customer}", "{customer:path}"),
+            path.replace("{customer}", "{customer:customer}"),
             service.guarded(path, handler, token),
             methods=[method],
         )
@@ -249,6 +250,18 @@ def _sigterm_as_sigint() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Customer(Convertor[str]):
+    """A customer in a path: any text, also with the slashes and line breaks that clients quote."""
+
+    regex = r"[\s\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
 
 
 class _Service:

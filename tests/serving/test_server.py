@@ -194,9 +194,13 @@ def test_what_is_too_large_too_much_or_not_allowed_is_refused(personalizer, caps
     assert "give a token" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["team/ada", "bob/predict", "/", "é", "\N{REPLACEMENT CHARACTER}"])
+@pytest.mark.parametrize(
+    "name",
+    ["team/ada", "bob/predict", "/", "é", "\N{REPLACEMENT CHARACTER}", "ada\n", "ada\nlovelace"],
+)
 def test_a_customer_that_python_keeps_can_be_asked_and_forgotten(client, personalizer, name):
     x, y = [[1.0, 2.0, 3.0]], [[1.0]]
+    personalizer.adapt("ada", x, y)  # whom nobody asks for
     personalizer.adapt(name, x, y)
     customer = f"/v1/customers/{urllib.parse.quote(name, safe='')}"
     answer = client.post(f"{customer}/predict", json={"x": x})
@@ -204,6 +208,7 @@ def test_a_customer_that_python_keeps_can_be_asked_and_forgotten(client, persona
     assert client.post(f"{customer}/adapt", json={"x": x, "y": y}).json() == {"customer": name}
     assert client.delete(customer).status_code == 200
     assert client.delete(customer).status_code == 404
+    assert personalizer.forget("ada")
 
 
 @pytest.mark.parametrize("quoted", ["Ren%E9", "%ff", "%C3"])
