@@ -117,15 +117,15 @@ def check_range(
 def check_distinct(array: np.ndarray, name: str) -> None:
     """Checks that different large numbers are still different in float32.
 
-    Up to 2**24 every whole number is. Fractions are rounded, which is no matter where few of many
-    become equal: in a column that holds fractions, a tenth may.
+    Up to 2**24 every whole number is. Others are rounded, which is no matter where few of many
+    become equal: in a column a tenth may.
 
     Args:
         array: Booleans, integers or finite floats, ``[N]`` or ``[N, ..., columns]``.
         name: What the error calls them.
 
     Raises:
-        ValueError: If different ones in a column become equal, as times in seconds since 1970 do.
+        ValueError: If more in a column become equal, as times in seconds since 1970 do.
 
     Example:
         >>> check_distinct(np.array([2**24, 2**24 + 1]), "x")
@@ -142,8 +142,7 @@ quantities.
     for column in np.flatnonzero((least < -(2**24)) | (most > 2**24)):
         different = np.unique(rows[:, column])
         left = len(np.unique(different.astype("float32")))
-        tolerated = 0.1 * len(different) if (different % 1).any() else 0
-        if len(different) - left > tolerated:
+        if len(different) - left > 0.1 * len(different):
             which = f"column {column} of {name}" if rows.shape[1] > 1 else name
             raise ValueError(
                 f"{which} must hold numbers that float32 tells apart, but of {len(different)} "

@@ -282,7 +282,9 @@ def _check_texts(name: str, cells: Sequence[str], place: Callable[[int], str]) -
     numbers = sum(map(bool, map(NUMBER.fullmatch, cells)))
     if 2 * numbers <= len(cells) or all(map(INTEGER.fullmatch, cells)):
         return
-    first = next((i for i, cell in enumerate(cells) if _kind([[cell]]) is str), 0)
+    first = next((i for i, cell in enumerate(cells) if _kind([[cell]]) is str), None)
+    if first is None:  # a column of texts as it came, such as grades
+        return
     raise ValueError(
         f"The column {name!r} must be numbers or texts, but {numbers} of its {len(cells)} cells "
         f"are numbers, and {place(first)} holds the text {cells[first]!r}. Write numbers as 1234.5 "

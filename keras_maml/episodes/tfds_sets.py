@@ -190,10 +190,10 @@ def load_tfds(
         ) from error
     splits = tuple(sorted(source.info.splits) if tfds_splits is None else tfds_splits)
     unknown = set(splits) - set(source.info.splits)
-    if unknown or not splits:
+    if unknown or not splits or len({*splits}) < len(splits):
         raise ValueError(
-            f"tfds_splits must name splits of {source.name}, {sorted(source.info.splits)}, got "
-            f"{list(splits)}."
+            f"tfds_splits must name splits of {source.name}, {sorted(source.info.splits)}, each "
+            f"once, got {list(splits)}."
         )
     # A set can be made again, under its name and version, from other images.
     contents = [source.info.splits[split].shard_lengths for split in splits]

@@ -273,7 +273,14 @@ def test_numbers_that_float32_does_not_tell_apart_are_refused(times):
 def test_numbers_are_rounded_where_that_loses_little():
     values = np.random.default_rng(0).uniform(0, 1e9, [20_000, 1])
     assert len(np.unique(values.astype("float32"))) < 20_000
-    for x in (values, np.array([[0.1], [0.1 + 1e-12]]), 3600 * np.arange(9)[:, None] + 1.8e9):
+    whole = np.unique(np.random.default_rng(0).integers(0, 10**8, 20_000))[:, None]
+    assert len(np.unique(whole.astype("float32"))) < len(whole)
+    for x in (
+        values,
+        whole,
+        np.array([[0.1], [0.1 + 1e-12]]),
+        3600 * np.arange(9)[:, None] + 1.8e9,
+    ):
         load_tasks([(x, np.zeros(len(x)))])
     columns = {"task": ["a"] * 6, "time": TIMES, "y": range(6)}
     data = load_tasks(columns, task="task", target="y", dtype="float64")
@@ -491,6 +498,11 @@ def test_numbers_are_not_taken_for_texts(cells, message, column, tmp_path):
 
 
 def test_classes_may_be_named_by_numbers():
-    for names in (["1a", "2a", "3"], ["7", "8", "7"], ["192.168.0.1", "10.0.0.1", "10.0.0.2"]):
+    for names in (
+        ["1a", "2a", "3"],
+        ["7", "8", "7"],
+        ["1.0", "1.3", "2.7"],
+        ["192.168.0.1", "10.0.0.1", "10.0.0.2"],
+    ):
         columns = {"task": ["a"] * 3, "x": [1, 2, 3], "y": names}
         assert load_tasks(columns, task="task", target="y").classes == tuple(sorted(set(names)))

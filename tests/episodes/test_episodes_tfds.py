@@ -186,6 +186,10 @@ def test_troubles_are_explained(load, cache):
         load("tiny_animals:9.9.9")
     with pytest.raises(ValueError, match=r"tfds_splits must name splits of tiny_animals, \['test"):
         load(tfds_splits=["val"])
+    with pytest.raises(
+        ValueError, match="splits of tiny_animals, .* each once, got .*'test', 'test"
+    ):
+        load(tfds_splits=["test", "test"])
     with pytest.raises(ValueError, match="does not know cow"):
         load(split=["cow"])
     with pytest.raises(ValueError, match="rotations=True needs square images"):
