@@ -323,6 +323,7 @@ def _numbers(
     if spec.dtype.is_integer:
         if bound is None:
             bound = 256 if name.startswith("x") and spec.dtype == tf.uint8 else 2  # images
+        bound = min(bound, spec.dtype.max + 1)  # a vocabulary may be larger than the numbers go
         return random.integers(bound, size=spec.shape).astype(spec.dtype.as_numpy_dtype)
     numbers = random.random(spec.shape)
     if spec.dtype == tf.string:

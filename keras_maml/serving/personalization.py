@@ -11,7 +11,7 @@ import numpy as np
 from keras_maml import validation
 from keras_maml.learners.maml import MAML
 from keras_maml.serving.opened import Opened, open_learner
-from keras_maml.serving.signatures import named
+from keras_maml.serving.signatures import input_name, named
 from keras_maml.serving.stores import MemoryStore, Store, check_name
 
 _FORMATS = {b"h": np.dtype("<f2"), b"s": np.dtype("<f4"), b"d": np.dtype("<f8")}
@@ -203,10 +203,11 @@ class Personalizer:
         """Returns a nest of arrays: a list is one where the signature says so, otherwise rows."""
         specs = self.opened.signatures[signature].structured_input_signature[1]
         if isinstance(value, dict):
-            return {k: self._nest(signature, f"{name}_{k}", part) for k, part in value.items()}
-        if isinstance(value, tuple) or (isinstance(value, list) and f"{name}_0" in specs):
-            parts = enumerate(value)
-            return tuple(self._nest(signature, f"{name}_{i}", part) for i, part in parts)
+            parts = value.items()
+            return {k: self._nest(signature, input_name(name, k), part) for k, part in parts}
+        if isinstance(value, tuple) or (isinstance(value, list) and input_name(name, 0) in specs):
+            places = enumerate(value)
+            return tuple(self._nest(signature, input_name(name, i), part) for i, part in places)
         return np.asarray(value)
 
     def _batches(self, customers: Sequence[str], inputs: dict[str, Any], signature: str) -> Any:

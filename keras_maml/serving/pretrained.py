@@ -173,11 +173,19 @@ def save(
         # Only Keras's own file holds all of a learner. One that is not compiled is saved without
         # the state of an optimizer.
         learner.save(whole)
-        read(whole, compile=False).save(new / LEARNER)
         content = {**card, "compile": learner.get_compile_config()}
         (new / CARD).write_text(json.dumps(content, indent=1) + "\n")
         (new / "card.md").write_text(text, encoding="utf-8")
-        if _weights(_load(new)) != _weights(learner):
+        try:
+            read(whole, compile=False).save(new / LEARNER)
+            loaded = _load(new)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not written, as the learner that was saved cannot be loaded: register "
+                "classes and functions of your own with "
+                f"keras.saving.register_keras_serializable. ({error})"
+            ) from error
+        if _weights(loaded) != _weights(learner):
             raise ValueError(
                 f"{type(learner.model).__name__} is loaded with other weights than it was saved "
                 "with. Let its build make the variables of all its layers."

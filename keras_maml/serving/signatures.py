@@ -16,6 +16,11 @@ from keras_maml.learners.checks import extent
 Specs = dict[str, tf.TensorSpec]
 
 
+def input_name(*path: Any) -> str:
+    """Returns the name of an input within a nest, in letters that signatures take."""
+    return re.sub(r"\W", "_", "_".join(map(str, path)))
+
+
 def named(name: str, nest: Any) -> dict[str, Any]:
     """Flattens a nest to names such as ``x_query_left``.
 
@@ -28,7 +33,7 @@ def named(name: str, nest: Any) -> dict[str, Any]:
     """
     leaves = {}
     for path, leaf in keras.tree.flatten_with_path(nest):
-        key = re.sub(r"\W", "_", "_".join(map(str, (name, *path))))
+        key = input_name(name, *path)
         if key in leaves:
             raise ValueError(f"Two inputs would both be called {key!r}: give them other names.")
         leaves[key] = leaf

@@ -244,6 +244,7 @@ def test_files_are_compared_on_all_tokens_and_all_values_of_pixels():
         ("x", tf.int32, 5, 4),
         ("x", tf.uint8, None, 255),
         ("y_support", tf.int32, None, 1),
+        ("x", tf.int8, 50_000, 127),
     ):
         spec = tf.TensorSpec([9999], dtype)
         assert on_device._numbers(random, name, spec, bound).max() == largest

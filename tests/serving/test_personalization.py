@@ -134,6 +134,16 @@ def test_lists_are_several_inputs_where_the_model_has_them_and_rows_elsewhere():
     for nest in (x, tuple(x), list(map(np.array, x))):
         personalizer.adapt("ada", nest, y)
         np.testing.assert_allclose(personalizer.predict("ada", nest), expected, 1e-5)
+    named = {"left-eye": list(inputs), "right": keras.Input((2,))}
+    outputs = keras.layers.Dense(1)(keras.layers.Concatenate()([*inputs, named["right"]]))
+    other = MAML(keras.Model(named, outputs), 0.1)
+    other.compile("sgd", "mean_squared_error", run_eagerly=True)
+    nest = {"left-eye": list(map(np.array, x)), "right": np.array(x[0])}
+    expected_of_other = other.adapt(nest, np.array(y))(nest)
+    of_other = Personalizer(open_learner(other))
+    of_other.adapt("ada", {"left-eye": x, "right": x[0]}, y)
+    found = of_other.predict("ada", {"left-eye": x, "right": x[0]})
+    np.testing.assert_allclose(found, expected_of_other, 1e-5)
     many = [[part] for part in x]
     np.testing.assert_allclose(personalizer.predict_many(["ada"], many)[0], expected, 1e-5)
 
