@@ -64,9 +64,9 @@ def whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = path.with_name(beginning + _end(path.name, MAX_NAME_BYTES - len(beginning)))
     try:
         yield temporary
+        flush(temporary)
         if path.exists():
             shutil.copymode(path, temporary)
-        flush(temporary)
         temporary.replace(path)
         flush(path.parent, below=False)
     finally:
@@ -81,7 +81,7 @@ def whole_folder(path: str | os.PathLike, replace: bool = True) -> Iterator[path
     new one: a process that is killed in between leaves the old one beside, in a hidden folder.
 
     Args:
-        path: The folder, or a link to it; parents are created.
+        path: The folder, or a link to it; parents are created, and the mode is kept.
         replace: Whether to replace a folder that is there.
 
     Raises:
@@ -110,6 +110,8 @@ def whole_folder(path: str | os.PathLike, replace: bool = True) -> Iterator[path
         new, old = pathlib.Path(staging, "new"), pathlib.Path(staging, "old")
         yield new
         flush(new)
+        if path.exists():
+            shutil.copymode(path, new)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (replace and path.exists() and exchange(new, path)):
             if replace and path.exists():

@@ -200,6 +200,10 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
     (tmp_path / "secret").touch(mode=0o600)
     files.write_text(tmp_path / "secret", "new")
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "own").mkdir(mode=0o700)
+    with files.whole_folder(tmp_path / "own") as new:
+        new.mkdir()
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("letter", ["a", "é"])

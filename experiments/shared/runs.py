@@ -111,7 +111,11 @@ class Run:
             return
         names = {path.name for path in self.folder.iterdir()}
         other = {n for n in names if not (RECORDS.fullmatch(n) or n.startswith(TEMPORARY))}
-        other |= (self._defaults | json.loads(path.read_text())).keys() ^ self.settings.keys()
+        try:
+            found = self._defaults | json.loads(path.read_text())
+            other |= found.keys() ^ self.settings.keys()
+        except ValueError:
+            other.add("settings.json, which cannot be read")
         if other:
             raise FileExistsError(
                 f"{self.folder} holds more than the records of a run with settings of these names "

@@ -339,12 +339,14 @@ def test_overwriting_removes_all_that_a_store_of_its_kind_left(tmp_path):
     assert len(json.loads((tmp_path / "starts.json").read_text())) == 1
 
 
-@pytest.mark.parametrize("foreign", ["checkpoints", "epochs"])
+@pytest.mark.parametrize("foreign", ["checkpoints", "epochs", "settings.json, .*"])
 def test_overwriting_leaves_what_is_no_store_of_its_kind(tmp_path, foreign):
     store.Store(str(tmp_path), SETTINGS, str)
     path = tmp_path / "settings.json"
     if foreign == "checkpoints":
         (tmp_path / foreign).mkdir()
+    elif foreign != "epochs":
+        path.write_text("{")
     else:
         path.write_text(json.dumps(json.loads(path.read_text()) | {foreign: 70}))
     before = {path.name: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
