@@ -95,9 +95,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._save(self._state(epoch + 1))
         for path in (*old, self._part_path):
             path.unlink(missing_ok=True)
-        if (self.params or {}).get("verbose") == 2 and not steps:
-            rest = (self.params["epochs"] - epoch - 1) * seconds
-            print(f"About {duration(rest)} of training remain.", flush=True)
+        rest = (self.params or {}).get("epochs", 0) - epoch - 1
+        if rest > 0 and self.params.get("verbose") == 2 and not steps:
+            print(f"About {duration(rest * seconds)} of training remain.", flush=True)
         INTERRUPTION.saved()
 
     def _score(self, row: dict[str, float]) -> tuple[float, ...]:
