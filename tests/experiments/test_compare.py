@@ -415,7 +415,7 @@ def test_an_episode_is_joined_to_a_support_set():
 
 
 @pytest.mark.slow
-def test_all_algorithms_run_on_glyphs(without_xla, tmp_path, monkeypatch):
+def test_all_algorithms_run_on_glyphs(tmp_path, monkeypatch):
     papers = dataclasses.replace(glyphs.EXPERIMENT, make_network=omniglot.make_network)
     monkeypatch.setattr(glyphs, "EXPERIMENT", papers)
     record = run(
