@@ -24,6 +24,7 @@ __all__ = [
     "own_variables",
     "replace_sublayer",
     "replace_variables",
+    "scales_losses",
 ]
 
 
@@ -62,6 +63,12 @@ def made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
 def own_variables(metric: keras.metrics.Metric) -> list[keras.Variable]:
     """Returns the variables of a metric without those of metrics that it keeps."""
     return list(metric._variables)
+
+
+def scales_losses(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer divides gradients by what losses are to be multiplied by."""
+    scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return scaling or optimizer.loss_scale_factor is not None
 
 
 def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:

@@ -20,7 +20,7 @@ from keras_maml.learners.checks import Vocabulary
 from keras_maml.learners.episodic_model import EpisodicModel
 from keras_maml.learners.metrics import stateless_loss
 from keras_maml.learners.settings import Setting
-from keras_maml.private_keras import flatten_layers, replace_sublayer
+from keras_maml.private_keras import flatten_layers, replace_sublayer, scales_losses
 
 # Of layers in float16, whose smallest normal number is 6e-5: gradients of losses about 1 are often
 # less. The inner gradients are divided by it again, before the weights in float32 move.
@@ -265,13 +265,8 @@ class LearnerOfParts(EpisodicModel):
             route,
             self.meta_gradient.regularization,
             inner_loss_scale if computes_in_half(self.model) else None,
-            self.optimizer.scale_loss(1.0) if training and self._scales_losses else None,
+            self.optimizer.scale_loss(1.0) if training and scales_losses(self.optimizer) else None,
         )
-
-    @property
-    def _scales_losses(self) -> bool:
-        scaling = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        return scaling or self.optimizer.loss_scale_factor is not None
 
 
 def computes_in_half(model: keras.Model) -> bool:

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml import validation
+from keras_maml.private_keras import scales_losses
 from keras_maml.rl.advantages import Transitions, weighted_mean
 from keras_maml.rl.meta_objective import MetaObjective
 from keras_maml.rl.trust_region import Step
@@ -78,10 +79,7 @@ def own_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Opt
             "policies would not act with them. Pass ema_overwrite_frequency= as well, the number "
             "of steps after which the weights become their averages, or leave use_ema out."
         )
-    if (
-        isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        or optimizer.loss_scale_factor is not None
-    ):
+    if scales_losses(optimizer):
         raise ValueError(
             "An outer optimizer that scales losses, a LossScaleOptimizer or one with a "
             "loss_scale_factor, would divide gradients of losses that are not scaled: agents "

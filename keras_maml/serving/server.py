@@ -121,7 +121,6 @@ def create_app(
         ("DELETE", "/v1/customers/{customer}", service.forget),
         ("GET", "/metrics", service.metrics),
     ]
-    register_url_convertor("customer", _Customer())
     guarded = [
         Route(
             path.replace("{customer}", "{customer:customer}"),
@@ -262,6 +261,9 @@ class _Customer(Convertor[str]):
 
     def to_string(self, value: str) -> str:
         return value
+
+
+register_url_convertor("customer", _Customer())
 
 
 class _Service:
